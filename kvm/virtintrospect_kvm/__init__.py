@@ -1,0 +1,1 @@
+"""virtintrospect's driver for QEMU/KVM guests of libvirt."""

@@ -1,0 +1,136 @@
+"""The driver for QEMU guests of libvirt, with KVM or without."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from virtintrospect.domain import Domain
+from virtintrospect.driver import Driver, Target
+from virtintrospect.errors import MemoryAccessError
+from virtintrospect.memory import Region
+from virtintrospect_kvm.anonymous import ProcessBlock
+from virtintrospect_kvm.firmware import find_firmware
+from virtintrospect_kvm.layout import Layout, layout_of
+from virtintrospect_kvm.maps import MAX_MAPS, Mapping, find_blocks, parse_maps
+from virtintrospect_kvm.memory import KvmMemory
+from virtintrospect_kvm.options import CommandLine
+from virtintrospect_kvm.pagemap import Pagemap
+from virtintrospect_kvm.process import QemuProcess
+from virtintrospect_kvm.shared import SharedBlock
+
+
+class KvmTarget(Target):
+    """One QEMU guest's memory.
+
+    Everything that needs a privilege is opened here; reading mapped RAM needs none afterwards.
+
+    :param process: the guest's QEMU; the target takes it over, also when opening fails.
+    :param layout: its guest-physical map.
+    :raises AccessDeniedError: privileges are missing.
+    :raises TargetGoneError: the guest ended meanwhile.
+    :raises MemoryAccessError: QEMU's memory is not as the map says.
+    """
+
+    def __init__(self, process: QemuProcess, layout: Layout) -> None:
+        self.process = process
+        self.layout = layout
+        with contextlib.ExitStack() as stack:
+            stack.callback(process.close)
+            files = process.descriptors()
+            mappings = parse_maps(_read(process.open_file("maps"), MAX_MAPS))
+            places = find_blocks(layout.blocks, mappings, files)
+            self._pagemap = process.open_file("pagemap")
+            stack.callback(os.close, self._pagemap)
+            self._mem = process.open_file("mem")
+            stack.callback(os.close, self._mem)
+            blocks: dict[tuple[int, int], tuple[SharedBlock | ProcessBlock, int]] = {}
+            for number, shift in dict.fromkeys((p.block, p.shift) for p in layout.pieces):
+                pieces = [p for p in layout.pieces if (p.block, p.shift) == (number, shift)]
+                start, end = pieces[0].start - shift, pieces[-1].end - shift
+                block = self._open_block(places[number], start, end - start, files)
+                stack.callback(block.close)
+                blocks[number, shift] = block, shift + start
+            parts = [(Region(p.start, p.end), *blocks[p.block, p.shift]) for p in layout.pieces]
+            line = CommandLine(process.arguments)
+            for paddr, mapping in find_firmware(line, mappings, self._mem):
+                region = Region(paddr, paddr + mapping.size)
+                parts.append((region, self._private(mapping.start, mapping.size), paddr))
+            self._memory = KvmMemory(process, sorted(parts, key=lambda part: part[0]))
+            process.check()
+            self._resources = stack.pop_all()
+        mapped = all(mapping.shared for mapping in places)
+        self.transport = "kvm-mmap" if mapped else "kvm-process"
+
+    @property
+    def memory(self) -> KvmMemory:
+        """Guest-physical memory."""
+        return self._memory
+
+    def check(self) -> None:
+        """Make sure that the guest still runs.
+
+        :raises TargetGoneError: it ended.
+        """
+        self.process.check()
+
+    def close(self) -> None:
+        """Release everything; closing twice is harmless."""
+        self._resources.close()
+
+    def _open_block(
+        self, mapping: Mapping, start: int, size: int, files: dict[tuple[int, int], str]
+    ) -> SharedBlock | ProcessBlock:
+        """Open ``size`` bytes from ``start`` of a RAM block."""
+        process = self.process
+        address = mapping.start + start
+        if not mapping.shared:
+            return self._private(address, size)
+        pagemap = Pagemap(process, self._pagemap, address, size)
+        name = files.get((mapping.device, mapping.inode))
+        if name is None:
+            # QEMU has closed the file, or the file system numbers files in two ways (btrfs).
+            name = f"map_files/{mapping.start:x}-{mapping.end:x}"
+        descriptor = process.open_file(name)
+        try:
+            return SharedBlock(process, pagemap, descriptor, mapping.offset + start, size)
+        except (OSError, ValueError) as error:
+            os.close(descriptor)
+            raise MemoryAccessError(
+                f"QEMU's RAM {mapping.path!r} cannot be mapped: {error}"
+            ) from error
+
+    def _private(self, address: int, size: int) -> ProcessBlock:
+        pagemap = Pagemap(self.process, self._pagemap, address, size)
+        return ProcessBlock(self.process, pagemap, self._mem, address, size)
+
+
+class KvmDriver(Driver):
+    """Reads QEMU guests of the local libvirt: no monitor command, no pause, no taint."""
+
+    name = "kvm"
+
+    def serves(self, domain: Domain) -> bool:
+        """Whether the domain belongs to libvirt's QEMU driver."""
+        return domain.hypervisor == "QEMU"
+
+    def open(self, domain: Domain) -> KvmTarget:
+        """Open the memory of a running domain.
+
+        :raises EncryptedMemoryError: a SEV, SEV-SNP or TDX guest.
+        :raises AccessDeniedError: privileges are missing.
+        :raises TargetGoneError: the guest ended meanwhile.
+        :raises MemoryAccessError: it is shut off, is elsewhere, or has an unknown machine.
+        """
+        process = QemuProcess.find(domain)
+        try:
+            layout = layout_of(process.arguments, domain.xml)
+        except BaseException:
+            process.close()
+            raise
+        return KvmTarget(process, layout)
+
+
+def _read(descriptor: int, limit: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(limit)

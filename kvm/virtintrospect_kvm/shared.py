@@ -1,0 +1,114 @@
+"""Guest RAM that QEMU shares: memfd, hugetlbfs, tmpfs or a plain file, mapped here too."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from time import monotonic_ns
+
+from virtintrospect.memory import Region
+from virtintrospect_kvm.pagemap import Pagemap
+from virtintrospect_kvm.process import QemuProcess
+
+
+class SharedBlock:
+    """One shared RAM block, mapped read-only into this process.
+
+    Which pages may be touched is known from the page tables of QEMU: a page that QEMU has
+    mapped is allocated. Every other page is read through the file instead of the mapping:
+    reading a hole of a tmpfs, memfd or hugetlbfs *file* gives zeros and allocates nothing,
+    reading a hole through a *mapping* allocates a page (and on hugetlbfs may raise SIGBUS).
+    So data that only another process has written, such as a vhost-user back-end, is found too.
+
+    A page that the guest gives back (balloon, free page reporting) after it was seen resident
+    is allocated again, empty, by a read that comes before :meth:`forget`.
+
+    :param descriptor: the file, open for reading; the block takes it over.
+    :param offset: offset of the block in the file, in bytes.
+    :param size: bytes.
+    """
+
+    def __init__(
+        self, process: QemuProcess, pagemap: Pagemap, descriptor: int, offset: int, size: int
+    ) -> None:
+        self._process = process
+        self._pagemap = pagemap
+        self._descriptor = descriptor
+        self._offset = offset
+        self.size = size
+        self._map = mmap.mmap(
+            descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=offset
+        )
+        self._whole = memoryview(self._map)
+        self.present = pagemap.present
+        # Only tmpfs (memfd included) and disk file systems know their holes; on hugetlbfs all
+        # is "data" (default_llseek in fs/read_write.c).
+        self._seeks = os.fstatvfs(descriptor).f_bsize == mmap.PAGESIZE
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes at an offset in the block; the range must lie inside it."""
+        if monotonic_ns() >= self._process.check_at:
+            self._process.check()
+        if self.present.find(0, offset >> 12, ((offset + size - 1) >> 12) + 1) < 0:
+            return self._map[offset : offset + size]
+        if self._pagemap.resident(offset, size):
+            return self._map[offset : offset + size]
+        data = os.pread(self._descriptor, size, self._offset + offset)
+        return data if len(data) == size else data + bytes(size - len(data))
+
+    def gather(self, offsets: Sequence[int], size: int) -> bytes:
+        """Bytes at many offsets, in their order."""
+        if monotonic_ns() >= self._process.check_at:
+            self._process.check()
+        present, last = self.present, size - 1
+        if size <= 4096 and 0 not in [
+            present[o >> 12] and present[(o + last) >> 12] for o in offsets
+        ]:
+            mapped = self._map
+            return b"".join([mapped[o : o + size] for o in offsets])
+        return b"".join([self.read(o, size) for o in offsets])
+
+    def view(self, offset: int, size: int) -> memoryview | None:
+        """A window on the mapping, or ``None`` when a page of it is not resident."""
+        self._process.check()
+        return self._whole[offset : offset + size] if self._pagemap.resident(offset, size) else None
+
+    def whole(self) -> memoryview:
+        """The mapping of the whole block; only what :attr:`present` marks may be touched."""
+        self._process.check()
+        return self._whole
+
+    def extents(self, offset: int, size: int) -> Iterator[Region]:
+        """Offsets that hold data, as the file's own holes tell or else QEMU's page tables."""
+        if not self._seeks:
+            yield from self._pagemap.extents(offset, size)
+            return
+        position, end = self._offset + offset, self._offset + offset + size
+        while position < end:
+            self._process.check()
+            try:
+                start = os.lseek(self._descriptor, position, os.SEEK_DATA)
+            except OSError:  # ENXIO: no data up to the end of the file
+                return
+            if start >= end:
+                return
+            position = min(os.lseek(self._descriptor, start, os.SEEK_HOLE), end)
+            yield Region(start - self._offset, position - self._offset)
+
+    def forget(self) -> None:
+        """Drop what is known of residency."""
+        self._pagemap.forget()
+
+    def close(self) -> None:
+        """Unmap; closing twice is harmless."""
+        if self._descriptor < 0:
+            return
+        os.close(self._descriptor)
+        self._descriptor = -1
+        try:
+            self._whole.release()
+            self._map.close()
+        except BufferError:
+            # Somebody still holds a view: the mapping goes away with the last one.
+            pass

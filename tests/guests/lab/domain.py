@@ -1,0 +1,134 @@
+"""Guests as stock libvirt domains: nothing in their XML taints them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from .accel import kvm_works
+
+PREFIX = "vi-lab-"
+CHANNEL = "lab.truth"
+
+_BACKINGS = {
+    "memfd": "<source type='memfd'/><access mode='shared'/>",
+    "file": "<source type='file'/><access mode='shared'/>",
+    "hugepages": "<hugepages/><access mode='shared'/>",
+    "anonymous": "",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a guest is made of. Equal configurations share one boot."""
+
+    kernel: str = "6.12"
+    #: Levels of page tables: 4 or 5.
+    levels: int = 4
+    #: memfd, anonymous (libvirt's default), file or hugepages.
+    backing: str = "memfd"
+    #: Kernel page-table isolation.
+    pti: bool = True
+    ram_mib: int = 512
+    vcpus: int = 1
+    machine: str = "q35"
+    #: More kernel parameters, e.g. ``lab.sleepers=200`` (see guest/workload.c).
+    cmdline: str = ""
+
+    @property
+    def id(self) -> str:
+        """A short name, for tests' ids and domain names."""
+        parts = [
+            self.kernel,
+            f"{self.levels}level",
+            {"anonymous": "anon"}.get(self.backing, self.backing),
+            "pti" if self.pti else "nopti",
+        ]
+        if self.ram_mib != 512:
+            parts.append(f"{self.ram_mib}M")
+        if self.vcpus != 1:
+            parts.append(f"{self.vcpus}cpu")
+        if self.machine != "q35":
+            parts.append(self.machine)
+        if self.cmdline:
+            parts.append(re.sub(r"[^A-Za-z0-9]+", "_", self.cmdline).strip("_")[:30])
+        return "-".join(parts)
+
+
+def domain_xml(
+    config: Config, name: str, *, kernel: Path | None, initrd: Path | None, log: Path, owner: str
+) -> str:
+    """XML of a domain; ``kernel`` None gives a guest that stays in its firmware."""
+    boot = ""
+    if kernel is not None:
+        pti = "on" if config.pti else "off"
+        cmdline = f"console=ttyS0 quiet panic=-1 pti={pti} {config.cmdline}".strip()
+        boot = (
+            f"<kernel>{escape(str(kernel))}</kernel><initrd>{escape(str(initrd))}</initrd>"
+            f"<cmdline>{escape(cmdline)}</cmdline>"
+        )
+    backing = _BACKINGS[config.backing]
+    la57 = "<feature policy='disable' name='la57'/>" if config.levels == 4 else ""
+    return f"""
+<domain type='{"kvm" if kvm_works() else "qemu"}'>
+  <name>{escape(name)}</name>
+  <description>{escape(owner)}</description>
+  <memory unit='MiB'>{config.ram_mib}</memory>
+  {f"<memoryBacking>{backing}</memoryBacking>" if backing else ""}
+  <vcpu>{config.vcpus}</vcpu>
+  <os><type arch='x86_64' machine='{config.machine}'>hvm</type>{boot}</os>
+  <features><acpi/><apic/></features>
+  <cpu mode='maximum'>{la57}</cpu>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <controller type='usb' model='none'/>
+    <serial type='file'><source path='{escape(str(log))}'/></serial>
+    <channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>
+  </devices>
+</domain>
+"""
+
+
+def me() -> str:
+    """Names this process in a domain's description, so that its leftovers can be told."""
+    return f"{PREFIX}owner {os.getpid()} {_start_time(os.getpid())}"
+
+
+def sweep(connection: Any) -> list[str]:
+    """Destroy guests of the lab whose owner is gone; returns their names."""
+    gone = []
+    for domain in connection.listAllDomains(0):
+        name = domain.name()
+        if not name.startswith(PREFIX):
+            continue
+        match = re.search(rf"{PREFIX}owner (\d+) (\d+)", domain.XMLDesc(0))
+        if match and _start_time(int(match[1])) != int(match[2]):
+            destroy(connection, name)
+            gone.append(name)
+    return gone
+
+
+def destroy(connection: Any, name: str) -> None:
+    """End a domain now, whatever its state; a domain that is gone is fine."""
+    import libvirt
+
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.lookupByName(name).destroy()
+    for log in Path("/var/log/libvirt/qemu").glob(f"{name}.log*"):
+        log.unlink(missing_ok=True)
+
+
+def _start_time(pid: int) -> int:
+    """Start of a process in clock ticks after boot, 0 when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(stat.rpartition(b")")[2].split()[19])

@@ -1,0 +1,148 @@
+"""Initramfs images: newc cpio archives, written here so that nothing needs to be root's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from .kernels import Kernel
+from .paths import HERE, cache, locked
+
+_DIRECTORY, _FILE, _LINK, _CHARACTER = 0o040000, 0o100000, 0o120000, 0o020000
+
+#: What every guest loads: (module, parameters).
+STOCK_MODULES = (
+    ("virtio_pci", ""),
+    ("virtio_console", ""),
+    ("dummy", "numdummies=2"),
+    ("loop", ""),
+    ("bridge", ""),
+    ("vxlan", ""),
+    ("vsock_loopback", ""),
+    ("nf_conntrack", ""),
+)
+
+
+class Archive:
+    """A newc cpio archive in the making."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._count = 0
+        self._names: set[bytes] = set()
+
+    def add(
+        self,
+        path: bytes | str,
+        content: bytes = b"",
+        mode: int = 0o644 | _FILE,
+        *,
+        owner: int = 0,
+        device: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Add one entry; its parent directories come by themselves."""
+        name = os.fsencode(path).strip(b"/")
+        if name in self._names:
+            return
+        parent = os.path.dirname(name)  # noqa: PTH120  # the name is bytes
+        if parent:
+            self.folder(parent)
+        self._names.add(name)
+        self._count += 1
+        numbers = (self._count, mode, owner, owner, 1, 0, len(content), 0, 0, *device)
+        fields = "".join(f"{number:08X}" for number in (*numbers, len(name) + 1, 0))
+        self._parts += [_padded(b"070701" + fields.encode() + name + b"\0"), _padded(content)]
+
+    def folder(self, path: bytes | str, mode: int = 0o755) -> None:
+        """Add a directory."""
+        self.add(path, mode=_DIRECTORY | mode)
+
+    def link(self, path: bytes | str, target: bytes | str) -> None:
+        """Add a symbolic link."""
+        self.add(path, os.fsencode(target), _LINK | 0o777)
+
+    def program(self, path: bytes | str, source: Path) -> None:
+        """Add an executable from this machine."""
+        self.add(path, source.read_bytes(), _FILE | 0o755)
+
+    def node(self, path: str, major: int, minor: int) -> None:
+        """Add a character device."""
+        self.add(path, mode=_CHARACTER | 0o600, device=(major, minor))
+
+    def finish(self) -> bytes:
+        """The whole archive."""
+        self.add("TRAILER!!!", mode=0)
+        return b"".join(self._parts)
+
+
+def initramfs(kernel: Kernel) -> Path:
+    """The lab's initramfs for a kernel, built when its parts changed."""
+    programs = {name: program(name) for name in ("init", "agent", "workload")}
+    archive = Archive()
+    for folder in ("dev", "proc", "sys", "tmp", "run", "mnt", "root"):
+        archive.folder(folder)
+    archive.node("dev/console", 5, 1)
+    archive.program("bin/busybox", busybox())
+    for applet in _applets(busybox()):
+        archive.link(f"bin/{applet}", "busybox")
+    archive.program("init", programs["init"])
+    archive.program("lab/agent", programs["agent"])
+    archive.program("lab/workload", programs["workload"])
+    archive.add("etc/hostname", b"lab-guest\n")
+    archive.add("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")
+    parameters = dict(STOCK_MODULES)
+    order = kernel.load_order(tuple(parameters))
+    for module in order:
+        archive.add(f"lab/{module}.ko", kernel.modules[module][0].read_bytes())
+    lines = [f"{module} {parameters.get(module, '')}".strip() + "\n" for module in order]
+    archive.add("lab/modules", "".join(lines).encode())
+    return store("initramfs", archive.finish())
+
+
+def store(kind: str, content: bytes) -> Path:
+    """A file of the cache with this content, made when it is not there yet."""
+    path = cache() / "built" / f"{kind}-{hashlib.sha256(content).hexdigest()[:20]}"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_bytes(content)
+        fresh.chmod(0o644)
+        fresh.rename(path)
+    return path
+
+
+def program(name: str) -> Path:
+    """A static program of guest/NAME.c, compiled when its source changed."""
+    sources = [HERE / "guest" / f"{name}.c", *sorted((HERE / "guest").glob("*.h"))]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    path = cache() / "built" / f"{name}-{digest[:20]}"
+    with locked("compile"):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            fresh = path.with_name(f".{path.name}")
+            command = ["gcc", "-static", "-O2", "-s", "-Wall", "-Wextra", "-pthread"]
+            subprocess.run([*command, "-o", fresh, sources[0]], check=True, timeout=120)
+            fresh.rename(path)
+    return path
+
+
+def busybox() -> Path:
+    """The static busybox of this machine."""
+    found = shutil.which("busybox", path="/bin:/usr/bin")
+    if found is None:
+        raise RuntimeError("busybox is missing: apt-get install busybox-static")
+    return Path(found)
+
+
+def _applets(path: Path) -> list[str]:
+    listed = subprocess.run(
+        [path, "--list"], capture_output=True, text=True, check=True, timeout=30
+    )
+    return [name for name in listed.stdout.split() if name != "busybox"]
+
+
+def _padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 4)

@@ -1,0 +1,194 @@
+"""Debian kernels by package, unpacked to what a guest needs.
+
+One line of :data:`KERNELS` adds a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import apt
+from .paths import cache, locked
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a kernel comes from: a Debian suite and patterns of package names."""
+
+    suite: str
+    image: str
+    modules: str = ""
+
+
+KERNELS = {
+    "5.10": Source("bullseye", r"linux-image-5\.10\.[^-]*-\d+-cloud-amd64"),
+    "6.1": Source("bookworm", r"linux-image-6\.1\.[^-]*-\d+-cloud-amd64"),
+    "6.12": Source("bookworm", r"linux-image-6\.12\.[^-]*-cloud-amd64"),
+    "7.2": Source(
+        "sid", r"linux-binary-[7-9]\.[^-]*-cloud-amd64", r"linux-modules-[7-9]\.[^-]*-cloud-amd64"
+    ),
+    "6.1-full": Source("bookworm", r"linux-image-6\.1\.[^-]*-\d+-amd64"),
+    "6.12-full": Source("bookworm", r"linux-image-6\.12\.[^-]*-amd64"),
+}
+
+#: Modules kept from the packages, with all that they depend on. The first four are how a
+#: guest talks to the lab; the others are there to be looked at, some with users (bridge → stp
+#: → llc). A kernel may have some of them built in, or not at all.
+MODULES = (
+    "virtio_pci",
+    "virtio_console",
+    "dummy",
+    "loop",
+    "bridge",
+    "vxlan",
+    "vsock_loopback",
+    "nf_conntrack",
+    "af_key",
+    "overlay",
+    "squashfs",
+    "tun",
+    "veth",
+    "9pnet_virtio",
+    "9p",
+    "kvm_amd",
+    "kvm_intel",
+)
+
+_KO = re.compile(r"(?P<name>[^/]+)\.ko(\.(xz|gz|zst))?")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An unpacked kernel."""
+
+    name: str
+    #: As ``uname -r`` says inside the guest.
+    release: str
+    vmlinuz: Path
+    #: Module name → (path of the plain .ko file, names of modules it needs).
+    modules: dict[str, tuple[Path, tuple[str, ...]]]
+
+    def load_order(self, names: tuple[str, ...]) -> list[str]:
+        """``names`` and what they depend on, in an order in which they can be loaded.
+
+        A module that this kernel does not have (built in, or dropped) is left out.
+        """
+        order: list[str] = []
+
+        def add(name: str) -> None:
+            if name in self.modules and name not in order:
+                for needed in self.modules[name][1]:
+                    add(needed)
+                order.append(name)
+
+        for name in names:
+            add(name)
+        return order
+
+
+def kernel(name: str) -> Kernel:
+    """The kernel of this name, downloaded and unpacked when it is not there yet.
+
+    :raises apt.NoSuchPackageError: Debian does not have it any more.
+    """
+    source = KERNELS[name]
+    target = cache() / "kernels" / name
+    with locked(f"kernel-{name}"):
+        if _wanted(target) != list(MODULES):
+            packages = apt.download(source.suite, [source.image, source.modules])
+            _unpack(packages, target)
+    about = json.loads((target / "kernel.json").read_text())
+    return Kernel(
+        name=name,
+        release=about["release"],
+        vmlinuz=target / "vmlinuz",
+        modules={
+            module: (target / f"{module}.ko", tuple(needed))
+            for module, needed in about["modules"].items()
+        },
+    )
+
+
+def _wanted(target: Path) -> list[str] | None:
+    try:
+        wanted: list[str] = json.loads((target / "kernel.json").read_text())["wanted"]
+    except FileNotFoundError:
+        return None
+    return wanted
+
+
+def _unpack(packages: list[Path], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
+        raw, done = Path(scratch, "raw"), Path(scratch, "done")
+        raw.mkdir()
+        done.mkdir()
+        for package in packages:
+            _extract(package, raw)
+        found = {path.name.split(".ko")[0].replace("-", "_"): path for path in raw.glob("*.ko*")}
+        modules: dict[str, list[str]] = {}
+        todo = list(MODULES)
+        while todo:
+            module = todo.pop()
+            if module in modules or module not in found:
+                continue
+            content = _plain(found[module])
+            (done / f"{module}.ko").write_bytes(content)
+            modules[module] = _depends(content)
+            todo += modules[module]
+        image = next(raw.glob("vmlinuz-*"))
+        shutil.move(image, done / "vmlinuz")
+        about = {
+            "release": image.name.removeprefix("vmlinuz-"),
+            "packages": [package.name for package in packages],
+            "wanted": list(MODULES),
+            "modules": modules,
+        }
+        (done / "kernel.json").write_text(json.dumps(about, indent=1))
+        for path in (done, *done.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        shutil.rmtree(target, ignore_errors=True)
+        done.rename(target)
+
+
+def _extract(package: Path, raw: Path) -> None:
+    """Put the kernel image and all modules of a package, flat, into ``raw``."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            for member in archive:
+                path = Path(member.name)
+                if not member.isfile():
+                    continue
+                name = path.name
+                if name == "vmlinuz":  # usr/lib/modules/RELEASE/vmlinuz, as of Debian 14
+                    name = f"vmlinuz-{path.parent.name}"
+                if name.startswith("vmlinuz-") or _KO.fullmatch(name):
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    with (raw / name).open("wb") as out:
+                        shutil.copyfileobj(content, out)
+        process.stdout.read()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: exit status {process.returncode}")
+
+
+def _plain(path: Path) -> bytes:
+    content = path.read_bytes()
+    return lzma.decompress(content) if path.suffix == ".xz" else content
+
+
+def _depends(content: bytes) -> list[str]:
+    """Modules that a module needs, from its .modinfo section (``depends=a,b``)."""
+    match = re.search(rb"\0depends=([^\0]*)\0", content)
+    text = match[1].decode() if match else ""
+    return [name.replace("-", "_") for name in text.split(",") if name]

@@ -1,0 +1,106 @@
+"""The command ``virt-introspect``: the group of commands, and what an error looks like."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import click
+
+from virtintrospect import __version__
+from virtintrospect.cli.escape import printable
+from virtintrospect.cli.listing import list_
+from virtintrospect.cli.options import Settings, common
+from virtintrospect.cli.primitives import read, symbols, translate, types
+from virtintrospect.cli.tables import dmesg, info, modules, ps
+from virtintrospect.errors import VirtIntrospectError
+
+#: numpy's linear algebra starts a thread for each core on import, which costs more CPU than
+#: all that we do; nothing here multiplies matrices.
+_NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="virt-introspect")
+@click.option("--debug", is_flag=True, help="Log each step, and show tracebacks.")
+@common
+@click.pass_context
+def cli(context: click.Context, *, debug: bool) -> None:
+    """Show what runs inside the guests of this libvirt host, from the outside.
+
+    No agent in the guest, no debug symbols, no pause. TARGET is a domain's name, id or UUID,
+    or the path of a memory image (with a slash in it: ./guest.core).
+
+    \b
+    virt-introspect list
+    virt-introspect ps web01
+    virt-introspect dmesg ./crashed.core
+    virt-introspect -o json info web01
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such domain or image, 4 memory cannot be
+    reached, 5 guest not recognised.
+    """
+    context.ensure_object(Settings)
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+
+
+for command in (list_, info, ps, modules, dmesg, symbols, types, translate, read):
+    cli.add_command(command)
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a SHELL.
+
+    \b
+    source <(virt-introspect completion bash)
+    virt-introspect completion fish > ~/.config/fish/completions/virt-introspect.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # the choices are those that click has
+    click.echo(found(cli, {}, "virt-introspect", "_VIRT_INTROSPECT_COMPLETE").source())
+
+
+def main() -> None:
+    """Entry point: run a command; every error is one line and an exit code."""
+    for name, value in _NO_THREADS.items():
+        os.environ.setdefault(name, value)
+    if hasattr(signal, "SIGPIPE"):
+        # `virt-introspect dmesg web01 | head` ends quietly.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and give its exit code."""
+    debug = "--debug" in arguments
+    try:
+        code = cli.main(arguments, prog_name="virt-introspect", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except VirtIntrospectError as error:
+        if debug:
+            raise
+        _complain(error, verbose="-v" in arguments or "--verbose" in arguments)
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _complain(error: VirtIntrospectError, *, verbose: bool) -> None:
+    """One line: what failed, where, and what to do; with -v what was behind it."""
+    text = printable(error.message) + (f"; {printable(error.hint)}" if error.hint else "")
+    click.echo(f"virt-introspect: {text}", err=True)
+    cause = error.__cause__
+    while verbose and cause is not None:
+        click.echo(f"  because: {printable(str(cause))}", err=True)
+        cause = cause.__cause__

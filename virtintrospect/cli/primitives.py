@@ -1,0 +1,203 @@
+"""Symbols, types, addresses and raw memory: the primitives of introspection, for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from virtintrospect.cli.options import Settings, common, number, pass_settings, target_argument
+from virtintrospect.errors import SymbolNotFoundError, TypeNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.base import Guest
+    from virtintrospect.memory import PhysicalMemory
+    from virtintrospect.space import AddressSpace
+    from virtintrospect.symbols.types import Types
+
+_MOST_NAMES = 100_000
+_LINE = 16
+_WILDCARDS = set("*?[")
+
+
+@click.command("symbols")
+@target_argument
+@click.argument("name")
+@common
+@pass_settings
+def symbols(settings: Settings, target: str, name: str) -> None:
+    """Find kernel symbols of TARGET by NAME, by shell pattern, or by address.
+
+    \b
+    virt-introspect symbols web01 init_task
+    virt-introspect symbols web01 'tcp_*'
+    virt-introspect symbols web01 0xffffffff81e1b100
+    """
+    from virtintrospect.insight.tables import SYMBOLS
+
+    with settings.open(target) as session:
+        settings.show(SYMBOLS, list(_symbol_rows(session.guest, name)))
+
+
+def _symbol_rows(guest: Guest, name: str) -> Iterator[dict[str, Any]]:
+    table = guest.symbols
+    if name[:1].isdigit():
+        address = number(name, "address")
+        found = table.lookup(address)
+        if found is None:
+            raise SymbolNotFoundError(f"{address:#x}", hint="no symbol lies at or below it")
+        yield {
+            "name": found[0], "offset": found[1],
+            "address": address - found[1], "type": table.type_of(found[0]),
+        }  # fmt: skip
+        return
+    if not _WILDCARDS & set(name):
+        table.address(name)  # raises, and says what is similar
+    pattern = name if _WILDCARDS & set(name) else _literal(name)
+    for symbol in table.search(pattern, _MOST_NAMES):
+        yield {"name": symbol.name, "address": symbol.address, "type": symbol.type}
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{c}]" if c in _WILDCARDS else c for c in name)
+
+
+@click.command("types")
+@target_argument
+@click.argument("name")
+@common
+@pass_settings
+def types(settings: Settings, target: str, name: str) -> None:
+    """Show the members of a C type of TARGET's kernel, or the types that match a pattern.
+
+    \b
+    virt-introspect types web01 task_struct
+    virt-introspect types web01 'enum pid_type'
+    virt-introspect types web01 'struct tcp_*'
+    """
+    from virtintrospect.insight.tables import TYPES
+
+    with settings.open(target) as session:
+        settings.show(TYPES, list(_type_rows(session.guest.types, name)))
+
+
+def _type_rows(table: Types, name: str) -> Iterator[dict[str, Any]]:
+    if _WILDCARDS & set(name):
+        names = sorted(set(table.names(name)))
+        if not names:
+            raise TypeNotFoundError(name, hint="no type matches")
+        for found in names[:_MOST_NAMES]:
+            yield {"name": found}
+        return
+    described = table.describe(name)
+    head: dict[str, Any] = {"name": f"{described.kind} {described.name}", "size": described.size}
+    yield head | ({"type": described.target} if described.target else {})
+    for member in described.members:
+        bits = (
+            {"bit_offset": member.bit_offset, "bit_size": member.bit_size}
+            if member.bit_size
+            else {}
+        )
+        yield {
+            "member": member.name or "(anonymous)", "offset": member.offset,
+            "size": member.size, "type": member.type, **bits,
+        }  # fmt: skip
+    for enumerator, value in described.enumerators:
+        yield {"member": enumerator, "value": value}
+
+
+@click.command("translate")
+@target_argument
+@click.argument("vaddr")
+@click.option("--pid", type=int, help="In the address space of this process.")
+@common
+@pass_settings
+def translate(settings: Settings, target: str, vaddr: str, pid: int | None) -> None:
+    """Walk the page tables of TARGET for a virtual address or a symbol.
+
+    \b
+    virt-introspect translate web01 init_task
+    virt-introspect translate web01 0x7ffd1c2a3000 --pid 812
+    """
+    from virtintrospect.insight.tables import TRANSLATE
+
+    with settings.open(target) as session:
+        guest = session.guest
+        walk = _space(guest, pid).walk(_address(guest, vaddr))
+        row: dict[str, Any] = {"vaddr": walk.vaddr, "present": walk.present}
+        if walk.paddr is not None:
+            row |= {
+                "paddr": walk.paddr, "page_size": walk.page_size, "writable": walk.writable,
+                "user": walk.user, "executable": walk.executable,
+            }  # fmt: skip
+        row |= {step.level.lower(): step.entry for step in walk.steps}
+        settings.show(TRANSLATE, [row], single=True)
+
+
+@click.command("read")
+@target_argument
+@click.argument("address")
+@click.option("-n", "--size", default="256", metavar="BYTES", help="How much; 256 by default.")
+@click.option("--pid", type=int, help="ADDRESS is one of this process.")
+@click.option("--physical", is_flag=True, help="ADDRESS is guest-physical.")
+@click.option("--raw", is_flag=True, help="Write the bytes themselves to standard output.")
+@common
+@pass_settings
+def read(
+    settings: Settings,
+    target: str,
+    address: str,
+    size: str,
+    *,
+    pid: int | None,
+    physical: bool,
+    raw: bool,
+) -> None:
+    """Read memory of TARGET at an address or a symbol.
+
+    \b
+    virt-introspect read web01 linux_banner
+    virt-introspect read web01 0x7ffd1c2a3000 --pid 812 -n 4096
+    virt-introspect read web01 0x0 --physical -n 1048576 --raw > first-mib.bin
+    """
+    from virtintrospect.insight.tables import READ
+
+    length = number(size, "size")
+    if physical and pid is not None:
+        raise UsageError("--physical and --pid exclude each other")
+    if raw and sys.stdout.isatty():
+        raise UsageError("raw guest memory does not go to a terminal", hint="redirect it: > FILE")
+    with settings.open(target) as session:
+        if physical:
+            where = number(address, "physical address")
+            space: PhysicalMemory | AddressSpace = session.target.memory
+        else:
+            guest = session.guest
+            where = _address(guest, address)
+            space = _space(guest, pid)
+        data = space.read(where, length)
+        if raw:
+            sys.stdout.buffer.write(data)
+            return
+        settings.show(READ, _hex_lines(where, data))
+
+
+def _hex_lines(address: int, data: bytes) -> Iterator[dict[str, Any]]:
+    for offset in range(0, len(data), _LINE):
+        line = data[offset : offset + _LINE]
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in line)
+        yield {"address": address + offset, "data": line, "text": text}
+
+
+def _space(guest: Guest, pid: int | None) -> AddressSpace:
+    return guest.kernel if pid is None else guest.process_space(pid)
+
+
+def _address(guest: Guest, text: str) -> int:
+    """An address: a number, a symbol, or ``symbol+offset``."""
+    if text[:1].isdigit():
+        return number(text, "address")
+    name, plus, offset = text.partition("+")
+    return guest.symbols.address(name) + (number(offset, "offset") if plus else 0)

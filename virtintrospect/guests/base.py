@@ -1,0 +1,59 @@
+"""What every guest operating system offers, whatever it is."""
+
+from __future__ import annotations
+
+import abc
+
+from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.space import AddressSpace
+from virtintrospect.symbols.table import Symbols
+from virtintrospect.symbols.types import Types
+
+
+class Guest(abc.ABC):
+    """One booted kernel: its symbols, its types, its address spaces and its tables.
+
+    Tables never raise for a single bad structure; they leave the row out, or the field, and
+    note it in :attr:`problems`.
+    """
+
+    symbols: Symbols
+    types: Types
+    #: The kernel's own address space.
+    kernel: AddressSpace
+
+    def __init__(self) -> None:
+        #: What tables could not make sense of, since :meth:`take_problems` was last called.
+        self.problems: list[Problem] = []
+
+    def take_problems(self) -> list[Problem]:
+        """The problems noted so far, which are then forgotten."""
+        problems, self.problems = self.problems, []
+        return problems
+
+    @abc.abstractmethod
+    def is_current(self) -> bool:
+        """Whether this is still the kernel that runs: ``False`` after a reboot."""
+
+    @abc.abstractmethod
+    def info(self) -> SystemInfo:
+        """Which kernel runs, and since when."""
+
+    @abc.abstractmethod
+    def processes(self, *, threads: bool = False) -> list[Process]:
+        """Every process in the order of the kernel's task list; with ``threads`` every thread."""
+
+    @abc.abstractmethod
+    def modules(self) -> list[Module]:
+        """Loaded kernel modules, newest first, as ``lsmod`` orders them."""
+
+    @abc.abstractmethod
+    def dmesg(self) -> list[LogRecord]:
+        """The kernel's log buffer, oldest record first."""
+
+    @abc.abstractmethod
+    def process_space(self, pid: int) -> AddressSpace:
+        """The address space of a process.
+
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """

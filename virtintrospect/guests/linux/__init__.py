@@ -1,0 +1,1 @@
+"""Linux guests: one file for each kernel subsystem that a table needs."""

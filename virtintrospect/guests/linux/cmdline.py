@@ -1,0 +1,57 @@
+"""Command lines of processes, from their own memory (``get_mm_cmdline()``, fs/proc/base.c)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtintrospect.errors import FaultError
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+#: Most of a command line that is shown; the kernel allows a quarter of the stack's limit.
+MAX_CMDLINE = 32 << 10
+
+
+class Arguments(NamedTuple):
+    """``mm_struct``: where arguments and, right behind them, the environment lie."""
+
+    start: int | None
+    end: int | None
+    environment_end: int | None
+
+
+def command_line(guest: LinuxGuest, pgd: int | None, where: Arguments) -> bytes | None:
+    """A process's arguments, joined by single spaces; ``None`` where they cannot be read.
+
+    Programs that set their title write over their arguments, and on into their environment:
+    where the last byte of the arguments is no NUL, the title goes on until the first one.
+    Pages that are swapped out or absent are left out.
+    """
+    if not pgd or where.start is None or where.end is None:
+        return None
+    size = min(where.end - where.start, MAX_CMDLINE)
+    if size <= 0:
+        return b""
+    try:
+        space = guest.user_space(pgd)
+        text = b"".join(piece for _, piece in space.read_available(where.start, size))
+        if not text:
+            return None
+        if size < MAX_CMDLINE and text[-1:] != b"\0":
+            text = _title(text, space.string(where.end, _rest(where)) if _rest(where) else b"")
+    except FaultError:
+        return None
+    return text.rstrip(b"\0").replace(b"\0", b" ")
+
+
+def _rest(where: Arguments) -> int:
+    """Bytes behind the arguments that a title may have grown into."""
+    if where.end is None or where.environment_end is None:
+        return 0
+    return min(max(where.environment_end - where.end, 0), MAX_CMDLINE)
+
+
+def _title(arguments: bytes, environment: bytes) -> bytes:
+    """A title that overwrote the arguments: it ends at its first NUL."""
+    return (arguments + environment).split(b"\0", 1)[0]

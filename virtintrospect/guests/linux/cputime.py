@@ -1,0 +1,75 @@
+"""CPU time of tasks and processes (kernel/sched/cputime.c).
+
+Ticks are sampled into ``utime`` and ``stime``; what the scheduler measured exactly is the sum
+of both. /proc shows the exact sum, split in the sampled ratio, and never lets a figure fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+Times = tuple[int | None, int | None]
+
+_SIGNAL = {
+    "utime": "utime",
+    "stime": "stime",
+    "runtime": "sum_sched_runtime",
+    "prev_utime": "prev_cputime.utime",
+    "prev_stime": "prev_cputime.stime",
+}
+_TASK = {"utime": "utime", "stime": "stime", "runtime": "se.sum_exec_runtime"}
+
+
+def adjust(utime: int, stime: int, runtime: int, prev_utime: int, prev_stime: int) -> Times:
+    """``cputime_adjust()``: user and system time that add up to ``runtime``, in nanoseconds."""
+    if prev_utime + prev_stime >= runtime:
+        return prev_utime, prev_stime
+    if stime == 0:
+        system = 0
+    elif utime == 0:
+        system = runtime
+    else:
+        system = min(runtime, stime * runtime // (stime + utime))
+    system = max(system, prev_stime)
+    user = runtime - system
+    if user < prev_utime:
+        user = prev_utime
+        system = runtime - user
+    return user, system
+
+
+def task_times(row: dict[str, Any]) -> Times:
+    """Times of one thread."""
+    return adjust(
+        row["utime"], row["stime"], row["runtime"], row["prev_utime"], row["prev_stime"]
+    )
+
+
+def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> list[Times]:
+    """Times of whole processes: their threads', and those of threads that have ended."""
+    from virtintrospect.guests.linux.ps import thread_group
+
+    signals = [row["signal"] or 0 for row in rows]
+    ended = guest.layout("signal_struct", _SIGNAL).lists(guest.kernel, signals, [])
+    totals = []
+    for index, row in enumerate(rows):
+        base = {name: column[index] for name, column in ended.items()}
+        if base["utime"] is None:
+            totals.append((None, None))
+            continue
+        members = [row]
+        if row["threads"] and row["threads"] > 1:
+            threads = thread_group(guest, row["signal"])
+            columns = guest.layout("task_struct", _TASK).lists(guest.kernel, threads, [])
+            members = [
+                dict(zip(columns, values, strict=True))
+                for values in zip(*columns.values(), strict=True)
+                if None not in values
+            ]
+        sums = [base[key] + sum(member[key] for member in members) for key in _TASK]
+        totals.append(adjust(sums[0], sums[1], sums[2], base["prev_utime"], base["prev_stime"]))
+    return totals

@@ -1,0 +1,190 @@
+"""A booted Linux kernel."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from virtintrospect.errors import FaultError, NoSuchTargetError, VirtIntrospectError
+from virtintrospect.guests.base import Guest
+from virtintrospect.guests.linux import bitmap
+from virtintrospect.guests.linux.locate import KernelMapping
+from virtintrospect.memory import PhysicalMemory
+from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.symbols.layout import Layout
+from virtintrospect.symbols.table import Symbols
+from virtintrospect.symbols.types import Types
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.tasks import Tasks
+
+#: Globals have no BTF type; these are the types of those that the tables read.
+GLOBALS = {
+    "init_task": "task_struct",
+    "init_uts_ns": "uts_namespace",
+    "prb": "printk_ringbuffer",
+    "shadow_timekeeper": "timekeeper",
+    "timekeeper_data": "tk_data",
+    "tk_core": "tk_data",
+}
+
+
+class LinuxGuest(Guest):
+    """One booted Linux kernel, found in guest memory.
+
+    :param memory: guest-physical memory.
+    :param mapping: where the kernel's image was found.
+    :param symbols: its symbols, already at the image's base.
+    :param types: its types.
+    :param build_id: GNU build id of the kernel.
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        mapping: KernelMapping,
+        symbols: Symbols,
+        types: Types,
+        build_id: bytes,
+        *,
+        live: bool,
+    ) -> None:
+        super().__init__()
+        #: Whether memory changes while it is read, so that rows need a second look.
+        self.live = live
+        self.memory = memory
+        self.mapping = mapping
+        self.symbols = symbols
+        self.types = types
+        self.build_id = build_id
+        self.kernel = self._kernel_space()
+        self.banner = self.kernel.string(symbols.address("linux_banner"), 512)
+        self._layouts: dict[tuple[str, tuple[tuple[str, str], ...]], Layout] = {}
+
+    # -- tables -----------------------------------------------------------------------------
+
+    def info(self) -> SystemInfo:
+        from virtintrospect.guests.linux.system import system_info
+
+        return system_info(self)
+
+    def processes(self, *, threads: bool = False) -> list[Process]:
+        from virtintrospect.guests.linux.ps import processes
+
+        return processes(self, threads=threads)
+
+    def modules(self) -> list[Module]:
+        from virtintrospect.guests.linux.modules import modules
+
+        return modules(self)
+
+    def dmesg(self) -> list[LogRecord]:
+        from virtintrospect.guests.linux.printk import records
+
+        return records(self)
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """The task list, for bulk work: ``guest.tasks.columns(["pid", "comm"])``."""
+        from virtintrospect.guests.linux.tasks import Tasks
+
+        return Tasks(self)
+
+    def process_space(self, pid: int) -> AddressSpace:
+        for row in self.tasks.rows({"pid": "tgid", "pgd": "mm.pgd"}):
+            if row["pid"] == pid:
+                if not row["pgd"]:
+                    raise NoSuchTargetError(
+                        f"process {pid} has no memory of its own",
+                        hint="it is a kernel thread or a zombie",
+                    )
+                return self.user_space(row["pgd"])
+        raise NoSuchTargetError(f"the guest has no process {pid}", hint="`ps` shows those it has")
+
+    # -- primitives of the tables -----------------------------------------------------------
+
+    def is_current(self) -> bool:
+        try:
+            banner = self.kernel.read(self.symbols.address("linux_banner"), len(self.banner))
+            root = self.kernel.translate(self.mapping.image.start)
+            walked = self.kernel.walk(self.mapping.image.start).paddr
+        except VirtIntrospectError:
+            return False
+        return banner == self.banner and root == walked
+
+    def layout(self, name: str, members: Sequence[str] | Mapping[str, str]) -> Layout:
+        """A compiled :class:`~virtintrospect.symbols.layout.Layout`, made once."""
+        wanted = members if isinstance(members, Mapping) else {m: m for m in members}
+        key = (name, tuple(wanted.items()))
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._layouts[key] = Layout(self.types, name, members)
+        return layout
+
+    def read_global(self, symbol: str, members: Sequence[str] | Mapping[str, str]) -> dict[str, Any]:
+        """Members of a global variable whose type :data:`GLOBALS` tells."""
+        layout = self.layout(GLOBALS[symbol], members)
+        return layout.read(self.kernel, self.symbols.address(symbol))
+
+    def pointer(self, symbol: str) -> int:
+        """The pointer, or 64-bit number, that a global variable holds."""
+        return self.kernel.read_u64(self.symbols.address(symbol))
+
+    def user_space(self, pgd: int) -> AddressSpace:
+        """The address space behind ``mm_struct.pgd``, a kernel virtual address."""
+        return self.kernel.with_root(self.kernel.translate(pgd))
+
+    def note(self, what: str, address: int) -> None:
+        """Remember something that cost a row or a field."""
+        self.problems.append(Problem(what, address))
+
+    def note_all(self, problems: Iterable[Problem | None]) -> None:
+        """Remember several; ``None`` is no problem."""
+        self.problems.extend(problem for problem in problems if problem)
+
+    @cached_property
+    def cpu_offsets(self) -> list[int]:
+        """What to add to a per-CPU address, for each possible CPU (``__per_cpu_offset``)."""
+        count = max(bitmap.read(self, "__cpu_possible_mask"), default=0) + 1
+        data = self.kernel.read(self.symbols.address("__per_cpu_offset"), 8 * count)
+        return list(struct.unpack(f"<{count}Q", data))
+
+    def _kernel_space(self) -> AddressSpace:
+        """The kernel's address space, its two linear ranges checked against the tables."""
+        image, mode = self.mapping.image, self.mapping.mode
+        partial = AddressSpace(self.memory, mode, self.mapping.root, linear=[image])
+        top = "init_top_pgt" if "init_top_pgt" in self.symbols else "swapper_pg_dir"
+        root = partial.translate(self.symbols.address(top))
+        walked = AddressSpace(self.memory, mode, root)
+        linear = [image] if walked.verify(image) else []
+        base = _direct_map_base(self.symbols, partial, mode.name)
+        direct = LinearRange(base, base + self.memory.end, 0)
+        if self._direct_map_holds(walked, direct):
+            linear.insert(0, direct)
+        return AddressSpace(self.memory, mode, root, linear=linear)
+
+    def _direct_map_holds(self, walked: AddressSpace, direct: LinearRange) -> bool:
+        """Whether the tables map the direct map as we compute it, at both ends of RAM."""
+        image = self.mapping.image
+        probes = {image.paddr, self.memory.regions[-1].start if self.memory.regions else 0}
+        for paddr in probes:
+            try:
+                found = walked.translate(direct.start + paddr)
+            except FaultError:
+                continue  # a hole, or a page taken out of the direct map: says nothing
+            if found != paddr:
+                return False
+        return True
+
+
+def _direct_map_base(symbols: Symbols, space: AddressSpace, mode: str) -> int:
+    """Start of the direct map (Documentation/arch/x86/x86_64/mm.rst).
+
+    With CONFIG_RANDOMIZE_MEMORY it is a variable.
+    """
+    if "page_offset_base" in symbols:
+        return space.read_u64(symbols.address("page_offset_base"))
+    return 0xFF11_0000_0000_0000 if mode == "5-level" else 0xFFFF_8880_0000_0000

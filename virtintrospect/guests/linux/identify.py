@@ -1,0 +1,204 @@
+"""From a mapped kernel image to a guest: its build, its symbols, its types, and the proof.
+
+What depends only on the kernel's build comes from the disk cache when that was made from the
+very bytes that this guest has in memory; otherwise it is parsed out of the image.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Iterator
+
+from virtintrospect.driver import Target
+from virtintrospect.errors import (
+    CorruptDataError,
+    FaultError,
+    GuestNotRecognisedError,
+    MissingTypesError,
+    NotFoundError,
+    VirtIntrospectError,
+)
+from virtintrospect.guests.linux import locate
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.locate import KernelMapping
+from virtintrospect.memory import PhysicalMemory
+from virtintrospect.symbols import kallsyms
+from virtintrospect.symbols.btf import Btf
+from virtintrospect.symbols.profile import Profile
+from virtintrospect.symbols.store import Store
+from virtintrospect.symbols.table import Symbols
+
+_log = logging.getLogger(__name__)
+
+#: An ELF note of type NT_GNU_BUILD_ID with 20 bytes (SHA-1), the name GNU, as ld writes it.
+_NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
+_BUILD_ID_SIZE = 20
+#: A kernel image has the notes of its vDSOs besides its own.
+_MOST_NOTES = 64
+_CHUNK = 4 << 20
+#: Largest .BTF section believed; distributions' are 4 to 8 MiB.
+_LARGEST_BTF = 64 << 20
+
+
+def identify(target: Target, store: Store) -> LinuxGuest:
+    """Recognise the Linux kernel that runs in a target.
+
+    :raises GuestNotRecognisedError: there is none; says what was tried and where it stopped.
+    :raises MissingTypesError: there is one, without type information.
+    """
+    problems: list[VirtIntrospectError] = []
+    for mapping in locate.candidates(target):
+        _log.info(
+            "kernel image at %#x (physical %#x, %d MiB, %s), by %s",
+            mapping.image.start, mapping.image.paddr,
+            (mapping.image.end - mapping.image.start) >> 20, mapping.mode.name, mapping.found_by,
+        )  # fmt: skip
+        try:
+            return _Identification(target, store, mapping).guest()
+        except MissingTypesError:
+            raise
+        except (GuestNotRecognisedError, NotFoundError, CorruptDataError, FaultError) as error:
+            _log.info("not it: %s", error)
+            problems.append(error)
+    if problems:
+        raise GuestNotRecognisedError(
+            f"a kernel image was found, but not understood: {problems[0]}",
+            hint="the guest may be booting: try again; if it lasts, report it with --debug",
+        ) from problems[0]
+    raise GuestNotRecognisedError(
+        "no Linux kernel in the guest's memory (tried the trampoline page table, VMCOREINFO "
+        "and every resident page as a page table)",
+        hint="it may still be in its firmware or boot loader; only x86-64 Linux is known so far",
+    )
+
+
+class _Identification:
+    """One attempt, on one mapped image."""
+
+    def __init__(self, target: Target, store: Store, mapping: KernelMapping) -> None:
+        self.target = target
+        self.memory: PhysicalMemory = target.memory
+        self.store = store
+        self.mapping = mapping
+        self.size = mapping.image.end - mapping.image.start
+
+    def guest(self) -> LinuxGuest:
+        profile, build_id = self._profile()
+        base = self.mapping.image.start
+        symbols = profile.symbols.slid(base)
+        if profile.types is None:
+            raise _no_types(self._banner(symbols))
+        guest = LinuxGuest(
+            self.memory, self.mapping, symbols, profile.types, build_id, live=self.target.live
+        )
+        self._verify(guest)
+        return guest
+
+    def read(self, offset: int, size: int) -> bytes | memoryview:
+        """Bytes of the image, without a copy where memory is mapped."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise FaultError(self.mapping.image.start + offset, size, kind="image")
+        paddr = self.mapping.image.paddr + offset
+        view = self.memory.view(paddr, size)
+        return self.memory.read(paddr, size) if view is None else view
+
+    def _profile(self) -> tuple[Profile, bytes]:
+        """The profile of this kernel, cached or made now."""
+        notes = list(self._known_note()) or list(self._build_ids())
+        for _, build_id in notes:
+            profile = self.store.find(build_id, self.read)
+            if profile is not None:
+                return profile, build_id
+        return self._parse()
+
+    def _known_note(self) -> Iterator[tuple[int, bytes]]:
+        """The build-id note, if it lies where a cached kernel has it: spares the search."""
+        for offset, build_id in getattr(self.store, "notes", list)():
+            try:
+                found = bytes(self.read(offset, len(_NOTE) + _BUILD_ID_SIZE))
+            except FaultError:
+                continue
+            if found == _NOTE + build_id:
+                yield offset, build_id
+
+    def _build_ids(self) -> Iterator[tuple[int, bytes]]:
+        """Every build-id note in the image: offset and id; the kernel's own is the last."""
+        count = 0
+        for start in range(0, self.size, _CHUNK):
+            length = min(_CHUNK + len(_NOTE) + _BUILD_ID_SIZE, self.size - start)
+            chunk = bytes(self.read(start, length))
+            position = chunk.find(_NOTE)
+            while 0 <= position < _CHUNK and count < _MOST_NOTES:
+                end = position + len(_NOTE) + _BUILD_ID_SIZE
+                if end <= len(chunk):
+                    yield start + position, chunk[position + len(_NOTE) : end]
+                    count += 1
+                position = chunk.find(_NOTE, position + 4)
+
+    def _parse(self) -> tuple[Profile, bytes]:
+        """Symbols and types out of the image itself."""
+        image = self._private_copy()
+        base = self.mapping.image.start
+        tables = kallsyms.find_tables(image, base)
+        symbols = Symbols(kallsyms.decode(image, tables), base)
+        offset, build_id = self._own_note(symbols)
+        sources = list(tables.sources(image))
+        types = None
+        extent = self._btf(symbols)
+        if extent is not None:
+            blob = image[extent[0] : extent[0] + extent[1]]
+            types = Btf.parse(blob)
+            sources.append((extent[0], blob))
+        profile = self.store.save(build_id, sources, symbols, types, {"note": offset})
+        return profile, build_id
+
+    def _private_copy(self) -> memoryview:
+        """A copy of the image that the guest cannot change while it is parsed.
+
+        Only read-only data is copied, for all tables are there; the rest stays untouched zero
+        pages, so that code, data and bss cost no memory.
+        """
+        copy = memoryview(mmap.mmap(-1, self.size))
+        for start, end, _ in locate.read_only_data(self.memory, self.mapping):
+            offset = start - self.mapping.image.start
+            for chunk in range(offset, offset + end - start, _CHUNK):
+                size = min(_CHUNK, offset + end - start - chunk)
+                copy[chunk : chunk + size] = self.read(chunk, size)
+        return copy
+
+    def _own_note(self, symbols: Symbols) -> tuple[int, bytes]:
+        """The kernel's own build id lies between __start_notes and __stop_notes."""
+        base = self.mapping.image.start
+        first = symbols.get("__start_notes", base) - base
+        last = symbols.get("__stop_notes", base + self.size) - base
+        notes = [note for note in self._build_ids() if first <= note[0] < last]
+        if not notes:
+            raise GuestNotRecognisedError("the kernel image has no build id")
+        return notes[-1]
+
+    def _btf(self, symbols: Symbols) -> tuple[int, int] | None:
+        start, stop = symbols.get("__start_BTF"), symbols.get("__stop_BTF")
+        if start is None or stop is None or not 0 < stop - start <= _LARGEST_BTF:
+            return None
+        return start - self.mapping.image.start, stop - start
+
+    def _banner(self, symbols: Symbols) -> bytes:
+        offset = symbols.address("linux_banner") - self.mapping.image.start
+        return bytes(self.read(offset, 256)).split(b"\0", 1)[0].rstrip(b"\n")
+
+    def _verify(self, guest: LinuxGuest) -> None:
+        """The proof that all of it fits: two places that only a running Linux has like this."""
+        if not guest.banner.startswith(b"Linux version "):
+            raise GuestNotRecognisedError("linux_banner holds no kernel version")
+        comm = guest.read_global("init_task", ["comm"])["comm"]
+        if not comm.startswith(b"swapper"):
+            raise GuestNotRecognisedError("init_task is not the idle task: still booting")
+
+
+def _no_types(banner: bytes) -> MissingTypesError:
+    return MissingTypesError(
+        f"the guest's kernel carries no type information (BTF): {banner[:80]!r}",
+        hint="kernels built with CONFIG_DEBUG_INFO_BTF have it (Debian 11, RHEL 8, Ubuntu 20.10 "
+        "and later do)",
+    )

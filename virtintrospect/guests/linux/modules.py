@@ -1,0 +1,96 @@
+"""Loaded kernel modules (kernel/module/, include/linux/module.h)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from virtintrospect.guests.linux.lists import walk_list
+from virtintrospect.model import Module
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+#: More modules than any guest loads.
+LIMIT = 65536
+#: More users than a module can have: every other module.
+_MAX_USERS = 4096
+#: MODULE_REF_BASE: what the kernel itself holds of every live module.
+_REF_BASE = 1
+#: Bits of ``taints`` that a module can carry (taint_flags[] of kernel/panic.c).
+_TAINTS = {0: "P", 1: "F", 10: "C", 12: "O", 13: "E", 15: "K", 16: "X", 18: "N", 19: "J"}
+_STATUS = {0: "Live", 1: "Loading", 2: "Unloading"}
+#: MODULE_STATE_UNFORMED: being set up, not yet shown by the kernel either.
+_UNFORMED = 3
+
+
+def modules(guest: LinuxGuest) -> list[Module]:
+    """The rows of ``modules``, in the order of /proc/modules."""
+    offset = guest.types.offsetof("module", "list")
+    nodes, problem = walk_list(guest.kernel, guest.symbols.address("modules"), limit=LIMIT)
+    guest.note_all([problem])
+    addresses = [node - offset for node in nodes]
+    rows = _rows(guest, addresses)
+    return [
+        _module(guest, address, row)
+        for address, row in zip(addresses, rows, strict=True)
+        if _plausible(guest, address, row)
+    ]
+
+
+def _rows(guest: LinuxGuest, addresses: list[int]) -> list[dict[str, Any]]:
+    layout = guest.layout("module", _members(guest))
+    faults: list[int] = []
+    columns = layout.lists(guest.kernel, addresses, faults)
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _members(guest: LinuxGuest) -> dict[str, str]:
+    members = {"name": "name", "state": "state", "refcount": "refcnt.counter", "taints": "taints"}
+    return members | _memory_members(guest)
+
+
+def _memory_members(guest: LinuxGuest) -> dict[str, str]:
+    """Where a module's memory is described: since 6.4 one entry a kind (commit ac3b43283923)."""
+    if guest.types.has("module", "mem"):
+        kinds = guest.types.enumerators("mod_mem_type")
+        count = kinds.get("MOD_MEM_NUM_TYPES", 0)
+        sizes = {f"size{kind}": f"mem[{kind}].size" for kind in range(min(count, 16))}
+        return sizes | {"base": f"mem[{kinds.get('MOD_TEXT', 0)}].base"}
+    return {"size0": "core_layout.size", "size1": "init_layout.size", "base": "core_layout.base"}
+
+
+def _plausible(guest: LinuxGuest, address: int, row: dict[str, Any]) -> bool:
+    if row["state"] is None:
+        guest.note("unreadable module", address)
+        return False
+    if row["state"] != _UNFORMED and row["state"] not in _STATUS:
+        guest.note(f"module with the impossible state {row['state']}", address)
+        return False
+    return bool(row["state"] != _UNFORMED)
+
+
+def _module(guest: LinuxGuest, address: int, row: dict[str, Any]) -> Module:
+    return Module(
+        name=row["name"].split(b"\0", 1)[0],
+        size=sum(size for key, size in row.items() if key.startswith("size")),
+        used_by=_users(guest, address),
+        refcount=row["refcount"] - _REF_BASE,
+        status=_STATUS[row["state"]],
+        address=row["base"],
+        taints="".join(letter for bit, letter in _TAINTS.items() if row["taints"] >> bit & 1),
+    )
+
+
+def _users(guest: LinuxGuest, address: int) -> tuple[bytes, ...]:
+    """Names of the modules that need this one (``source_list`` of ``struct module_use``)."""
+    if not guest.types.has("module", "source_list"):
+        return ()  # built without CONFIG_MODULE_UNLOAD
+    head = address + guest.types.offsetof("module", "source_list")
+    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_USERS)
+    guest.note_all([problem])
+    offset = guest.types.offsetof("module_use", "source_list")
+    layout = guest.layout("module_use", {"name": "source.name"})
+    names = layout.lists(guest.kernel, [node - offset for node in nodes], [])["name"]
+    return tuple(name.split(b"\0", 1)[0] for name in names if name is not None)

@@ -1,0 +1,218 @@
+"""Paths of files and of cgroups: chains of dentries, mounts and kernfs nodes.
+
+Follows ``prepend_path()`` of fs/d_path.c and ``kernfs_path_from_node()`` of fs/kernfs/dir.c,
+many chains at a time: one bulk read a level for all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtintrospect.errors import FaultError
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+#: Deepest chain followed: PATH_MAX of one-character names.
+MAX_DEPTH = 2048
+#: NAME_MAX; memfd and other anonymous files may have somewhat longer ones.
+MAX_NAME = 512
+#: PATH_MAX (include/uapi/linux/limits.h).
+MAX_PATH = 4096
+#: Bytes of a name read along with all others; longer names are rare and read one by one.
+_SHORT_NAME = 40
+
+
+class FilePath(NamedTuple):
+    """``struct path``: addresses of a ``vfsmount`` and of a ``dentry``."""
+
+    mount: int
+    dentry: int
+
+
+class _Dentry(NamedTuple):
+    parent: int
+    name: bytes
+    hashed: bool
+
+
+class _Mount(NamedTuple):
+    root: int
+    parent: int
+    mountpoint: int
+
+
+class PathReader:
+    """Reads paths and keeps what it read of dentries and mounts: make one for each table."""
+
+    def __init__(self, guest: LinuxGuest) -> None:
+        self._guest = guest
+        self._dentries: dict[int, _Dentry | None] = {}
+        self._mounts: dict[int, _Mount | None] = {}
+        self._nodes: dict[int, tuple[int, bytes] | None] = {}
+
+    def files(self, wanted: Iterable[FilePath]) -> dict[FilePath, bytes | None]:
+        """The path of each file, seen from the root of its mount namespace.
+
+        A file whose last link is gone ends in `` (deleted)``, as in /proc/PID/exe. ``None``
+        where the chain is broken.
+        """
+        paths = set(wanted)
+        self._load_mounts({path.mount for path in paths})
+        starts = {path.dentry for path in paths}
+        starts |= {mount.mountpoint for mount in self._mounts.values() if mount}
+        self._load_dentries(starts)
+        return {path: self._file(path) for path in paths}
+
+    def cgroups(self, nodes: Iterable[int]) -> dict[int, bytes | None]:
+        """The path of each ``kernfs_node`` of a cgroup, the root of its hierarchy being ``/``."""
+        wanted = set(nodes)
+        self._load_nodes(wanted)
+        return {node: self._cgroup(node) for node in wanted}
+
+    # -- putting chains together --------------------------------------------------------------
+
+    def _file(self, path: FilePath) -> bytes | None:
+        mount, dentry = self._mounts.get(path.mount), self._dentries.get(path.dentry)
+        if mount is None or dentry is None:
+            return None
+        at_root = dentry.parent == path.dentry
+        if at_root and path.dentry != mount.root:
+            # No directory holds it: a memfd or another anonymous file (simple_dname()).
+            return b"/" + dentry.name + b" (deleted)"
+        names = self._names(path)
+        if names is None:
+            return None
+        whole = b"/" + b"/".join(reversed(names))
+        return whole if dentry.hashed or at_root else whole + b" (deleted)"
+
+    def _names(self, path: FilePath) -> list[bytes] | None:
+        """Names from the file up to its namespace's root."""
+        names: list[bytes] = []
+        mount_address, address, length = path.mount, path.dentry, 0
+        for _ in range(MAX_DEPTH):
+            mount, dentry = self._mounts.get(mount_address), self._dentries.get(address)
+            if mount is None or dentry is None:
+                return None
+            if address == mount.root:
+                if mount.parent == mount_address:
+                    return names
+                mount_address, address = mount.parent, mount.mountpoint
+                continue
+            if dentry.parent == address:
+                return names  # outside of its mount: what the kernel shows as far as it goes
+            names.append(dentry.name)
+            length += len(dentry.name) + 1
+            if length > MAX_PATH:
+                return None
+            address = dentry.parent
+        return None
+
+    def _cgroup(self, node: int) -> bytes | None:
+        names: list[bytes] = []
+        length = 0
+        for _ in range(MAX_DEPTH):
+            found = self._nodes.get(node)
+            if found is None or length > MAX_PATH:
+                return None
+            parent, name = found
+            if not parent:
+                return b"/" + b"/".join(reversed(names))
+            names.append(name)
+            length += len(name) + 1
+            node = parent
+        return None
+
+    # -- reading a level at a time ------------------------------------------------------------
+
+    def _load_mounts(self, frontier: set[int]) -> None:
+        """Mounts and those that they hang on; addresses are those of the inner ``vfsmount``."""
+        inner = self._guest.types.offsetof("mount", "mnt")
+        layout = self._guest.layout(
+            "mount", {"root": "mnt.mnt_root", "parent": "mnt_parent", "mountpoint": "mnt_mountpoint"}
+        )
+        for _ in range(MAX_DEPTH):
+            new = [address for address in frontier if address > inner and address not in self._mounts]
+            if not new:
+                return
+            columns = layout.lists(self._guest.kernel, [a - inner for a in new], [])
+            frontier = set()
+            for address, root, parent, point in zip(new, *columns.values(), strict=True):
+                if root is None:
+                    self._mounts[address] = None
+                    continue
+                self._mounts[address] = _Mount(root, parent + inner, point)
+                frontier.add(parent + inner)
+
+    def _load_dentries(self, frontier: set[int]) -> None:
+        layout = self._guest.layout(
+            "dentry",
+            {
+                "parent": "d_parent",
+                "length": "d_name.len",
+                "name": "d_name.name",
+                "hash": "d_hash.pprev",
+            },
+        )
+        for _ in range(MAX_DEPTH):
+            new = [address for address in frontier if address and address not in self._dentries]
+            if not new:
+                return
+            parents, lengths, pointers, hashes = layout.lists(
+                self._guest.kernel, new, []
+            ).values()
+            names = self._read_names(pointers, lengths)
+            frontier = set()
+            for address, parent, name, hashed in zip(new, parents, names, hashes, strict=True):
+                if parent is None or name is None:
+                    self._dentries[address] = None
+                    continue
+                self._dentries[address] = _Dentry(parent, name, bool(hashed))
+                frontier.add(parent)
+
+    def _load_nodes(self, frontier: set[int]) -> None:
+        # kernfs_node.parent became __parent when it went under RCU (6.15).
+        layout = self._guest.layout("kernfs_node", {"parent": "parent|__parent", "name": "name"})
+        for _ in range(MAX_DEPTH):
+            new = [address for address in frontier if address and address not in self._nodes]
+            if not new:
+                return
+            parents, pointers = layout.lists(self._guest.kernel, new, []).values()
+            names = self._read_names(pointers, [None if p is None else MAX_NAME for p in pointers])
+            frontier = set()
+            for address, parent, name in zip(new, parents, names, strict=True):
+                if parent is None or (name is None and parent):
+                    self._nodes[address] = None
+                    continue
+                self._nodes[address] = (parent, name or b"")
+                frontier.add(parent)
+
+    def _read_names(
+        self, pointers: list[int | None], lengths: list[int | None]
+    ) -> list[bytes | None]:
+        """Names at many pointers, of at most the given lengths, cut at their NUL."""
+        kernel = self._guest.kernel
+        faults: list[int] = []
+        data = kernel.gather([pointer or 0 for pointer in pointers], _SHORT_NAME, faults)
+        bad = set(faults)
+        names: list[bytes | None] = []
+        for index, (pointer, length) in enumerate(zip(pointers, lengths, strict=True)):
+            if pointer is None or length is None:
+                names.append(None)
+                continue
+            start = index * _SHORT_NAME
+            name = data[start : start + _SHORT_NAME].split(b"\0", 1)[0]
+            if index in bad or len(name) == _SHORT_NAME:
+                name = self._long_name(pointer, min(length, MAX_NAME))
+            names.append(name[: min(length, MAX_NAME)])
+        return names
+
+    def _long_name(self, pointer: int, length: int) -> bytes:
+        try:
+            return self._guest.kernel.string(pointer, length)
+        except FaultError as error:
+            self._guest.note("unreadable name", error.address)
+            return b"?"
+
+

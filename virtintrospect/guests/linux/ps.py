@@ -1,0 +1,241 @@
+"""Processes and threads, as /proc shows them (fs/proc/array.c, fs/proc/base.c).
+
+All rows are made together: a few bulk reads bring every member of every task, further ones
+what hangs on them (threads, paths, arguments).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from virtintrospect.errors import FaultError
+from virtintrospect.guests.linux import system
+from virtintrospect.guests.linux.cmdline import Arguments, command_line
+from virtintrospect.guests.linux.cputime import group_times, task_times
+from virtintrospect.guests.linux.kthread import ThreadNames
+from virtintrospect.guests.linux.lists import walk_list
+from virtintrospect.guests.linux.paths import FilePath, PathReader
+from virtintrospect.guests.linux.rss import resident_pages, rss_members
+from virtintrospect.guests.linux.state import state_letter
+from virtintrospect.model import Process
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+Row = dict[str, Any]
+
+#: PF_KTHREAD (include/linux/sched.h).
+PF_KTHREAD = 0x0020_0000
+#: MAX_RT_PRIO and DEFAULT_PRIO (include/linux/sched/prio.h).
+_MAX_RT_PRIO, _DEFAULT_PRIO = 100, 120
+#: Most threads of one process that are walked (the kernel's own limit is PID_MAX_LIMIT).
+_MAX_THREADS = 1 << 20
+_MAX_PID = 4 << 20
+_PAGE = 4096
+
+_MEMBERS = {
+    "tid": "pid",
+    "pid": "tgid",
+    "comm": "comm",
+    "state": "__state|state",
+    "exit_state": "exit_state",
+    "flags": "flags",
+    "prio": "prio",
+    "static_prio": "static_prio",
+    "start": "start_boottime|real_start_time",
+    "parent": "real_parent.tgid",
+    "uid": "real_cred.uid.val",
+    "gid": "real_cred.gid.val",
+    "euid": "real_cred.euid.val",
+    "egid": "real_cred.egid.val",
+    "utime": "utime",
+    "stime": "stime",
+    "runtime": "se.sum_exec_runtime",
+    "prev_utime": "prev_cputime.utime",
+    "prev_stime": "prev_cputime.stime",
+    "signal": "signal",
+    "threads": "signal.nr_threads",
+    "mm": "mm",
+    "pgd": "mm.pgd",
+    "total_vm": "mm.total_vm",
+    "arg_start": "mm.arg_start",
+    "arg_end": "mm.arg_end",
+    "env_end": "mm.env_end",
+    "exe_mount": "mm.exe_file.f_path.mnt",
+    "exe_dentry": "mm.exe_file.f_path.dentry",
+    "cwd_mount": "fs.pwd.mnt",
+    "cwd_dentry": "fs.pwd.dentry",
+    "root_mount": "fs.root.mnt",
+    "root_dentry": "fs.root.dentry",
+    "cgroup": "cgroups.dfl_cgrp.kn?",
+    "kthread": "worker_private|set_child_tid",
+}
+#: What must not have changed for a row to be believed.
+_IDENTITY = {"tid": "pid", "start": "start_boottime|real_start_time"}
+
+
+def processes(guest: LinuxGuest, *, threads: bool = False) -> list[Process]:
+    """The rows of ``ps``."""
+    leaders = guest.tasks.addresses()
+    addresses = _with_threads(guest, leaders) if threads else leaders
+    rows = _read(guest, addresses)
+    records = _Table(guest, rows, threads=threads).records()
+    return _confirmed(guest, rows, records)
+
+
+def _with_threads(guest: LinuxGuest, leaders: list[int]) -> list[int]:
+    """Every thread, grouped by process, the leader first."""
+    layout = guest.layout("task_struct", {"signal": "signal", "threads": "signal.nr_threads"})
+    signals, counts = layout.lists(guest.kernel, leaders, []).values()
+    groups = {
+        leader: signal
+        for leader, signal, count in zip(leaders, signals, counts, strict=True)
+        if signal and count and count > 1
+    }
+    return [
+        thread
+        for leader in leaders
+        for thread in (thread_group(guest, groups[leader]) if leader in groups else [leader])
+    ]
+
+
+def thread_group(guest: LinuxGuest, signal: int) -> list[int]:
+    """Addresses of the tasks that share a ``signal_struct``.
+
+    ``signal->thread_head`` is there since 3.14; the older ring (``thread_group``) went in 6.7.
+    """
+    head = signal + guest.types.offsetof("signal_struct", "thread_head")
+    offset = guest.types.offsetof("task_struct", "thread_node")
+    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_THREADS)
+    guest.note_all([problem])
+    return [node - offset for node in nodes]
+
+
+def _read(guest: LinuxGuest, addresses: list[int]) -> list[Row]:
+    layout = guest.layout("task_struct", _MEMBERS | rss_members(guest.types))
+    columns = layout.lists(guest.kernel, addresses, [])
+    columns["address"] = list(addresses)
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    return [row for row in rows if _plausible(guest, row)]
+
+
+def _plausible(guest: LinuxGuest, row: Row) -> bool:
+    """Whether this can be a task at all; what cannot is noted and left out."""
+    if row["tid"] is None or row["comm"] is None or row["state"] is None:
+        guest.note("unreadable task", row["address"])
+        return False
+    if not 0 < row["tid"] <= _MAX_PID or not 0 < row["pid"] <= _MAX_PID:
+        guest.note(f"task with the impossible pid {row['tid']}", row["address"])
+        return False
+    return True
+
+
+def _confirmed(guest: LinuxGuest, rows: list[Row], records: list[Process]) -> list[Process]:
+    """Look a second time: a task that is no longer the same one is not reported."""
+    if not guest.live:
+        return records
+    layout = guest.layout("task_struct", _IDENTITY)
+    again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
+    kept = []
+    for row, record, tid, start in zip(rows, records, *again.values(), strict=True):
+        if (tid, start) == (row["tid"], row["start"]):
+            kept.append(record)
+        else:
+            guest.note(f"task {row['tid']} ended while it was read", row["address"])
+    return kept
+
+
+class _Table:
+    """All rows of one ``ps``, and what they share."""
+
+    def __init__(self, guest: LinuxGuest, rows: list[Row], *, threads: bool) -> None:
+        self._guest = guest
+        self._rows = rows
+        self._threads = threads
+        booted = system.boot_time(guest)
+        self._booted = None if booted is None else booted // 1_000_000_000
+        self._names = ThreadNames(guest, rows)
+        paths = PathReader(guest)
+        wanted = {_file(row, kind) for row in rows for kind in ("exe", "cwd", "root")}
+        self._files = paths.files(path for path in wanted if path)
+        self._cgroups = paths.cgroups(row["cgroup"] for row in rows if row["cgroup"])
+        self._resident = resident_pages(guest, rows)
+        self._times = _times(guest, rows, threads=threads)
+        self._arguments: dict[int, bytes | None] = {}
+
+    def records(self) -> list[Process]:
+        return [self._record(index, row) for index, row in enumerate(self._rows)]
+
+    def _record(self, index: int, row: Row) -> Process:
+        utime, stime = self._times[index]
+        resident = self._resident[index]
+        kernel_thread = bool(row["flags"] & PF_KTHREAD)
+        user = bool(row["mm"]) and not kernel_thread
+        return Process(
+            pid=row["pid"],
+            tid=row["tid"],
+            parent=row["parent"],
+            name=self._names.name(index),
+            state=state_letter(row["state"], row["exit_state"]),
+            uid=row["uid"],
+            gid=row["gid"],
+            euid=row["euid"],
+            egid=row["egid"],
+            threads=row["threads"],
+            nice=row["static_prio"] - _DEFAULT_PRIO,
+            priority=row["prio"] - _MAX_RT_PRIO,
+            start_time=self._start_time(row),
+            user_time=None if utime is None else utime // 1_000_000,
+            system_time=None if stime is None else stime // 1_000_000,
+            resident_size=None if resident is None or not user else resident * _PAGE,
+            total_size=row["total_vm"] * _PAGE if user and row["total_vm"] is not None else None,
+            path=self._file(row, "exe"),
+            cmdline=self._command_line(row) if user else None,
+            cwd=self._file(row, "cwd"),
+            root=self._file(row, "root"),
+            cgroup_path=self._cgroups.get(row["cgroup"]),
+            kernel_thread=kernel_thread,
+            address=row["address"],
+            confidence=self._confidence(row),
+        )
+
+    def _start_time(self, row: Row) -> int | None:
+        if self._booted is None:
+            return None
+        return self._booted + int(row["start"]) // 1_000_000_000
+
+    def _file(self, row: Row, kind: str) -> bytes | None:
+        path = _file(row, kind)
+        return self._files.get(path) if path else None
+
+    def _command_line(self, row: Row) -> bytes | None:
+        """Read once for all threads of a process: they share their memory."""
+        if row["mm"] not in self._arguments:
+            where = Arguments(row["arg_start"], row["arg_end"], row["env_end"])
+            self._arguments[row["mm"]] = command_line(self._guest, row["pgd"], where)
+        return self._arguments[row["mm"]]
+
+    def _confidence(self, row: Row) -> float:
+        """1.0, less a fifth for each structure that should be there and cannot be read."""
+        broken = sum(row[pointer] is None for pointer in ("parent", "uid", "threads"))
+        broken += bool(row["mm"]) and row["pgd"] is None
+        return round(max(0.0, 1.0 - 0.2 * broken), 1)
+
+
+def _file(row: Row, kind: str) -> FilePath | None:
+    mount, dentry = row[f"{kind}_mount"], row[f"{kind}_dentry"]
+    return FilePath(mount, dentry) if mount and dentry else None
+
+
+def _times(
+    guest: LinuxGuest, rows: Sequence[Row], *, threads: bool
+) -> list[tuple[int | None, int | None]]:
+    """User and system time of each row in nanoseconds: a thread's own, or its whole process's."""
+    try:
+        return [task_times(row) for row in rows] if threads else group_times(guest, rows)
+    except FaultError as error:
+        guest.note("unreadable CPU times", error.address)
+        return [(None, None)] * len(rows)

@@ -1,0 +1,107 @@
+"""Which kernel runs: utsname, boot time, command line, CPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
+from virtintrospect.guests.linux import bitmap
+from virtintrospect.model import SystemInfo
+from virtintrospect.symbols import vmcoreinfo
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+#: Where x86-64 kernels are linked to run when KASLR does not move them: __START_KERNEL
+#: (CONFIG_PHYSICAL_START is 16 MiB unless somebody changed it).
+LINK_BASE = 0xFFFF_FFFF_8100_0000
+
+_NANOSECONDS = 1_000_000_000
+_UTS = ("release", "version", "machine", "nodename")
+
+
+def system_info(guest: LinuxGuest) -> SystemInfo:
+    """The row of ``info``."""
+    uts = guest.read_global("init_uts_ns", {key: f"name.{key}" for key in _UTS})
+    clock = _clock(guest)
+    return SystemInfo(
+        os="Linux",
+        release=_text(uts["release"]),
+        version=_text(uts["version"]),
+        machine=_text(uts["machine"]),
+        hostname=_text(uts["nodename"]),
+        arguments=_arguments(guest),
+        boot_time=clock[0] if clock else None,
+        uptime_seconds=clock[1] if clock else None,
+        cpus=len(bitmap.read(guest, "__cpu_online_mask")),
+        page_mode=guest.mapping.mode.name,
+        kernel_base=guest.mapping.image.start,
+        kaslr_slide=_kaslr_slide(guest),
+        build_id=guest.build_id,
+    )
+
+
+def boot_time(guest: LinuxGuest) -> int | None:
+    """When the guest booted, in nanoseconds since the epoch, by its own clock.
+
+    As ``btime`` of /proc/stat: getboottime64() of kernel/time/timekeeping.c.
+    """
+    keeper = _timekeeper(guest)
+    return None if keeper is None else keeper["offs_real"] - keeper["offs_boot"]
+
+
+def _clock(guest: LinuxGuest) -> tuple[int, int] | None:
+    """Boot time in seconds since the epoch, and seconds of uptime at the last timer tick."""
+    keeper = _timekeeper(guest)
+    if keeper is None:
+        return None
+    booted = keeper["offs_real"] - keeper["offs_boot"]
+    now = keeper["xtime_sec"] * _NANOSECONDS + (keeper["nsec"] >> min(keeper["shift"], 63))
+    return booted // _NANOSECONDS, max(0, now - booted) // _NANOSECONDS
+
+
+def _timekeeper(guest: LinuxGuest) -> dict[str, int] | None:
+    """The kernel's timekeeper.
+
+    Until 6.12 it sits in an anonymous structure (``tk_core``) that BTF cannot name, so its
+    shadow copy is read; since 6.13 in a ``struct tk_data`` (kernel/time/timekeeping.c).
+    """
+    members = {
+        "offs_real": "offs_real",
+        "offs_boot": "offs_boot",
+        "xtime_sec": "xtime_sec",
+        "nsec": "tkr_mono.xtime_nsec",
+        "shift": "tkr_mono.shift",
+    }
+    try:
+        if "shadow_timekeeper" in guest.symbols:
+            return guest.read_global("shadow_timekeeper", members)
+        symbol = "timekeeper_data" if "timekeeper_data" in guest.symbols else "tk_core"
+        inside = {key: f"timekeeper.{path}" for key, path in members.items()}
+        return guest.read_global(symbol, inside)
+    except (NotFoundError, FaultError) as error:
+        guest.note(f"no clock: {error}", 0)
+        return None
+
+
+def _kaslr_slide(guest: LinuxGuest) -> int:
+    """The slide as the kernel itself noted it (KERNELOFFSET), else counted from LINK_BASE."""
+    try:
+        text = guest.kernel.read(guest.pointer("vmcoreinfo_data"), 4096)
+        noted = vmcoreinfo.parse(text).kernel_offset
+    except (FaultError, NotFoundError, CorruptDataError):
+        noted = None
+    return guest.mapping.image.start - LINK_BASE if noted is None else noted
+
+
+def _arguments(guest: LinuxGuest) -> bytes | None:
+    """The kernel's command line; COMMAND_LINE_SIZE is 2048 on x86."""
+    try:
+        return guest.kernel.string(guest.pointer("saved_command_line"), 4096)
+    except FaultError as error:
+        guest.note("unreadable kernel command line", error.address)
+        return None
+
+
+def _text(field: bytes) -> bytes:
+    return field.split(b"\0", 1)[0]

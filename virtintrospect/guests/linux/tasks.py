@@ -1,0 +1,86 @@
+"""The task list (``init_task.tasks``), and chosen members of every task in bulk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from virtintrospect.guests.linux.lists import walk_list
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+
+class Tasks:
+    """Every thread-group leader, ``init_task`` (PID 0) left out, as ``ps`` does.
+
+    Each call reads the list anew; the addresses that the last call saw only serve to read all
+    of its pointers at once.
+    """
+
+    def __init__(self, guest: LinuxGuest) -> None:
+        self._guest = guest
+        self._offset = guest.types.offsetof("task_struct", "tasks")
+        self._head = guest.symbols.address("init_task") + self._offset
+        self._known: list[int] = []
+        self._known_array: npt.NDArray[Any] | None = None
+
+    def addresses(self) -> list[int]:
+        """Addresses of the ``task_struct``\\ s, in list order."""
+        nodes, problem = walk_list(self._guest.kernel, self._head, guess=self._known)
+        self._guest.note_all([problem])
+        self._known = nodes
+        offset = self._offset
+        return [node - offset for node in nodes]
+
+    def rows(self, members: Sequence[str] | Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Chosen members of each task; tasks that cannot be read are noted and left out."""
+        layout = self._guest.layout("task_struct", members)
+        addresses = self.addresses()
+        faults: list[int] = []
+        columns = layout.lists(self._guest.kernel, addresses, faults)
+        bad = set(faults)
+        for index, values in enumerate(zip(*columns.values(), strict=True)):
+            if index in bad:
+                self._guest.note("unreadable task", addresses[index])
+            else:
+                yield dict(zip(columns, values, strict=True))
+
+    def columns(self, members: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """Chosen members of all tasks as numpy arrays, every time from fresh memory.
+
+        The list's own pointers are read along with the members: while they still chain up, one
+        bulk read is both the enumeration and the data.
+        """
+        import numpy as np
+
+        layout = self._guest.layout("task_struct", ["tasks.next", *members])
+        if self._known_array is None:
+            self._known_array = np.array(self.addresses(), dtype=np.uint64)
+        for _ in range(_ATTEMPTS):
+            known = self._known_array
+            columns = layout.columns(self._guest.kernel, known, [])
+            nexts = columns.pop("tasks.next")
+            if self._chains_up(known, nexts):
+                return columns
+            self._known_array = np.array(self.addresses(), dtype=np.uint64)
+        return columns  # changing faster than we look: rows of an instant ago
+
+    def _chains_up(self, known: npt.NDArray[Any], nexts: npt.NDArray[Any]) -> bool:
+        """Whether head → known[0] → … → known[-1] → head is what memory says."""
+        offset, head = self._offset, self._head
+        first = self._guest.kernel.read_u64(head)
+        if not len(known):
+            return first == head
+        following = nexts[:-1] - type(nexts[0])(offset)
+        return bool(
+            first == int(known[0]) + offset
+            and int(nexts[-1]) == head
+            and (following == known[1:]).all()
+        )
+
+
+#: How often a bulk read is repeated when the list changed meanwhile.
+_ATTEMPTS = 3

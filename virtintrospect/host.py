@@ -1,0 +1,159 @@
+"""libvirt connections: the only module of the core that imports libvirt."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, Self
+
+from virtintrospect.domain import Domain
+from virtintrospect.errors import (
+    AccessDeniedError,
+    MemoryAccessError,
+    NoSuchTargetError,
+    VirtIntrospectError,
+)
+
+#: virDomainState, as `virsh list` prints it.
+STATES = {
+    0: "no state",
+    1: "running",
+    2: "idle",
+    3: "paused",
+    4: "in shutdown",
+    5: "shut off",
+    6: "crashed",
+    7: "pmsuspended",
+}
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
+
+
+def default_uri() -> str | None:
+    """The URI that virsh itself would use without ``-c``."""
+    for variable in ("VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI"):
+        if value := os.environ.get(variable):
+            return value
+    return None
+
+
+class Host:
+    """A read-only connection to libvirt.
+
+    :param uri: connection URI; ``None`` for the default of virsh.
+    :raises MemoryAccessError: libvirt is not running, not installed or refuses.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        libvirt = _libvirt()
+        wanted = uri or default_uri()
+        try:
+            self._connection = libvirt.openReadOnly(wanted)
+            self.uri: str = self._connection.getURI()
+            self.hypervisor: str = self._connection.getType()
+        except libvirt.libvirtError as error:
+            raise _connection_error(libvirt, error, wanted) from error
+        self._libvirt = libvirt
+
+    def domains(self, *, active_only: bool = False) -> Iterator[Domain]:
+        """Every domain of the connection, running ones first, as virsh orders them.
+
+        :param active_only: leave out domains that are shut off.
+        """
+        handles = self._call(self._connection.listAllDomains, 1 if active_only else 0)
+        found = [domain for handle in handles if (domain := self._describe(handle)) is not None]
+        yield from sorted(found, key=lambda d: (d.id is None, d.id or 0, d.name))
+
+    def domain(self, target: str) -> Domain:
+        """The domain with this id, name or UUID (looked up in virsh's order).
+
+        :raises NoSuchTargetError: there is none.
+        """
+        lookups = []
+        if target.isdecimal() and target.isascii() and len(target) < 10:
+            lookups.append((self._connection.lookupByID, int(target)))
+        if _UUID.fullmatch(target):
+            lookups.append((self._connection.lookupByUUIDString, target))
+        lookups.append((self._connection.lookupByName, target))
+        for lookup, key in lookups:
+            try:
+                handle = lookup(key)
+            except self._libvirt.libvirtError as error:
+                if error.get_error_code() != self._libvirt.VIR_ERR_NO_DOMAIN:
+                    raise self._error(error) from error
+                continue
+            if (domain := self._describe(handle)) is not None:
+                return domain
+        raise NoSuchTargetError(
+            f"no domain {target!r} on {self.uri}",
+            hint="`virt-introspect list` shows the domains; a path to a memory image needs a '/'",
+        )
+
+    def close(self) -> None:
+        """Close the connection; closing twice is harmless."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            self._call(connection.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _describe(self, handle: Any) -> Domain | None:
+        """The domain as data; ``None`` when it vanished while we looked."""
+        try:
+            number = handle.ID()
+            return Domain(
+                name=handle.name(),
+                uuid=handle.UUIDString(),
+                id=None if number < 0 else number,
+                state=STATES.get(handle.state()[0], "unknown"),
+                hypervisor=self.hypervisor,
+                uri=self.uri,
+                xml=handle.XMLDesc(0),
+            )
+        except self._libvirt.libvirtError as error:
+            if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise self._error(error) from error
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except self._libvirt.libvirtError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> VirtIntrospectError:
+        return MemoryAccessError(
+            f"libvirt on {self.uri}: {error}", hint="check that its daemon still runs"
+        )
+
+
+def _libvirt() -> Any:
+    try:
+        import libvirt
+    except ImportError as error:
+        raise MemoryAccessError(
+            f"libvirt-python cannot be imported: {error}",
+            hint="pip install libvirt-python (it needs libvirt-dev, pkg-config and gcc)",
+        ) from error
+    # libvirt prints every error to standard error by itself unless told otherwise.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return libvirt
+
+
+def _connection_error(libvirt: Any, error: Any, uri: str | None) -> VirtIntrospectError:
+    where = uri or "the default URI"
+    denied = {libvirt.VIR_ERR_AUTH_DENIED, libvirt.VIR_ERR_AUTH_CANCELLED}
+    if error.get_error_code() in denied or "Permission denied" in str(error):
+        return AccessDeniedError(
+            f"libvirt refuses the connection to {where}: {error}",
+            hint="run as root or join the group 'libvirt'",
+        )
+    return MemoryAccessError(
+        f"cannot connect to libvirt at {where}: {error}",
+        hint="start its daemon (systemctl start libvirtd, or virtqemud.socket), or give -c URI",
+    )

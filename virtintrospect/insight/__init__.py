@@ -1,0 +1,1 @@
+"""What a command shows of a guest, as flat records."""

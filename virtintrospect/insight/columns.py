@@ -1,0 +1,61 @@
+"""What the columns of the tables are: their names are the command contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Unit(Enum):
+    """What a column's value means; programs get the plain value, people a readable one."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    #: A kernel address: ``"0x…"`` for programs too, since JSON numbers end at 2^53.
+    ADDRESS = "address"
+    BYTES = "bytes"
+    #: Seconds since the epoch, UTC.
+    EPOCH = "epoch"
+    SECONDS = "seconds"
+    MILLISECONDS = "milliseconds"
+    FLAG = "flag"
+    #: Raw bytes, shown as hexadecimal digits.
+    HEX = "hex"
+    LIST = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    ``brief``: it is in the table that people see unless they choose columns. ``wrap``: on a
+    terminal that is too narrow it goes on in the next line instead of being cut.
+    """
+
+    name: str
+    unit: Unit = Unit.TEXT
+    brief: bool = True
+    wrap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A named table: its columns, in order."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+    def column(self, name: str) -> Column | None:
+        """The column of that name."""
+        return next((column for column in self.columns if column.name == name), None)
+
+
+Record = Mapping[str, Any]
+
+
+def record(table: Table, source: object) -> dict[str, Any]:
+    """The fields of a record that a table shows; unknown ones (``None``) are left out."""
+    values = {column.name: getattr(source, column.name) for column in table.columns}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,134 @@
+"""The tables of the command contract.
+
+Names follow osquery where it has the table (processes, kernel_modules, kernel_info).
+"""
+
+from __future__ import annotations
+
+from virtintrospect.insight.columns import Column, Table, Unit
+
+_A, _B, _N = Unit.ADDRESS, Unit.BYTES, Unit.NUMBER
+
+LIST = Table(
+    "list",
+    (
+        Column("id", _N),
+        Column("name"),
+        Column("uuid", brief=False),
+        Column("state"),
+        Column("os"),
+        Column("kernel"),
+    ),
+)
+
+INFO = Table(
+    "info",
+    (
+        Column("os"),
+        Column("release"),
+        Column("version"),
+        Column("machine"),
+        Column("hostname"),
+        Column("arguments"),
+        Column("boot_time", Unit.EPOCH),
+        Column("uptime_seconds", Unit.SECONDS),
+        Column("cpus", _N),
+        Column("page_mode"),
+        Column("kernel_base", _A),
+        Column("kaslr_slide", _A),
+        Column("build_id", Unit.HEX),
+    ),
+)
+
+PS = Table(
+    "ps",
+    (
+        Column("pid", _N),
+        Column("tid", _N, brief=False),
+        Column("parent", _N),
+        Column("name"),
+        Column("state"),
+        Column("uid", _N),
+        Column("gid", _N, brief=False),
+        Column("euid", _N, brief=False),
+        Column("egid", _N, brief=False),
+        Column("threads", _N),
+        Column("nice", _N),
+        Column("priority", _N, brief=False),
+        Column("start_time", Unit.EPOCH),
+        Column("user_time", Unit.MILLISECONDS),
+        Column("system_time", Unit.MILLISECONDS),
+        Column("resident_size", _B),
+        Column("total_size", _B, brief=False),
+        Column("path", brief=False),
+        Column("cmdline"),
+        Column("cwd", brief=False),
+        Column("root", brief=False),
+        Column("cgroup_path", brief=False),
+        Column("kernel_thread", Unit.FLAG, brief=False),
+        Column("address", _A, brief=False),
+        Column("confidence", _N, brief=False),
+    ),
+)
+
+MODULES = Table(
+    "modules",
+    (
+        Column("name"),
+        Column("size", _B),
+        Column("used_by", Unit.LIST),
+        Column("refcount", _N),
+        Column("status"),
+        Column("address", _A),
+        Column("taints"),
+    ),
+)
+
+DMESG = Table(
+    "dmesg",
+    (
+        Column("time", Unit.SECONDS),
+        Column("level"),
+        Column("facility"),
+        Column("text", wrap=True),
+    ),
+)
+
+SYMBOLS = Table(
+    "symbols",
+    (Column("address", _A), Column("type"), Column("name"), Column("offset", _N)),
+)
+
+TYPES = Table(
+    "types",
+    (
+        Column("name"),
+        Column("member"),
+        Column("offset", _N),
+        Column("size", _N),
+        Column("bit_offset", _N, brief=False),
+        Column("bit_size", _N, brief=False),
+        Column("type"),
+        Column("value", _N),
+    ),
+)
+
+TRANSLATE = Table(
+    "translate",
+    (
+        Column("vaddr", _A),
+        Column("paddr", _A),
+        Column("page_size", _B),
+        Column("present", Unit.FLAG),
+        Column("writable", Unit.FLAG),
+        Column("user", Unit.FLAG),
+        Column("executable", Unit.FLAG),
+        Column("pgd", _A),
+        Column("p4d", _A),
+        Column("pud", _A),
+        Column("pmd", _A),
+        Column("pte", _A),
+    ),
+)
+
+READ = Table("read", (Column("address", _A), Column("data", Unit.HEX), Column("text")))

@@ -1,0 +1,180 @@
+"""What every source of guest-physical memory offers."""
+
+from __future__ import annotations
+
+import abc
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from virtintrospect.errors import FaultError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+#: Granularity of residency: the smallest page of every supported architecture.
+PAGE_SIZE = 4096
+
+#: Most bytes that one :meth:`PhysicalMemory.read` may ask for. Sizes often come from the
+#: guest; nothing of a size that the guest chose is allocated.
+MAX_READ = 256 << 20
+
+
+class Region(NamedTuple):
+    """A half-open range ``[start, end)`` of guest-physical addresses, in bytes."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.end - self.start
+
+
+class Mapped(NamedTuple):
+    """A block of guest RAM that is mapped into this process in one piece."""
+
+    #: The block's bytes, read-only; index 0 is guest-physical :attr:`start`.
+    buffer: memoryview
+    start: int
+    end: int
+    #: One byte a 4 KiB page of the block: non-zero where reading touches no absent page.
+    #: Kept up to date in place by the memory that owns it.
+    present: bytearray
+
+
+class PhysicalMemory(abc.ABC):
+    """Guest-physical memory: live RAM or a memory image.
+
+    A subclass sets :attr:`regions` and implements :meth:`_read_within`; it overrides
+    :meth:`gather`, :meth:`view` and :meth:`resident` where it can do better.
+
+    Rules for every implementation:
+
+    * a read gives exactly the bytes asked for, or :exc:`~virtintrospect.errors.FaultError`;
+    * a page that the host has not allocated reads as zeros and **is not touched**: looking at
+      a guest must never make it use more of the host's memory.
+    """
+
+    #: Where there is RAM (or ROM): sorted, not overlapping, adjacent ranges not merged.
+    regions: tuple[Region, ...] = ()
+
+    @abc.abstractmethod
+    def _read_within(self, index: int, paddr: int, size: int) -> bytes:
+        """Read a range that lies wholly inside ``regions[index]``."""
+
+    def read(self, paddr: int, size: int) -> bytes:
+        """Read ``size`` bytes at guest-physical ``paddr``.
+
+        A range may cross regions that touch each other.
+
+        :raises FaultError: some byte of the range has no memory, or ``size`` is above
+            :data:`MAX_READ`.
+        """
+        if size < 0 or size > MAX_READ:
+            raise FaultError(paddr, size, hint=f"one read gives at most {MAX_READ} bytes")
+        parts = []
+        while size > 0:
+            index = self.region_index(paddr)
+            if index < 0:
+                raise FaultError(paddr, size)
+            step = min(size, self.regions[index].end - paddr)
+            parts.append(self._read_within(index, paddr, step))
+            paddr += step
+            size -= step
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def gather(self, paddrs: Sequence[int], size: int, faults: list[int] | None = None) -> bytes:
+        """Read ``size`` bytes at each of ``paddrs``; the primitive of everything in bulk.
+
+        :param paddrs: guest-physical addresses, in any order.
+        :param faults: where given, a range without memory does not raise: its bytes are zeros
+            and its index is appended here.
+        :returns: ``len(paddrs) * size`` bytes, in the order of ``paddrs``.
+        :raises FaultError: a range has no memory and ``faults`` is not given.
+        """
+        parts = []
+        for position, paddr in enumerate(paddrs):
+            try:
+                parts.append(self.read(paddr, size))
+            except FaultError:
+                if faults is None:
+                    raise
+                faults.append(position)
+                parts.append(bytes(size))
+        return b"".join(parts)
+
+    def view(self, paddr: int, size: int) -> memoryview | None:
+        """A zero-copy, read-only window on live memory, or ``None`` where none can be had.
+
+        The window shows the guest's memory as it changes. ``None`` when the range is not
+        mapped in one piece, or when some page of it is not resident (touching it would
+        allocate host memory). A window must not be used after :meth:`close`.
+        """
+        return None
+
+    def mapped(self, paddr: int) -> Mapped | None:
+        """The whole mapped block around ``paddr``; ``None`` where RAM is not mapped.
+
+        For hot loops that cannot afford a call a read. The caller must check ``present``, and
+        must fall back to :meth:`read` for pages that are not.
+        """
+        return None
+
+    def read_u64(self, paddr: int) -> int:
+        """The little-endian 64-bit number at ``paddr``; raises as :meth:`read`."""
+        return int.from_bytes(self.read(paddr, 8), "little")
+
+    def gather_u64(self, paddrs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """64-bit little-endian numbers at ``paddrs``; 0 where there is no memory."""
+        import numpy as np
+
+        faults: list[int] = []
+        return np.frombuffer(self.gather(paddrs.tolist(), 8, faults), dtype="<u8")
+
+    def resident(self) -> Iterator[Region]:
+        """Ranges that hold data, in rising order; the rest of :attr:`regions` is zeros."""
+        yield from self.regions
+
+    def close(self) -> None:
+        """Release what is held. Further reads raise; closing twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def region_index(self, paddr: int) -> int:
+        """Index in :attr:`regions` of the region that holds ``paddr``, or -1."""
+        index = bisect_right(self.regions, paddr, key=lambda region: region.start) - 1
+        if index < 0 or paddr >= self.regions[index].end:
+            return -1
+        return index
+
+    @property
+    def size(self) -> int:
+        """Bytes of RAM and ROM altogether."""
+        return sum(region.size for region in self.regions)
+
+    @property
+    def end(self) -> int:
+        """First guest-physical address above all memory."""
+        return max((region.end for region in self.regions), default=0)
+
+
+def merge(regions: Iterable[Region]) -> Iterator[Region]:
+    """Join regions that touch or overlap; the input must be sorted by start."""
+    current: Region | None = None
+    for region in regions:
+        if current is None:
+            current = region
+        elif region.start <= current.end:
+            current = Region(current.start, max(current.end, region.end))
+        else:
+            yield current
+            current = region
+    if current is not None:
+        yield current

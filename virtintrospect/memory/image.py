@@ -1,0 +1,85 @@
+"""Memory images: from a file to memory, by what is in the file and never by its name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from virtintrospect.errors import AccessDeniedError, ImageFormatError, NoSuchTargetError
+from virtintrospect.memory.base import PhysicalMemory
+from virtintrospect.memory.elfcore import ElfCore
+from virtintrospect.memory.raw import open_raw
+
+_UNPACK = "unpack it first"
+_DUMP = "`virsh dump --memory-only DOMAIN FILE` (format elf) makes an image that can be read"
+
+#: First bytes, what such a file is, and what to do with it.
+_FOREIGN = (
+    (b"\x1f\x8b", "compressed with gzip", f"{_UNPACK}: gzip -d"),
+    (b"\xfd7zXZ\0", "compressed with xz", f"{_UNPACK}: xz -d"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", f"{_UNPACK}: zstd -d"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", f"{_UNPACK}: lz4 -d"),
+    (b"BZh", "compressed with bzip2", f"{_UNPACK}: bzip2 -d"),
+    (b"\x89LZO\0\r\n\x1a\n", "compressed with lzop", f"{_UNPACK}: lzop -d"),
+    (b"QFI\xfb", "a qcow2 disk, which holds no memory that can be read", _DUMP),
+    (b"KDUMP   ", "a kdump-compressed dump: not supported yet", _DUMP),
+    (b"DISKDUMP", "a diskdump: not supported yet", _DUMP),
+    (b"makedumpfile\0", "a flattened makedumpfile dump: not supported yet", _DUMP),
+    (b"EMiL", "a LiME image: not supported yet", "take it again with LiME's format=padded (raw)"),
+    (b"AVML", "an AVML image: not supported yet", "avml-convert --format raw turns it into raw"),
+    (b"QEVM", "a QEMU migration stream: not supported yet", _DUMP),
+    (b"LibvirtQemud", "a domain saved by libvirt: not supported yet", "restore and dump it"),
+    (b"PAGEDU", "a Windows crash dump: not supported yet", _DUMP),
+    (b"\x7fVirtualBox", "a VirtualBox saved state: not supported", _DUMP),
+)  # fmt: skip
+
+
+def open_image(path: str | Path) -> PhysicalMemory:
+    """Open a memory image: an ELF core of a guest, or raw memory.
+
+    :raises NoSuchTargetError: there is no such file.
+    :raises AccessDeniedError: the file cannot be opened by this user.
+    :raises ImageFormatError: it is no memory image that can be read: a directory, an empty or
+        truncated file, another format.
+    """
+    name = os.fspath(path)
+    shown = ascii(name)[1:-1] if not name.isprintable() else name
+    descriptor = _open(name, shown)
+    try:
+        return _identify(descriptor, shown)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _identify(descriptor: int, shown: str) -> PhysicalMemory:
+    """Choose the format by the file's first bytes."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise ImageFormatError(shown, 0, f"no memory image: {kind}", hint=_DUMP)
+    if not status.st_size:
+        raise ImageFormatError(shown, 0, "no memory image: the file is empty", hint=_DUMP)
+    start = os.pread(descriptor, 16, 0)
+    if start.startswith(b"\x7fELF"):
+        return ElfCore(shown, descriptor, status.st_size)
+    for magic, what, hint in _FOREIGN:
+        if start.startswith(magic):
+            raise ImageFormatError(shown, 0, what, hint=hint)
+    return open_raw(shown, descriptor, status.st_size)
+
+
+def _open(name: str, shown: str) -> int:
+    """Open for reading, without waiting for the other end of a pipe."""
+    try:
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise AccessDeniedError(
+            f"{shown}: {error.strerror}", hint="memory images are private: run as their owner"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise NoSuchTargetError(
+            f"{shown}: {reason}", hint="a target with a '/' is the path of a memory image"
+        ) from error

@@ -1,0 +1,289 @@
+"""Virtual address spaces: memory, a paging mode and a top table."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtintrospect.arch.paging import (
+    NOT_MAPPED,
+    PagingMode,
+    Walk,
+    translate_many,
+    translator,
+    walk,
+)
+from virtintrospect.errors import FaultError
+from virtintrospect.memory import PhysicalMemory
+from virtintrospect.memory.base import MAX_READ
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_PAGE = 4096
+_U64 = struct.Struct("<Q")
+
+
+class LinearRange(NamedTuple):
+    """Virtual addresses ``[start, end)`` that map to ``paddr``, ``paddr + 1``, … in one run.
+
+    Whoever makes one has checked it against the page tables (see
+    :meth:`AddressSpace.verify`); reads within it need no walk.
+    """
+
+    start: int
+    end: int
+    paddr: int
+
+
+class AddressSpace:
+    """The virtual memory behind one top table.
+
+    :param memory: guest-physical memory.
+    :param mode: format of the page tables.
+    :param root: physical address of the top table, as in CR3 (low 12 bits are ignored).
+    :param linear: ranges known to be linear (direct map, kernel image); the walker serves the
+        rest, and nothing of what it finds is kept: a guest may change its tables at any time.
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        mode: PagingMode,
+        root: int,
+        *,
+        linear: Iterable[LinearRange] = (),
+    ) -> None:
+        self.memory = memory
+        self.mode = mode
+        self.root = root & mode.frame
+        self.linear = tuple(linear)
+        self._translate = translator(memory.read_u64, mode)
+        #: Reads the 64-bit number at a virtual address.
+        self.read_u64: Callable[[int], int] = self._compile_read_u64()
+
+    def with_root(self, root: int) -> AddressSpace:
+        """The same memory and mode under another top table, without linear ranges."""
+        return AddressSpace(self.memory, self.mode, root)
+
+    # -- translation ------------------------------------------------------------------------
+
+    def translate(self, vaddr: int) -> int:
+        """Guest-physical address of ``vaddr``.
+
+        :raises FaultError: the address has no page, or a page table lies outside of memory.
+        """
+        for start, end, paddr in self.linear:
+            if start <= vaddr < end:
+                return vaddr - start + paddr
+        paddr = self._translate(self.root, vaddr)[0]
+        if paddr < 0:
+            raise FaultError(vaddr, 1, kind="virtual")
+        return paddr
+
+    def translate_many(self, vaddrs: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """Guest-physical addresses of an array of virtual ones, all at once.
+
+        :returns: unsigned 64-bit numbers; ``0xffff_ffff_ffff_ffff`` where there is no page.
+        """
+        import numpy as np
+
+        addresses = np.asarray(vaddrs, dtype=np.uint64)
+        result = np.full(addresses.shape, NOT_MAPPED, dtype=np.uint64)
+        rest = np.ones(addresses.shape, dtype=bool)
+        for start, end, paddr in self.linear:
+            inside = (addresses >= np.uint64(start)) & (addresses <= np.uint64(end - 1))
+            result[inside] = addresses[inside] - np.uint64(start) + np.uint64(paddr)
+            rest &= ~inside
+        if rest.any():
+            walked = translate_many(self.memory, self.mode, self.root, addresses[rest])
+            result[rest] = walked
+        return result
+
+    def walk(self, vaddr: int) -> Walk:
+        """Translate through the page tables alone and tell every step."""
+        return walk(self.memory, self.mode, self.root, vaddr)
+
+    def verify(self, linear: LinearRange) -> bool:
+        """Whether the page tables agree with a linear range at its start."""
+        try:
+            return self._translate(self.root, linear.start)[0] == linear.paddr
+        except FaultError:
+            return False
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """Read ``size`` bytes.
+
+        :raises FaultError: a page of the range is not mapped or has no memory; its
+            ``address`` is virtual.
+        """
+        if size < 0 or size > MAX_READ:
+            raise FaultError(vaddr, size, kind="virtual", hint=f"at most {MAX_READ} bytes")
+        for start, end, paddr in self.linear:
+            if start <= vaddr and vaddr + size <= end:
+                return self._physical(vaddr, vaddr - start + paddr, size)
+        parts = []
+        while size > 0:
+            paddr, page_size = self._page(vaddr)
+            step = min(size, page_size - (vaddr & (page_size - 1)))
+            parts.append(self._physical(vaddr, paddr, step))
+            vaddr += step
+            size -= step
+        return b"".join(parts)
+
+    def gather(self, vaddrs: Sequence[int], size: int, faults: list[int] | None = None) -> bytes:
+        """Read ``size`` bytes at each of ``vaddrs``.
+
+        :param faults: where given, a range that cannot be read does not raise: its bytes are
+            zeros and its index is appended here.
+        :returns: ``len(vaddrs) * size`` bytes.
+        :raises FaultError: a range cannot be read and ``faults`` is not given.
+        """
+        paddrs = []
+        patches: list[tuple[int, bytes]] = []
+        for position, vaddr in enumerate(vaddrs):
+            try:
+                paddrs.append(self._contiguous(vaddr, size))
+                continue
+            except FaultError:
+                paddrs.append(-1)  # not in one piece: read by itself, laid in below
+            try:
+                patches.append((position, self.read(vaddr, size)))
+            except FaultError:
+                if faults is None:
+                    raise
+                faults.append(position)
+        if not patches and -1 not in paddrs:
+            return self.memory.gather(paddrs, size, faults)
+        return self._patched(vaddrs, paddrs, size, patches, faults)
+
+    def string(self, vaddr: int, limit: int = 4096) -> bytes:
+        """The NUL-terminated string at ``vaddr``, without its NUL, cut at ``limit`` bytes.
+
+        Where memory ends before the NUL, what is there is given; a fault at the very first
+        byte raises.
+        """
+        parts: list[bytes] = []
+        left = limit
+        while left > 0:
+            step = min(left, _PAGE - (vaddr & (_PAGE - 1)), 256)
+            try:
+                chunk = self.read(vaddr, step)
+            except FaultError:
+                if not parts:
+                    raise
+                break
+            end = chunk.find(b"\0")
+            if end >= 0:
+                parts.append(chunk[:end])
+                break
+            parts.append(chunk)
+            vaddr += step
+            left -= step
+        return b"".join(parts)
+
+    def strings(self, vaddrs: Sequence[int], limit: int = 256) -> list[bytes | None]:
+        """The strings at many addresses; ``None`` where one cannot be read."""
+        result: list[bytes | None] = []
+        for vaddr in vaddrs:
+            try:
+                result.append(self.string(vaddr, limit))
+            except FaultError:
+                result.append(None)
+        return result
+
+    def read_available(self, vaddr: int, size: int) -> list[tuple[int, bytes]]:
+        """What can be read of a range: pieces as ``(vaddr, bytes)``, in order.
+
+        User memory is often partly swapped out; what is there is still worth showing.
+        """
+        pieces: list[tuple[int, bytes]] = []
+        end = vaddr + min(max(size, 0), MAX_READ)
+        while vaddr < end:
+            step = min(end - vaddr, _PAGE - (vaddr & (_PAGE - 1)))
+            try:
+                pieces.append((vaddr, self.read(vaddr, step)))
+            except FaultError:
+                pass
+            vaddr += step
+        return pieces
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _page(self, vaddr: int) -> tuple[int, int]:
+        """Physical address and page size behind ``vaddr``."""
+        try:
+            paddr, page_size = self._translate(self.root, vaddr)
+        except FaultError as error:
+            raise FaultError(
+                vaddr, 1, kind="virtual", hint=f"its page table at {error.address:#x} has no memory"
+            ) from error
+        if paddr < 0:
+            raise FaultError(vaddr, 1, kind="virtual")
+        return paddr, page_size
+
+    def _contiguous(self, vaddr: int, size: int) -> int:
+        """Physical address of a range that lies in one piece; a FaultError where it does not."""
+        for start, end, paddr in self.linear:
+            if start <= vaddr and vaddr + size <= end:
+                return vaddr - start + paddr
+        paddr, page_size = self._page(vaddr)
+        if (vaddr & (page_size - 1)) + size > page_size:
+            raise FaultError(vaddr, size, kind="virtual")
+        return paddr
+
+    def _physical(self, vaddr: int, paddr: int, size: int) -> bytes:
+        try:
+            return self.memory.read(paddr, size)
+        except FaultError as error:
+            where = vaddr + error.address - paddr
+            raise FaultError(where, size, kind="virtual") from error
+
+    def _patched(
+        self,
+        vaddrs: Sequence[int],
+        paddrs: list[int],
+        size: int,
+        patches: list[tuple[int, bytes]],
+        faults: list[int] | None,
+    ) -> bytes:
+        """Gather the ranges that are in one piece and lay the others between them."""
+        whole = [position for position, paddr in enumerate(paddrs) if paddr >= 0]
+        inner: list[int] | None = None if faults is None else []
+        data = self.memory.gather([paddrs[position] for position in whole], size, inner)
+        out = bytearray(len(vaddrs) * size)
+        for index, position in enumerate(whole):
+            out[position * size : (position + 1) * size] = data[index * size : (index + 1) * size]
+        for position, piece in patches:
+            out[position * size : (position + 1) * size] = piece
+        if faults is not None and inner:
+            faults.extend(whole[index] for index in inner)
+        return bytes(out)
+
+    def _compile_read_u64(self) -> Callable[[int], int]:
+        """A function for the most frequent read, with everything it needs bound once."""
+        linear = self.linear
+        read_physical: Callable[[int], int] = self.memory.read_u64
+        translate = self.translate
+        read = self.read
+        unpack: Any = _U64.unpack
+
+        def read_u64(vaddr: int) -> int:
+            for start, end, paddr in linear:
+                if start <= vaddr < end:
+                    try:
+                        return read_physical(vaddr - start + paddr)
+                    except FaultError as error:
+                        raise FaultError(vaddr, 8, kind="virtual") from error
+            if vaddr & (_PAGE - 1) > _PAGE - 8:
+                return int(unpack(read(vaddr, 8))[0])
+            try:
+                return read_physical(translate(vaddr))
+            except FaultError as error:
+                raise FaultError(vaddr, 8, kind="virtual") from error
+
+        return read_u64

@@ -1,0 +1,248 @@
+"""The disk cache of what depends only on a kernel's build: symbols and types.
+
+A build id is the guest's own claim. A hostile guest may claim that of a distribution's kernel and
+show forged tables, to blind its host to all other guests on that kernel. So a profile remembers
+the regions of guest memory that it was made from, and their digest; it serves a guest only if
+that guest has the very same bytes there. Forged tables can then mislead about the forger alone.
+
+A cache must never be the reason for a failure: whatever is wrong with it is logged as a warning,
+and the kernel is parsed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+import os
+import stat
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from virtintrospect.errors import CorruptDataError, FaultError
+from virtintrospect.symbols.btf import Btf
+from virtintrospect.symbols.profile import (
+    Profile,
+    Sources,
+    pack,
+    unpack,
+    unpack_header,
+    usable,
+)
+from virtintrospect.symbols.table import Symbols
+
+#: Reads guest memory: offset from ``_text`` and length, in bytes.
+Reader = Callable[[int, int], bytes | memoryview]
+
+#: Default size of the whole cache.
+MAX_SIZE = 512 << 20
+
+#: Most profiles of one build id that are kept, and tried for a guest.
+MAX_VARIANTS = 4
+
+_MAX_FILE = 512 << 20
+_MAX_FILES = 4096
+_SUFFIX = ".profile"
+_TEMPORARY = ".new-"
+_STALE_SECONDS = 3600
+
+_log = logging.getLogger(__name__)
+
+
+def default_directory() -> Path | None:
+    """Where profiles are kept, or ``None`` where the caller has no home.
+
+    ``$VIRTINTROSPECT_CACHE``, else /var/cache/virtintrospect for root, else
+    ``$XDG_CACHE_HOME``/virtintrospect, else ~/.cache/virtintrospect.
+    """
+    own = os.environ.get("VIRTINTROSPECT_CACHE")
+    if own:
+        return Path(own)
+    if os.geteuid() == 0:
+        return Path("/var/cache/virtintrospect")
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if shared.startswith("/"):
+        return Path(shared) / "virtintrospect"
+    try:
+        return Path.home() / ".cache" / "virtintrospect"
+    except RuntimeError:
+        return None
+
+
+class Store:
+    """Profiles of kernel builds, in one directory; several processes may share it.
+
+    :param directory: made (mode 0700) when something is first saved; ``None``: keep nothing.
+    :param max_size: bytes on disk; the least recently used profiles go first.
+    """
+
+    def __init__(self, directory: Path | None, *, max_size: int = MAX_SIZE) -> None:
+        self.directory = directory
+        self.max_size = max_size
+
+    def find(self, build_id: bytes, read: Reader) -> Profile | None:
+        """The profile of ``build_id`` that was made from the very bytes this guest has.
+
+        :param read: reads this guest's kernel image. A
+            :exc:`~virtintrospect.errors.FaultError` from it means that the bytes differ.
+        """
+        digests: dict[Sources, str | None] = {}
+        for path in self._variants(build_id)[:MAX_VARIANTS]:
+            try:
+                data = _map(path)
+                header = unpack_header(data)
+                if header.sources not in digests:
+                    digests[header.sources] = _digest_or_none(header.sources, read)
+                if header.build_id == build_id.hex() and header.digest == digests[header.sources]:
+                    profile = unpack(data, header)
+                    _touch(path)
+                    return profile
+            except (OSError, CorruptDataError) as problem:
+                _log.warning("profile %s is not used: %s", path, problem)
+        return None
+
+    def save(
+        self,
+        build_id: bytes,
+        sources: Sequence[tuple[int, bytes | memoryview]],
+        symbols: Symbols,
+        btf: Btf | None,
+        metadata: Mapping[str, Any],
+    ) -> Profile:
+        """Keep what was parsed from a guest, and give it back as :meth:`find` would.
+
+        :param sources: the regions that it was parsed from (offset from ``_text``, content),
+            without relocated pointers in them. The content must be the very copy that was
+            parsed: read a second time, a hostile guest could show something else. Without any
+            the profile is not kept, for nothing could prove that it fits.
+        :param metadata: what else follows from these sources **alone**; what a guest merely
+            claims beside them would be served to other guests as well. It must survive JSON.
+        """
+        memory = Profile(symbols, btf, dict(metadata))
+        regions = tuple((offset, len(content)) for offset, content in sources)
+        if self.directory is None or not usable(regions) or not 0 < len(build_id) <= 64:
+            return memory
+        contents = dict(zip(regions, (content for _, content in sources), strict=True))
+        digest = source_digest(regions, lambda offset, size: contents[offset, size])
+        path = self.directory / f"{build_id.hex()}-{digest[:8]}{_SUFFIX}"
+        try:
+            _prepare(self.directory)
+            _write(path, pack(build_id, digest, regions, symbols, btf, metadata))
+            self._evict(build_id, path)
+            data = _map(path)
+            return unpack(data, unpack_header(data))
+        except (OSError, CorruptDataError) as problem:
+            _log.warning("profile %s is not kept: %s", path, problem)
+        return memory
+
+    def _variants(self, build_id: bytes) -> list[Path]:
+        """Profiles that claim to be of ``build_id``, the most recently used first."""
+        prefix = f"{build_id.hex()}-"
+        return [path for path, _ in self._files() if path.name.startswith(prefix)]
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """All profiles, the most recently used first; none where the cache cannot be trusted."""
+        if self.directory is None:
+            return []
+        found = []
+        try:
+            _check_owner(self.directory.stat(), self.directory, 0o022)
+            with os.scandir(self.directory) as entries:
+                for entry, _ in zip(entries, range(_MAX_FILES), strict=False):
+                    if entry.name.endswith(_SUFFIX) and entry.is_file(follow_symlinks=False):
+                        found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            return []
+        except OSError as problem:
+            _log.warning("the cache %s is not used: %s", self.directory, problem)
+            return []
+        return sorted(found, key=lambda item: item[1].st_mtime_ns, reverse=True)
+
+    def _evict(self, build_id: bytes, newest: Path) -> None:
+        """Keep within bounds: size of all, number of one build's, no left-overs of the killed."""
+        total, variants, prefix = 0, 0, f"{build_id.hex()}-"
+        for path, status in self._files():
+            total += status.st_size
+            variants += path.name.startswith(prefix)
+            crowded = path.name.startswith(prefix) and variants > MAX_VARIANTS
+            if path != newest and (total > self.max_size or crowded):
+                path.unlink(missing_ok=True)
+                total -= status.st_size
+        for path in newest.parent.glob(f"{_TEMPORARY}*"):
+            try:
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+            except FileNotFoundError:  # another process was faster
+                continue
+
+
+def source_digest(sources: Sources, read: Reader) -> str:
+    """SHA-256 over position, length and content of regions of guest memory.
+
+    :raises FaultError: ``read`` cannot read one, or gives another length.
+    """
+    digest = hashlib.sha256()
+    for offset, length in sources:
+        content = read(offset, length)
+        if len(content) != length:
+            raise FaultError(offset, length, kind="image")
+        digest.update(struct.pack("<QQ", offset, length))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _digest_or_none(sources: Sources, read: Reader) -> str | None:
+    try:
+        return source_digest(sources, read)
+    except FaultError:
+        return None
+
+
+def _check_owner(status: os.stat_result, path: Path, forbidden: int) -> None:
+    """Refuse what others could have written: they would decide what this host believes."""
+    if status.st_uid not in (0, os.geteuid()) or stat.S_IMODE(status.st_mode) & forbidden:
+        raise PermissionError(f"others than its owner may write {path}")
+
+
+def _map(path: Path) -> memoryview:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        _check_owner(status, path, 0o022)
+        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _MAX_FILE:
+            raise CorruptDataError("no profile, or an empty one", 0)
+        return memoryview(mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ))
+    finally:
+        os.close(descriptor)
+
+
+def _touch(path: Path) -> None:
+    """Note the use, for eviction; a cache that cannot be written still serves."""
+    try:
+        os.utime(path)
+    except OSError:
+        _log.debug("the use of %s cannot be noted", path)
+
+
+def _prepare(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(directory.stat(), directory, 0o022)
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file that is there whole or not at all, whoever else writes it meanwhile."""
+    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

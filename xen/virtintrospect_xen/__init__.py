@@ -1,0 +1,1 @@
+"""virtintrospect's driver for Xen guests."""
