@@ -70,7 +70,7 @@ class Host:
 
         :raises NoSuchTargetError: there is none.
         """
-        lookups = []
+        lookups: list[tuple[Any, int | str]] = []
         if target.isdecimal() and target.isascii() and len(target) < 10:
             lookups.append((self._connection.lookupByID, int(target)))
         if _UUID.fullmatch(target):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Self
-from urllib.parse import unquote, urlsplit
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import Target, driver_for
@@ -28,9 +27,11 @@ class ImageTarget(Target):
 
     @property
     def memory(self) -> PhysicalMemory:
+        """What the file holds."""
         return self._memory
 
     def close(self) -> None:
+        """Close the file."""
         self._memory.close()
 
 
@@ -102,6 +103,8 @@ def open_domain(domain: Domain, store: Store | None = None) -> Session:
 def image_path(target: str) -> Path | None:
     """The path, where a target names a file; ``None`` where it names a domain."""
     if target.startswith("file:"):
+        from urllib.parse import unquote, urlsplit
+
         parts = urlsplit(target)
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise UsageError(f"{target!r} is no local file", hint="write file:///path/to/image")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.arch.paging import (
@@ -205,10 +206,8 @@ class AddressSpace:
         end = vaddr + min(max(size, 0), MAX_READ)
         while vaddr < end:
             step = min(end - vaddr, _PAGE - (vaddr & (_PAGE - 1)))
-            try:
+            with suppress(FaultError):
                 pieces.append((vaddr, self.read(vaddr, step)))
-            except FaultError:
-                pass
             vaddr += step
         return pieces
 

@@ -247,7 +247,7 @@ def _memory_devices(
         _, base = from_xml.pop(name, (0, None))
         address = options.get("addr" if options["driver"] == "pc-dimm" else "memaddr")
         if address is not None:
-            base = int(address, 0)
+            base = parse_size(address)
         if base:
             found.append((block, base))
         else:
@@ -284,7 +284,7 @@ def _above_4g_start(line: CommandLine, machine: Options, ram_size: int, low: int
     """Where RAM goes on above 4 GiB (pc_memory_init, pc_max_used_gpa)."""
     end = FOUR_GIB + ram_size - low
     if most > ram_size:
-        slots = int(line.merged("m", implied="size").get("slots", "0"), 0)
+        slots = parse_size(line.merged("m", implied="size").get("slots", "0"))
         # Device memory: from a whole GiB on, with one GiB a slot for alignment.
         end = -(-end // GIB) * GIB + most - ram_size + slots * GIB
     pci_hole = 2 * GIB if "q35" not in machine.get("type", "") else 32 * GIB

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.memory import PhysicalMemory
 
@@ -23,8 +22,7 @@ _U64 = struct.Struct("<Q")
 NOT_MAPPED = 0xFFFF_FFFF_FFFF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """One level of page tables.
 
     ``shift`` is the position of its index in a virtual address, so a leaf here maps
@@ -37,8 +35,7 @@ class Level:
     bits: int = 9
 
 
-@dataclass(frozen=True, slots=True)
-class PagingMode:
+class PagingMode(NamedTuple):
     """A page-table format with 8-byte entries, top level first."""
 
     name: str
@@ -70,8 +67,7 @@ class PagingMode:
         return -1
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One table looked up on the way: the entry and where it stands."""
 
     level: str
@@ -79,8 +75,7 @@ class Step:
     entry: int
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(NamedTuple):
     """How one virtual address translates.
 
     ``paddr`` is ``None`` when it does not; ``steps`` then ends with the entry that stopped the

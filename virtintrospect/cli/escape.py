@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def printable(text: bytes | str) -> str:
-    """Text that no terminal, log or parser will take for anything but text.
+    r"""Text that no terminal, log or parser will take for anything but text.
 
     Printable UTF-8 stays as it is. Every other byte (control characters, escape sequences,
-    invalid UTF-8, bidirectional overrides and other invisible characters) appears as ``\\x1b``.
+    invalid UTF-8, bidirectional overrides and other invisible characters) appears as ``\x1b``.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")

@@ -14,7 +14,7 @@ from virtintrospect.cli.options import Settings, common, pass_settings
 @common
 @pass_settings
 def list_(settings: Settings, *, everything: bool) -> None:
-    """List the domains of the host, and the kernel that each one runs.
+    r"""List the domains of the host, and the kernel that each one runs.
 
     \b
     virt-introspect list

@@ -27,7 +27,7 @@ _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 @common
 @click.pass_context
 def cli(context: click.Context, *, debug: bool) -> None:
-    """Show what runs inside the guests of this libvirt host, from the outside.
+    r"""Show what runs inside the guests of this libvirt host, from the outside.
 
     No agent in the guest, no debug symbols, no pause. TARGET is a domain's name, id or UUID,
     or the path of a memory image (with a slash in it: ./guest.core).
@@ -55,7 +55,7 @@ for command in (list_, info, ps, modules, dmesg, symbols, types, translate, read
 @cli.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of a SHELL.
+    r"""Print the completion script of a SHELL.
 
     \b
     source <(virt-introspect completion bash)

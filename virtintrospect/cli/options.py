@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-@dataclass(slots=True)
 class Settings:
     """What the options in front of the command say; the command's own go before them."""
 
-    uri: str | None = None
-    output: str = "table"
-    columns: str | None = None
-    verbose: bool = False
+    def __init__(self) -> None:
+        self.uri: str | None = None
+        self.output = "table"
+        self.columns: str | None = None
+        self.verbose = False
 
     def open(self, target: str) -> Session:
         """Open a session on a TARGET."""
@@ -49,11 +48,11 @@ class Settings:
             return
         shown = problems if self.verbose else problems[:1]
         for problem in shown:
-            click.echo(
-                f"warning: {printable(problem.what)} (at {problem.address:#x})", err=True
-            )
+            click.echo(f"warning: {printable(problem.what)} (at {problem.address:#x})", err=True)
         if len(problems) > len(shown):
-            click.echo(f"warning: {len(problems) - len(shown)} more like this; -v shows them", err=True)
+            click.echo(
+                f"warning: {len(problems) - len(shown)} more like this; -v shows them", err=True
+            )
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)

@@ -94,8 +94,10 @@ def human_size(size: int) -> str:
     while abs(amount) >= 1024 and unit < len(_UNITS) - 1:
         amount /= 1024
         unit += 1
-    return f"{amount:.0f} {_UNITS[unit]}" if unit == 0 or amount >= 100 else (
-        f"{amount:.1f} {_UNITS[unit]}"
+    return (
+        f"{amount:.0f} {_UNITS[unit]}"
+        if unit == 0 or amount >= 100
+        else (f"{amount:.1f} {_UNITS[unit]}")
     )
 
 
@@ -164,9 +166,7 @@ def _csv(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> N
     writer.writerow([column.name for column in columns])
     for item in _objects(columns, records):
         values = (item.get(column.name, "") for column in columns)
-        writer.writerow(
-            [" ".join(value) if isinstance(value, list) else value for value in values]
-        )
+        writer.writerow([" ".join(value) if isinstance(value, list) else value for value in values])
 
 
 def _fields(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:

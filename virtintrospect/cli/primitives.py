@@ -28,7 +28,7 @@ _WILDCARDS = set("*?[")
 @common
 @pass_settings
 def symbols(settings: Settings, target: str, name: str) -> None:
-    """Find kernel symbols of TARGET by NAME, by shell pattern, or by address.
+    r"""Find kernel symbols of TARGET by NAME, by shell pattern, or by address.
 
     \b
     virt-introspect symbols web01 init_task
@@ -70,7 +70,7 @@ def _literal(name: str) -> str:
 @common
 @pass_settings
 def types(settings: Settings, target: str, name: str) -> None:
-    """Show the members of a C type of TARGET's kernel, or the types that match a pattern.
+    r"""Show the members of a C type of TARGET's kernel, or the types that match a pattern.
 
     \b
     virt-introspect types web01 task_struct
@@ -115,7 +115,7 @@ def _type_rows(table: Types, name: str) -> Iterator[dict[str, Any]]:
 @common
 @pass_settings
 def translate(settings: Settings, target: str, vaddr: str, pid: int | None) -> None:
-    """Walk the page tables of TARGET for a virtual address or a symbol.
+    r"""Walk the page tables of TARGET for a virtual address or a symbol.
 
     \b
     virt-introspect translate web01 init_task
@@ -155,7 +155,7 @@ def read(
     physical: bool,
     raw: bool,
 ) -> None:
-    """Read memory of TARGET at an address or a symbol.
+    r"""Read memory of TARGET at an address or a symbol.
 
     \b
     virt-introspect read web01 linux_banner

@@ -106,7 +106,7 @@ class PhysicalMemory(abc.ABC):
                 parts.append(bytes(size))
         return b"".join(parts)
 
-    def view(self, paddr: int, size: int) -> memoryview | None:
+    def view(self, paddr: int, size: int) -> memoryview | None:  # noqa: ARG002
         """A zero-copy, read-only window on live memory, or ``None`` where none can be had.
 
         The window shows the guest's memory as it changes. ``None`` when the range is not
@@ -115,7 +115,7 @@ class PhysicalMemory(abc.ABC):
         """
         return None
 
-    def mapped(self, paddr: int) -> Mapped | None:
+    def mapped(self, paddr: int) -> Mapped | None:  # noqa: ARG002
         """The whole mapped block around ``paddr``; ``None`` where RAM is not mapped.
 
         For hot loops that cannot afford a call a read. The caller must check ``present``, and
@@ -138,7 +138,7 @@ class PhysicalMemory(abc.ABC):
         """Ranges that hold data, in rising order; the rest of :attr:`regions` is zeros."""
         yield from self.regions
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (not every memory holds something)
         """Release what is held. Further reads raise; closing twice is harmless."""
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zlib import crc32
 
 from virtintrospect.errors import CorruptDataError
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Words = npt.NDArray[np.int64]
+    Words = npt.NDArray[np.uint32]
+    Numbers = npt.NDArray[np.int64]
 
 #: Largest blob taken; that of a full distribution kernel has 5 to 8 MB.
 MAX_SIZE = 64 << 20
@@ -77,8 +78,7 @@ class BtfSections:
     index: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     order: str
     types: int
     types_size: int
@@ -341,10 +341,10 @@ def _type_words(raw: memoryview, header: _Header) -> Words:
     import numpy as np
 
     section = raw[header.types : header.types + header.types_size // 4 * 4]
-    return np.frombuffer(section, dtype=f"{header.order}u4").astype(np.int64)
+    return np.frombuffer(section, dtype=f"{header.order}u4").astype(np.uint32, copy=False)
 
 
-def _records(words: Words, header: _Header) -> Words:
+def _records(words: Words, header: _Header) -> Numbers:
     """Index of the word at which each record begins.
 
     The length of a would-be record is computed for every word at once; then the chain of real
@@ -352,16 +352,15 @@ def _records(words: Words, header: _Header) -> Words:
     """
     import numpy as np
 
-    fixed = np.zeros(32, dtype=np.int64)
-    each = np.zeros(32, dtype=np.int64)
+    fixed = np.zeros(32, dtype=np.uint32)
+    each = np.zeros(32, dtype=np.uint32)
     for kind, (extra, element) in enumerate(header.layouts[:32]):
         fixed[kind], each[kind] = 3 + extra // 4, element // 4
     for kind, (extra, element) in _LAYOUT.items():
         fixed[kind], each[kind] = 3 + extra // 4, element // 4
     info = words[1:]
-    kinds = info >> 24 & 0x1F
-    steps = fixed[kinds] + each[kinds] * (info & 0xFFFF)
-    jumps = memoryview(steps.astype(np.uint32)).cast("B").cast("I")
+    kinds = (info >> 24 & 0x1F).astype(np.uint8)
+    jumps = (fixed[kinds] + each[kinds] * (info & 0xFFFF)).data.cast("B").cast("I")
     starts: list[int] = []
     position, end = 0, len(words)
     while position + 2 < end:
@@ -376,7 +375,7 @@ def _records(words: Words, header: _Header) -> Words:
 
 
 def _build_index(
-    raw: memoryview, header: _Header, words: Words, records: Words, base: Btf | None
+    raw: memoryview, header: _Header, words: Words, records: Numbers, base: Btf | None
 ) -> memoryview:
     """Index the named types: every string is hashed once, then found by its offset."""
     import numpy as np
@@ -384,7 +383,7 @@ def _build_index(
     string_base = base.string_end if base else 0
     first_id = base.end_id if base else 1
     kinds = words[records + 1] >> 24 & 0x1F if len(records) else records
-    offsets = words[records] if len(records) else records
+    offsets = words[records].astype(np.int64) if len(records) else records
     chosen = np.flatnonzero(np.isin(kinds, _NAMED) & (offsets != 0))
     offsets = offsets[chosen]
     strings = bytes(raw[header.strings : header.strings + header.strings_size])

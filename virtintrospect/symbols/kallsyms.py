@@ -155,13 +155,13 @@ def _address_tables(
 ) -> Iterator[tuple[int, AddressFormat, int]]:
     """Where the address table may be, with the relative base that would go with it."""
     order = "little" if tokens.byteorder == "<" else "big"
-    count, behind = names.num_syms, tokens.index + 512
+    # Right behind the token index, which is as aligned at its end as at its beginning.
+    count, after = names.num_syms, tokens.index + 512
 
     def pointer(offset: int) -> int:
         return int.from_bytes(view[offset : offset + pointer_size], order)  # type: ignore[arg-type]
 
     for align in (pointer_size, 4):
-        after = -(-behind // align) * align
         relative_base = -(-(after + 4 * count) // align) * align
         before = names.num_syms_offset - pointer_size
         ahead = before - -(-4 * count // align) * align
@@ -169,8 +169,8 @@ def _address_tables(
             yield after, form, pointer(relative_base)
             if ahead >= 0:
                 yield ahead, form, pointer(before)
-        yield after, AddressFormat.PLACE, 0
-        yield after, AddressFormat.ABSOLUTE, 0
+    yield after, AddressFormat.PLACE, 0
+    yield after, AddressFormat.ABSOLUTE, 0
     ahead = names.num_syms_offset - pointer_size * count
     if ahead >= 0:
         yield ahead, AddressFormat.ABSOLUTE, 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Most bytes of all names together, expanded; those of Debian's 7.2 have 4.5 MB.
 MAX_EXPANDED = 64 << 20
 
-_SLAB = 1 << 16
+_SLAB = 1 << 14
 
 
 def expand(view: memoryview, tables: KallsymsTables) -> tuple[bytes, Any]:
@@ -33,21 +33,22 @@ def expand(view: memoryview, tables: KallsymsTables) -> tuple[bytes, Any]:
 
     tokens, sizes, source = _token_arrays(view, tables)
     codes, heads = _codes(view, tables)
-    if int(sizes[codes].sum(dtype=np.int64)) > MAX_EXPANDED:
-        raise GuestNotRecognisedError("kallsyms: the names expand beyond all bounds")
-    begins = np.empty(len(codes) + 1, dtype=np.int32)
+    offsets = np.empty(len(heads) + 1, dtype=np.uint32)
     parts, done = [], 0
     for first in range(0, len(codes), _SLAB):
         slab = codes[first : first + _SLAB]
         lengths = sizes[slab]
-        ends = np.cumsum(lengths, dtype=np.int32)
-        starts = ends - lengths
+        starts = np.cumsum(lengths, dtype=np.int32) - lengths
+        size = int(starts[-1]) + int(lengths[-1])
+        if done + size > MAX_EXPANDED:
+            raise GuestNotRecognisedError("kallsyms: the names expand beyond all bounds")
         positions = np.repeat(tokens[slab] - starts, lengths)
-        positions += np.arange(len(positions), dtype=np.int32)
+        positions += np.arange(size, dtype=np.int32)
         parts.append(source[positions].tobytes())
-        np.add(starts, done, out=begins[first : first + len(slab)])
-        done += len(positions)
-    offsets = np.append(begins[heads] + 2, done + 2).astype(np.uint32)
+        low, high = np.searchsorted(heads, (first, first + len(slab)))
+        offsets[low:high] = starts[heads[low:high] - first] + (done + 2)
+        done += size
+    offsets[-1] = done + 2
     return b"".join(parts), offsets
 
 

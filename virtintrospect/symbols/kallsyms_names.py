@@ -34,6 +34,11 @@ _CHUNK = 1 << 20
 _MAX_TRIES = 32
 _MAX_CLAIMS = 32
 
+#: The markers are right before the tokens; only in 6.2 and 6.3 there are three or four bytes
+#: for each symbol in between.
+_NEAR = 128 << 10
+_FAR = _NEAR + 4 * MAX_SYMBOLS
+
 #: Digits occur in symbol names, and a character that occurs is always a token of its own.
 _DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 
@@ -154,7 +159,8 @@ def find_names(view: memoryview, tokens: Tokens, pointer_size: int) -> Iterator[
     claims = (
         claim
         for size in ((4, 8) if pointer_size == 8 else (4,))
-        for start, markers in _find_markers(view, tokens, size)
+        for reach in (_NEAR, _FAR)
+        for start, markers in _find_markers(view, tokens, size, reach)
         # Where the table is not padded, what follows it may look like one marker more.
         for trimmed in (markers, markers[:-1])
         for claim in _names_before(view, tokens, start, trimmed, size, pointer_size)
@@ -173,13 +179,14 @@ def find_names(view: memoryview, tokens: Tokens, pointer_size: int) -> Iterator[
             )
 
 
-def _find_markers(view: memoryview, tokens: Tokens, size: int) -> Iterator[tuple[int, Array]]:
+def _find_markers(
+    view: memoryview, tokens: Tokens, size: int, reach: int
+) -> Iterator[tuple[int, Array]]:
     """Tables that begin with 0 and rise by a plausible length of 256 names, longest first."""
     import numpy as np
 
     end = tokens.table // size * size
-    # Behind the markers there may be three or four bytes for each symbol (6.2, 6.3).
-    begin = max(0, end - (4 * MAX_SYMBOLS + MAX_SYMBOLS // 256 * size)) // size * size
+    begin = max(0, end - reach) // size * size
     words = np.frombuffer(view[begin:end], f"{tokens.byteorder}u{size}")
     if len(words) < 3:
         return

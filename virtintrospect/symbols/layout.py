@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.space import AddressSpace
@@ -33,8 +32,7 @@ _SCALARS = {Kind.INT, Kind.POINTER, Kind.ENUM}
 Column = list[Any]
 
 
-@dataclass(slots=True)
-class _Segment:
+class _Segment(NamedTuple):
     """Members that lie close together and are read at once."""
 
     start: int
@@ -43,13 +41,15 @@ class _Segment:
     unpack: struct.Struct
 
 
-@dataclass(slots=True)
 class _Group:
     """Members of one structure, and the structures its pointers lead to."""
 
-    members: list[tuple[str, Field]] = field(default_factory=list)
-    children: dict[int, tuple[str, _Group]] = field(default_factory=dict)
-    segments: list[_Segment] = field(default_factory=list)
+    __slots__ = ("children", "members", "segments")
+
+    def __init__(self) -> None:
+        self.members: list[tuple[str, Field]] = []
+        self.children: dict[int, tuple[str, _Group]] = {}
+        self.segments: list[_Segment] = []
 
 
 class Layout:
@@ -64,9 +64,7 @@ class Layout:
     :raises TypeNotFoundError: a member does not exist.
     """
 
-    def __init__(
-        self, types: Types, name: str, members: Sequence[str] | Mapping[str, str]
-    ) -> None:
+    def __init__(self, types: Types, name: str, members: Sequence[str] | Mapping[str, str]) -> None:
         self.name = name
         wanted = members if isinstance(members, Mapping) else {_plain(m): m for m in members}
         self.columns_wanted = tuple(wanted)
@@ -345,11 +343,12 @@ def _pick(buffer: memoryview, at: npt.NDArray[Any], size: int) -> npt.NDArray[An
 
     for width, dtype in ((8, "<u8"), (4, "<u4"), (2, "<u2"), (1, "u1")):
         if size % width == 0 and not np.bitwise_or.reduce(at) % width:
-            words = np.frombuffer(buffer[: len(buffer) // width * width], dtype=dtype)
+            whole = buffer[: len(buffer) // width * width]
+            words: npt.NDArray[Any] = np.frombuffer(whole, dtype=dtype)
             if size == width:
                 return words[at // width].view(np.uint8).reshape(len(at), size)
-            rows = words[(at // width)[:, None] + np.arange(size // width)]
-            return rows.view(np.uint8).reshape(len(at), size)
+            picked = words[(at // width)[:, None] + np.arange(size // width)]
+            return picked.view(np.uint8).reshape(len(at), size)
     raise AssertionError("a width of one byte always fits")
 
 
@@ -360,8 +359,12 @@ def _as_type(rows: npt.NDArray[Any], member: Field) -> npt.NDArray[Any]:
     if member.bit_size:
         padded = np.zeros((len(rows), 8), dtype=np.uint8)
         padded[:, : member.size] = rows
-        values = padded.view("<u8").reshape(-1) >> np.uint64(member.bit_offset)
-        return values & np.uint64((1 << member.bit_size) - 1)
+        # The field goes to the top of its word and down again, which extends its sign.
+        words: npt.NDArray[Any] = padded.view("<u8").reshape(-1)
+        words = words << np.uint64(64 - member.bit_offset - member.bit_size)
+        words = words.view("<i8") if member.signed else words
+        fields: npt.NDArray[Any] = words >> (64 - member.bit_size)
+        return fields
     signed = "i" if member.signed and member.kind is not Kind.POINTER else "u"
     if member.kind in _SCALARS and member.size in (1, 2, 4, 8):
         return rows.view(f"<{signed}{member.size}").reshape(-1)

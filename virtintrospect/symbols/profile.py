@@ -14,8 +14,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.symbols.btf import Btf, BtfSections
@@ -36,8 +35,7 @@ _MAX_SOURCES = 64
 _MAX_SOURCE_SIZE = 256 << 20
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """Symbols and types of one kernel build.
 
     :param symbols: at the base they were first seen at; ``slid()`` them to this guest's.
@@ -50,11 +48,10 @@ class Profile:
     metadata: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The header of a profile file, checked as far as can be without reading the sections."""
 
-    build_id: str
+    build_id: bytes
     digest: str
     sources: tuple[tuple[int, int], ...]
     sections: dict[str, tuple[int, int]]
@@ -138,7 +135,7 @@ def _header(fields: dict[str, Any], start: int, size: int) -> Header:
         raise ValueError("it has no symbols")
     first, last = fields["relative"]
     return Header(
-        str(fields["build_id"]),
+        bytes.fromhex(fields["build_id"]),
         str(fields["digest"]),
         sources,
         sections,

@@ -17,9 +17,8 @@ import mmap
 import os
 import stat
 import struct
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ class Store:
                 header = unpack_header(data)
                 if header.sources not in digests:
                     digests[header.sources] = _digest_or_none(header.sources, read)
-                if header.build_id == build_id.hex() and header.digest == digests[header.sources]:
+                if header.build_id == build_id and header.digest == digests[header.sources]:
                     profile = unpack(data, header)
                     _touch(path)
                     return profile
@@ -138,6 +137,23 @@ class Store:
         except (OSError, CorruptDataError) as problem:
             _log.warning("profile %s is not kept: %s", path, problem)
         return memory
+
+    def notes(self) -> Iterator[tuple[int, bytes]]:
+        """Where kernels that are in the cache have their build-id note, and their build id.
+
+        A place to look first, nothing more: the offset (from ``_text``) is the integer that was
+        saved as ``metadata["note"]``. The most recently used kernel comes first.
+        """
+        seen = set()
+        for path, _ in self._files():
+            try:
+                header = unpack_header(_map(path))
+            except (OSError, CorruptDataError):  # find() will say so, when it matters
+                continue
+            found = (header.metadata.get("note"), header.build_id)
+            if isinstance(found[0], int) and found not in seen:
+                seen.add(found)
+                yield found[0], found[1]
 
     def _variants(self, build_id: bytes) -> list[Path]:
         """Profiles that claim to be of ``build_id``, the most recently used first."""
@@ -235,6 +251,8 @@ def _prepare(directory: Path) -> None:
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a file that is there whole or not at all, whoever else writes it meanwhile."""
+    import tempfile  # it draws in shutil and random, which a warm start does not need
+
     descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

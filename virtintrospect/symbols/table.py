@@ -6,7 +6,6 @@ to its first byte (``_text``), and a :class:`Symbols` is such a table seen from 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from bisect import bisect_left, bisect_right
@@ -198,6 +197,8 @@ class Symbols:
 
     def _similar(self, name: str) -> str:
         """Name a few symbols that the user may have meant; only ever for an error's hint."""
+        import difflib
+
         head = name.lstrip("_")[:4] or name[:4]
         near = (symbol.name for symbol in self.search(f"*{fnmatch_escape(head)}*", 2000))
         found = difflib.get_close_matches(name[:128], near, n=3, cutoff=0.6)

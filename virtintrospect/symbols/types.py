@@ -9,7 +9,6 @@ The types are the guest's own data: every descent is bounded in depth and count.
 from __future__ import annotations
 
 import abc
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterator
@@ -113,8 +112,7 @@ class Field:
     target: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class MemberDescription:
+class MemberDescription(NamedTuple):
     """A member as people want to see it; offset and size in bytes, bits where it has some."""
 
     name: str
@@ -125,8 +123,7 @@ class MemberDescription:
     type: str
 
 
-@dataclass(frozen=True, slots=True)
-class TypeDescription:
+class TypeDescription(NamedTuple):
     """A type as people want to see it; ``enumerators`` for an enum, ``target`` for a typedef."""
 
     kind: Kind
@@ -142,7 +139,8 @@ class Types(abc.ABC):
 
     A type is named as in C (``struct task_struct``, ``enum pid_type``) or without its tag
     (``task_struct``, ``pid_t``); without it a struct or union goes before an enum, and that
-    before a typedef. A path names a member of a member: ``signal.thread_head.next``,
+    before a typedef. Where a kernel has several structs of one name, the first is meant, always
+    the same. A path names a member of a member: ``signal.thread_head.next``,
     ``mem[1].base``. Members of anonymous structs and unions need no name of their own. Where a
     path leads *through* a pointer, the rest of it lies in another object: a new hop.
     """
@@ -435,11 +433,15 @@ class Types(abc.ABC):
         )
 
     def _similar(self, type_id: int, member: str) -> str:
+        import difflib
+
         members = self._flat.get(type_id, {})
         near = difflib.get_close_matches(member, members, n=5, cutoff=0.5)
         return f"it has: {', '.join(near or list(members)[:12])}" if members else ""
 
     def _similar_types(self, name: str) -> str:
+        import difflib
+
         head = name[:3]
         near = [other for other, _ in self.all_names() if other.startswith(head)][:4000]
         found = difflib.get_close_matches(name[:128], near, n=3, cutoff=0.6)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 from .accel import kvm_works
+from .paths import cache
 
 PREFIX = "vi-lab-"
 CHANNEL = "lab.truth"
+
+#: Seconds after which a guest's folder without a guest is nobody's.
+_ABANDONED = 900
 
 _BACKINGS = {
     "memfd": "<source type='memfd'/><access mode='shared'/>",
@@ -104,6 +110,10 @@ def me() -> str:
 def sweep(connection: Any) -> list[str]:
     """Destroy guests of the lab whose owner is gone; returns their names."""
     gone = []
+    known = {domain.name() for domain in connection.listAllDomains(0)}
+    for folder in (cache() / "run").glob("*"):
+        if folder.name not in known and time.time() - folder.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)
     for domain in connection.listAllDomains(0):
         name = domain.name()
         if not name.startswith(PREFIX):
@@ -123,6 +133,7 @@ def destroy(connection: Any, name: str) -> None:
         connection.lookupByName(name).destroy()
     for log in Path("/var/log/libvirt/qemu").glob(f"{name}.log*"):
         log.unlink(missing_ok=True)
+    shutil.rmtree(cache() / "run" / name, ignore_errors=True)
 
 
 def _start_time(pid: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from .kernels import Kernel
@@ -78,8 +79,11 @@ class Archive:
         return b"".join(self._parts)
 
 
-def initramfs(kernel: Kernel) -> Path:
-    """The lab's initramfs for a kernel, built when its parts changed."""
+def initramfs(kernel: Kernel, modules: Iterable[tuple[str, str]] = STOCK_MODULES) -> Path:
+    """The lab's initramfs for a kernel, built when its parts changed.
+
+    :param modules: what to load besides their dependencies: (name, parameters).
+    """
     programs = {name: program(name) for name in ("init", "agent", "workload")}
     archive = Archive()
     for folder in ("dev", "proc", "sys", "tmp", "run", "mnt", "root"):
@@ -93,7 +97,7 @@ def initramfs(kernel: Kernel) -> Path:
     archive.program("lab/workload", programs["workload"])
     archive.add("etc/hostname", b"lab-guest\n")
     archive.add("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")
-    parameters = dict(STOCK_MODULES)
+    parameters = dict(modules)
     order = kernel.load_order(tuple(parameters))
     for module in order:
         archive.add(f"lab/{module}.ko", kernel.modules[module][0].read_bytes())

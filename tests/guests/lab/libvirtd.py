@@ -21,14 +21,17 @@ URI = "qemu:///system"
 _DAEMONS = ("virtlogd", "libvirtd")
 _PATIENCE = 60
 
-#: $0 is where the real /dev may be mounted for a moment; "$@" is the daemon.
-_HIDE_KVM = """
+#: Gives a daemon a /dev of its own. $0 is where the real one is mounted for a moment, $1 the
+#: name of a device to leave out; the rest is the daemon's command.
+_PRIVATE_DEV = """
 set -e
+hidden=$1
+shift
 mount --rbind /dev "$0"
 mount -t tmpfs -o mode=755 dev /dev
 for entry in "$0"/*; do
     name=${entry##*/}
-    if [ "$name" = kvm ]; then
+    if [ "$name" = "$hidden" ]; then
         continue
     elif [ -d "$entry" ] && ! [ -L "$entry" ]; then
         mkdir "/dev/$name"
@@ -38,6 +41,10 @@ for entry in "$0"/*; do
     fi
 done
 umount -l "$0"
+if ! grep -q ' hugetlbfs ' /proc/mounts; then
+    mkdir -p /dev/hugepages
+    mount -t hugetlbfs hugetlbfs /dev/hugepages
+fi
 exec "$@"
 """
 
@@ -70,26 +77,27 @@ def _start_by_hand() -> None:
     started = []
     for daemon in _DAEMONS:
         if not _pid(daemon):
-            command = [*_without_kvm(), daemon, "-d"]
+            command = [*_private_dev(), daemon, "-d"]
             subprocess.run(command, check=True, timeout=_PATIENCE)
-            started.append(daemon)
-    _marker().write_text(" ".join(started))
+            _wait(lambda daemon=daemon: _pid(daemon), f"{daemon} does not start")
+            started.append(f"{daemon} {_pid(daemon)}\n")
+    _marker().write_text("".join(started))
 
 
-def _without_kvm() -> list[str]:
-    """Hide a /dev/kvm that guests cannot open from the daemon that is started.
+def _private_dev() -> list[str]:
+    """Do for a daemon what systemd and udev would: huge pages, and a /dev/kvm that makes sense.
 
-    Without udev it belongs to root alone (0600). libvirt 9.0 probes QEMU with
+    Without udev, /dev/kvm belongs to root alone (0600). libvirt 9.0 probes QEMU with
     CAP_DAC_OVERRIDE (qemuProcessQMPInit), finds KVM, then finds that the guests' user may not
-    use it (virQEMUCapsIsValid), and probes anew at every look: minutes for one start. A /dev
-    without it, in a mount namespace of the daemon's own, settles that. The device itself and
-    its permissions are the administrator's and stay as they are.
+    use it (virQEMUCapsIsValid), and probes anew at every look: a minute for each start. A /dev
+    without it settles that. It is in a mount namespace of the daemon's own: the machine's
+    devices and their permissions are the administrator's and stay as they are.
     """
-    if not Path("/dev/kvm").exists() or kvm_works():
-        return []
     real = cache() / "dev"
     real.mkdir(exist_ok=True)
-    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _HIDE_KVM, str(real)]
+    hidden = "" if kvm_works() else "kvm"
+    unshare = ["unshare", "--mount", "--propagation", "slave"]
+    return [*unshare, "sh", "-c", _PRIVATE_DEV, str(real), hidden]
 
 
 def _release(users: IO[str]) -> None:
@@ -103,10 +111,11 @@ def _release(users: IO[str]) -> None:
             users.close()
         if not _marker().exists() or _guests_run():
             return
-        for daemon in reversed(_marker().read_text().split()):
-            if pid := _pid(daemon):
+        for line in reversed(_marker().read_text().splitlines()):
+            daemon, pid = line.split()
+            if _pid(daemon) == int(pid):  # else somebody else's, started since
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+                    os.kill(int(pid), signal.SIGTERM)
                 _wait(lambda daemon=daemon: not _pid(daemon), f"{daemon} does not stop")
         _marker().unlink()
 

@@ -27,6 +27,7 @@ class Variant:
     byteorder: str = "<"
     wide: bool = True
     base: int = BASE
+    skew: int = 0  # bytes by which the first table misses an address that 8 divides
 
     @property
     def pointer(self) -> str:
@@ -46,6 +47,8 @@ VARIANTS = {
     "6.4 absolute": Variant("new", 3, "absolute"),
     "6.15 relative": Variant("new", 3, "relative"),
     "7.0 place-relative": Variant("new", 3, "place", align=4),
+    "7.0 place-relative, skewed": Variant("new", 3, "place", align=4, skew=4),
+    "7.0 relative, aligned to 4": Variant("new", 3, "relative", align=4, skew=4),
     "6.12 32-bit": Variant("new", 3, "relative", align=4, base=0xC0008000),
     "4.19 32-bit absolute": Variant("old", 0, "absolute", align=4, wide=False, base=0xC0008000),
     "6.12 big-endian": Variant("new", 3, "relative", byteorder=">"),
@@ -60,7 +63,9 @@ def make_symbols(variant: Variant, count: int = 2900) -> Listing:
     random_ = random.Random(count)
     words = ["sys", "tcp", "ext4", "init", "lock", "page", "Alloc", "free", "dev", "0", "1x", "q"]
     symbols: Listing = []
-    if variant.addresses == "percpu" or variant.order == "old" and variant.addresses == "absolute":
+    if variant.addresses == "percpu" or (
+        variant.order == "old" and variant.addresses == "absolute"
+    ):
         symbols += [
             (f"percpu_{number}", number * 16, "A")
             for number in range(0 if variant.base < 1 << 32 else 40)
@@ -104,6 +109,7 @@ class _Writer:
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
         self.data = bytearray(random.Random(3).randbytes(NOISE).replace(b"\0", b"\1"))
+        self.data += b"\1" * variant.skew
         self.at: dict[str, int] = {}
 
     def label(self, name: str) -> None:

@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.unit.symbols.kallsyms_image import (
     BASE,
     VARIANTS,
@@ -16,7 +17,6 @@ from tests.unit.symbols.kallsyms_image import (
     make_symbols,
     make_tokens,
 )
-
 from virtintrospect.errors import GuestNotRecognisedError, VirtIntrospectError
 from virtintrospect.symbols.kallsyms import decode, find_tables
 from virtintrospect.symbols.table import Symbols
@@ -31,7 +31,7 @@ PLACE_IMAGE, PLACE_AT = make_image(PLACE, make_symbols(PLACE))
 
 def listed(image: bytes | bytearray, base: int = BASE) -> Listing:
     tables = find_tables(bytes(image), base)
-    return [tuple(symbol) for symbol in Symbols(decode(bytes(image), tables), base)]
+    return [(s.name, s.address, s.type) for s in Symbols(decode(bytes(image), tables), base)]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -53,6 +53,29 @@ def test_every_number_of_symbols_around_a_marker(count: int, order: str) -> None
     variant = Variant(order, 3, "percpu")
     symbols = make_symbols(variant, count)
     assert listed(make_image(variant, symbols)[0]) == symbols
+
+
+def test_tables_that_only_4_divides_are_found_wherever_they_fall() -> None:
+    seen: set[tuple[str, int]] = set()
+    for skew in (0, 4):
+        for count in (600, 601, 900, 901):
+            variant = Variant("new", 3, "place", align=4, skew=skew)
+            symbols = make_symbols(variant, count)
+            image, at = make_image(variant, symbols)
+            seen.update((name, position % 8) for name, position in at.items())
+            assert listed(image) == symbols
+    assert {("kallsyms_token_index", 4), ("kallsyms_offsets", 4), ("kallsyms_names", 4)} <= seen
+
+
+def test_what_follows_the_markers_may_look_like_one_more() -> None:
+    variant = Variant("old", 3, "percpu")
+    symbols = make_symbols(variant, 256 * 9)
+    image, at = make_image(variant, symbols)
+    start, end = at["kallsyms_markers"], at["kallsyms_seqs_of_names"]
+    assert end - start == 4 * 10  # there is no padding
+    last = int.from_bytes(image[end - 4 : end], "little")
+    image[end : end + 4] = (last + 3000).to_bytes(4, "little")
+    assert listed(image) == symbols
 
 
 def test_the_slide_moves_the_image_and_nothing_else() -> None:
@@ -118,9 +141,11 @@ def test_sources_are_the_same_on_every_boot_and_change_with_every_symbol() -> No
     tables = find_tables(bytes(IMAGE), BASE)
     slid = Variant("new", 3, "percpu", base=BASE + 0x200000)
     image, _ = make_image(slid, make_symbols(slid))
-    assert find_tables(bytes(image), slid.base).sources(image) == tables.sources(IMAGE)
-    covered = set()
-    for start, content in tables.sources(IMAGE):
+    assert find_tables(bytes(image), slid.base).sources(bytes(image)) == tables.sources(
+        bytes(IMAGE)
+    )
+    covered: set[int] = set()
+    for start, content in tables.sources(bytes(IMAGE)):
         covered.update(range(start, start + len(content)))
     for name in ("names", "offsets", "token_table", "token_index", "num_syms", "markers"):
         assert AT[f"kallsyms_{name}"] in covered, name
@@ -129,13 +154,13 @@ def test_sources_are_the_same_on_every_boot_and_change_with_every_symbol() -> No
 def test_what_sources_cannot_vouch_for_has_none() -> None:
     absolute = VARIANTS["6.4 absolute"]
     image, _ = make_image(absolute, make_symbols(absolute))
-    assert find_tables(bytes(image), BASE).sources(image) == []
+    assert find_tables(bytes(image), BASE).sources(bytes(image)) == []
     # The relative base is relocated, so in no source: an unusual one shifts every symbol.
     forged = bytearray(IMAGE)
     at = AT["kallsyms_relative_base"]
     forged[at : at + 8] = (BASE + 0x1000).to_bytes(8, "little")
     tables = find_tables(bytes(forged), BASE)
-    assert tables.sources(forged) == []
+    assert tables.sources(bytes(forged)) == []
     with pytest.raises(GuestNotRecognisedError, match="_text is at"):
         decode(bytes(forged), tables)
 

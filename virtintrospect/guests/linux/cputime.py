@@ -44,9 +44,7 @@ def adjust(utime: int, stime: int, runtime: int, prev_utime: int, prev_stime: in
 
 def task_times(row: dict[str, Any]) -> Times:
     """Times of one thread."""
-    return adjust(
-        row["utime"], row["stime"], row["runtime"], row["prev_utime"], row["prev_stime"]
-    )
+    return adjust(row["utime"], row["stime"], row["runtime"], row["prev_utime"], row["prev_stime"])
 
 
 def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> list[Times]:
@@ -55,7 +53,7 @@ def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> list[Times
 
     signals = [row["signal"] or 0 for row in rows]
     ended = guest.layout("signal_struct", _SIGNAL).lists(guest.kernel, signals, [])
-    totals = []
+    totals: list[Times] = []
     for index, row in enumerate(rows):
         base = {name: column[index] for name, column in ended.items()}
         if base["utime"] is None:

@@ -67,21 +67,25 @@ class LinuxGuest(Guest):
     # -- tables -----------------------------------------------------------------------------
 
     def info(self) -> SystemInfo:
+        """Which kernel runs: :mod:`~virtintrospect.guests.linux.system`."""
         from virtintrospect.guests.linux.system import system_info
 
         return system_info(self)
 
     def processes(self, *, threads: bool = False) -> list[Process]:
+        """The task list: :mod:`~virtintrospect.guests.linux.ps`."""
         from virtintrospect.guests.linux.ps import processes
 
         return processes(self, threads=threads)
 
     def modules(self) -> list[Module]:
+        """Loaded modules: :mod:`~virtintrospect.guests.linux.modules`."""
         from virtintrospect.guests.linux.modules import modules
 
         return modules(self)
 
     def dmesg(self) -> list[LogRecord]:
+        """The log: :mod:`~virtintrospect.guests.linux.printk`."""
         from virtintrospect.guests.linux.printk import records
 
         return records(self)
@@ -94,6 +98,7 @@ class LinuxGuest(Guest):
         return Tasks(self)
 
     def process_space(self, pid: int) -> AddressSpace:
+        """The page tables of a process (``mm_struct.pgd``)."""
         for row in self.tasks.rows({"pid": "tgid", "pgd": "mm.pgd"}):
             if row["pid"] == pid:
                 if not row["pgd"]:
@@ -107,6 +112,7 @@ class LinuxGuest(Guest):
     # -- primitives of the tables -----------------------------------------------------------
 
     def is_current(self) -> bool:
+        """Whether banner and image are still where they were found."""
         try:
             banner = self.kernel.read(self.symbols.address("linux_banner"), len(self.banner))
             root = self.kernel.translate(self.mapping.image.start)
@@ -124,7 +130,9 @@ class LinuxGuest(Guest):
             layout = self._layouts[key] = Layout(self.types, name, members)
         return layout
 
-    def read_global(self, symbol: str, members: Sequence[str] | Mapping[str, str]) -> dict[str, Any]:
+    def read_global(
+        self, symbol: str, members: Sequence[str] | Mapping[str, str]
+    ) -> dict[str, Any]:
         """Members of a global variable whose type :data:`GLOBALS` tells."""
         layout = self.layout(GLOBALS[symbol], members)
         return layout.read(self.kernel, self.symbols.address(symbol))

@@ -23,7 +23,6 @@ from virtintrospect.guests.linux import locate
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.locate import KernelMapping
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.symbols import kallsyms
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.profile import Profile
 from virtintrospect.symbols.store import Store
@@ -114,7 +113,7 @@ class _Identification:
 
     def _known_note(self) -> Iterator[tuple[int, bytes]]:
         """The build-id note, if it lies where a cached kernel has it: spares the search."""
-        for offset, build_id in getattr(self.store, "notes", list)():
+        for offset, build_id in self.store.notes():
             try:
                 found = bytes(self.read(offset, len(_NOTE) + _BUILD_ID_SIZE))
             except FaultError:
@@ -138,6 +137,8 @@ class _Identification:
 
     def _parse(self) -> tuple[Profile, bytes]:
         """Symbols and types out of the image itself."""
+        from virtintrospect.symbols import kallsyms
+
         image = self._private_copy()
         base = self.mapping.image.start
         tables = kallsyms.find_tables(image, base)

@@ -22,7 +22,7 @@ class ThreadNames:
     """The names of all rows of a table, kernel threads' read in bulk."""
 
     def __init__(self, guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> None:
-        self._names = [row["comm"].split(b"\0", 1)[0] for row in rows]
+        self._names: list[bytes] = [row["comm"].split(b"\0", 1)[0] for row in rows]
         kernel = [i for i, row in enumerate(rows) if row["flags"] & PF_KTHREAD and row["kthread"]]
         structs = [rows[index]["kthread"] for index in kernel]
         layout = guest.layout("kthread", {"full_name": "full_name?", "data": "data"})

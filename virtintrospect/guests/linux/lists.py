@@ -91,9 +91,7 @@ def _follow(
     return None
 
 
-def _behind_the_break(
-    space: AddressSpace, head: int, before: list[int], limit: int
-) -> list[int]:
+def _behind_the_break(space: AddressSpace, head: int, before: list[int], limit: int) -> list[int]:
     """Entries that are only reachable backwards, in list order."""
     nodes = list(before)
     try:

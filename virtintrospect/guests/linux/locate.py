@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode, walk
 from virtintrospect.driver import SupportsRegisters, Target
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import LinearRange
-from virtintrospect.symbols import vmcoreinfo
 
 #: __START_KERNEL_map and KERNEL_IMAGE_SIZE (arch/x86/include/asm/page_64_types.h).
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
@@ -38,8 +37,7 @@ _MODES = (X86_64_5LEVEL, X86_64_4LEVEL)
 _TABLE_ENTRY = 0x3
 
 
-@dataclass(frozen=True, slots=True)
-class KernelMapping:
+class KernelMapping(NamedTuple):
     """Where the kernel's image lies, and a top table that says so."""
 
     mode: PagingMode
@@ -89,6 +87,8 @@ def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[
 
 def by_vmcoreinfo(memory: PhysicalMemory) -> Iterator[KernelMapping]:
     """Look for the text block of VMCOREINFO in all resident memory."""
+    from virtintrospect.symbols import vmcoreinfo
+
     for _, text in vmcoreinfo.find(memory):
         try:
             info = vmcoreinfo.parse(text)
@@ -175,7 +175,7 @@ def _large_page(memory: PhysicalMemory, mode: PagingMode, entry: int) -> int:
     """
     if entry & mode.leaf:
         return entry & mode.frame & -_LARGE_PAGE
-    table = _TABLE.unpack(memory.read(entry & mode.frame, 4096))
+    table: tuple[int, ...] = _TABLE.unpack(memory.read(entry & mode.frame, 4096))
     for index, small in enumerate(table):
         if small & mode.present:
             return (small & mode.frame) - index * 4096

@@ -130,10 +130,13 @@ class PathReader:
         """Mounts and those that they hang on; addresses are those of the inner ``vfsmount``."""
         inner = self._guest.types.offsetof("mount", "mnt")
         layout = self._guest.layout(
-            "mount", {"root": "mnt.mnt_root", "parent": "mnt_parent", "mountpoint": "mnt_mountpoint"}
+            "mount",
+            {"root": "mnt.mnt_root", "parent": "mnt_parent", "mountpoint": "mnt_mountpoint"},
         )
         for _ in range(MAX_DEPTH):
-            new = [address for address in frontier if address > inner and address not in self._mounts]
+            new = [
+                address for address in frontier if address > inner and address not in self._mounts
+            ]
             if not new:
                 return
             columns = layout.lists(self._guest.kernel, [a - inner for a in new], [])
@@ -159,9 +162,7 @@ class PathReader:
             new = [address for address in frontier if address and address not in self._dentries]
             if not new:
                 return
-            parents, lengths, pointers, hashes = layout.lists(
-                self._guest.kernel, new, []
-            ).values()
+            parents, lengths, pointers, hashes = layout.lists(self._guest.kernel, new, []).values()
             names = self._read_names(pointers, lengths)
             frontier = set()
             for address, parent, name, hashed in zip(new, parents, names, hashes, strict=True):
@@ -214,5 +215,3 @@ class PathReader:
         except FaultError as error:
             self._guest.note("unreadable name", error.address)
             return b"?"
-
-

@@ -90,9 +90,7 @@ def _tables(
             "next": "text_blk_lpos.next",
         },
     )
-    info = guest.layout(
-        "printk_info", ["seq", "ts_nsec", "text_len", "facility", "level", "flags"]
-    )
+    info = guest.layout("printk_info", ["seq", "ts_nsec", "text_len", "facility", "level", "flags"])
     desc_size, info_size = (guest.types.sizeof(name) for name in ("prb_desc", "printk_info"))
     descs = desc.lists(guest.kernel, [ring["descs"] + i * desc_size for i in range(count)], [])
     infos = info.lists(guest.kernel, [ring["infos"] + i * info_size for i in range(count)], [])

@@ -28,7 +28,7 @@ class Tasks:
         self._known_array: npt.NDArray[Any] | None = None
 
     def addresses(self) -> list[int]:
-        """Addresses of the ``task_struct``\\ s, in list order."""
+        r"""Addresses of the ``task_struct``\\ s, in list order."""
         nodes, problem = walk_list(self._guest.kernel, self._head, guess=self._known)
         self._guest.note_all([problem])
         self._known = nodes

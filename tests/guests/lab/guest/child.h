@@ -3,6 +3,7 @@
 #define CHILD_H
 
 #include "lab.h"
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/types.h>
 
@@ -31,8 +32,8 @@ static inline void rest(void)
  */
 static inline pid_t spawn(const char *name, void (*body)(void))
 {
+	struct pollfd answer = { .events = POLLIN };
 	int ends[2];
-	char byte;
 	pid_t pid;
 
 	if (pipe2(ends, O_CLOEXEC)) {
@@ -52,8 +53,9 @@ static inline pid_t spawn(const char *name, void (*body)(void))
 		rest();
 	}
 	close(ends[1]);
-	if (read(ends[0], &byte, 1) < 0 || pid < 0)
-		fprintf(stderr, "lab: %s: %m\n", name);
+	answer.fd = ends[0];
+	if (pid < 0 || poll(&answer, 1, 10000) != 1)
+		fprintf(stderr, "lab: %s does not get ready: %m\n", name);
 	close(ends[0]);
 	return pid;
 }

@@ -41,6 +41,8 @@ static void kernel_log(void)
 		snprintf(number, sizeof number, "<6>lab: filler %ld", i);
 		log_line(number);
 	}
+	/* Without its line feed, a record stays open for a continuation, unseen by readers. */
+	log_line("<6>lab: end\n");
 }
 
 static void keeper(void)

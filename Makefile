@@ -1,0 +1,58 @@
+# virtintrospect. `make help` lists what there is.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough and really runs (pyenv's shims may not).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TESTS ?=
+
+.PHONY: help venv deps check format test test-unit demo demo-remove bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+venv: $(STAMP) ## .venv with virt-introspect (editable) and the tools for development
+
+$(STAMP): pyproject.toml | deps
+	@echo "Making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+deps: ## Debian packages that are missing (as root; else says which)
+	@tests/guests/lab/deps.sh "$(PYTHON)"
+
+check: $(STAMP) ## format, lint, types, layers
+	@$(BIN)/ruff format --check . || { echo "make check: run 'make format'" >&2; exit 1; }
+	@$(BIN)/ruff check . || { echo "make check: fix these ('make format' repairs some)" >&2; exit 1; }
+	@$(BIN)/mypy || { echo "make check: fix the types above" >&2; exit 1; }
+	@$(BIN)/lint-imports --no-cache || { echo "make check: an import breaks the layers of pyproject.toml" >&2; exit 1; }
+
+format: $(STAMP) ## rewrite the sources as ruff wants them
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+test: check ## everything: checks, unit tests, real guests (TESTS=… for some of them)
+	$(BIN)/python -m pytest --durations=15 $(TESTS)
+
+test-unit: $(STAMP) ## unit tests only
+	$(BIN)/python -m pytest -q tests/unit
+
+demo: $(STAMP) ## boot a small guest and look into it (KEEP=1 keeps the guest)
+	@KEEP="$(KEEP)" $(BIN)/python -m tests.guests.lab.demo
+
+demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
+	@$(BIN)/python -m tests.guests.lab.demo remove
+
+bench: $(STAMP) ## the figures of docs/performance.md
+	$(BIN)/python -m benchmarks
+
+clean: ## the virtual environment and caches of tools (not the lab's /var/cache/virtintrospect-lab)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+#!/bin/sh
+# What `make` needs from the system. Installs what is missing on Debian when root; says what to
+# install otherwise. Instant and offline when nothing is missing.
+#
+# Usage: deps.sh PYTHON
+set -eu
+
+python=$1
+missing=
+need() { # PACKAGE, unless the command that follows succeeds
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+has() { command -v "$1"; }
+installed() { [ "$(dpkg-query -W -f='${Status}' "$1" 2>/dev/null)" = "install ok installed" ]; }
+
+# The interpreter's own headers and pip: pyenv's bring them along, Debian's do not.
+headers() { "$python" -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()'; }
+pip() { "$python" -c 'import ensurepip, venv'; }
+if [ -n "$python" ]; then
+    version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+    need "$version-dev" headers
+    need "$version-venv" pip
+else
+    missing="$missing python3 python3-dev python3-venv"
+fi
+need gcc has gcc
+need libc6-dev test -e /usr/include/stdlib.h
+need pkg-config has pkg-config
+need libvirt-dev pkg-config --exists libvirt
+need libvirt-daemon-system installed libvirt-daemon-system
+need libvirt-clients has virsh
+need qemu-system-x86 has qemu-system-x86_64
+need seabios test -e /usr/share/seabios/bios-256k.bin
+need busybox-static installed busybox-static
+need dpkg has dpkg-deb
+need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
+need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ]; then
+    echo "Some packages are missing. As root, run" >&2
+    echo "    apt-get update && apt-get install --no-install-recommends$missing" >&2
+    echo "and then the same make command again." >&2
+    exit 1
+fi
+if ! command -v apt-get >/dev/null; then
+    echo "Only Debian's packages are known here; install the likes of:$missing" >&2
+    exit 1
+fi
+echo "Installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q update
+# shellcheck disable=SC2086  # a list of packages
+apt-get -q install -y --no-install-recommends $missing

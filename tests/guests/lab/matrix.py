@@ -1,0 +1,21 @@
+"""The guests that tests run on. One line adds a kernel or a configuration."""
+
+from __future__ import annotations
+
+from .domain import Config
+
+#: Pairwise over kernel × page-table levels × backing × KPTI: every pair of values occurs, but
+#: for 5.10 with 5 levels: Debian builds it without CONFIG_X86_5LEVEL.
+MATRIX = (
+    Config("5.10", levels=4, backing="memfd", pti=True),
+    Config("5.10", levels=4, backing="anonymous", pti=False),
+    Config("6.1", levels=4, backing="anonymous", pti=True),
+    Config("6.1", levels=5, backing="memfd", pti=False),
+    Config("6.12", levels=4, backing="memfd", pti=False),
+    Config("6.12", levels=5, backing="anonymous", pti=True),
+    Config("7.2", levels=4, backing="anonymous", pti=False),
+    Config("7.2", levels=5, backing="memfd", pti=True),
+)
+
+#: For tests that one guest is enough for; one of the matrix, so that it shares its boot.
+DEFAULT = MATRIX[4]
