@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?=
 
-.PHONY: help venv deps check format test test-unit demo demo-remove bench clean
+.PHONY: help venv deps check kernels format test test-unit demo demo-remove bench clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -38,7 +38,10 @@ format: $(STAMP) ## rewrite the sources as ruff wants them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-test: check ## everything: checks, unit tests, real guests (TESTS=… for some of them)
+kernels: $(STAMP) ## fetch the Debian kernels that the tests boot
+	@$(BIN)/python -m tests.guests.lab.kernels
+
+test: check kernels ## everything: checks, unit tests, real guests (TESTS=… for some of them)
 	$(BIN)/python -m pytest --durations=15 $(TESTS)
 
 test-unit: $(STAMP) ## unit tests only
@@ -53,6 +56,9 @@ demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
 bench: $(STAMP) ## the figures of docs/performance.md
 	$(BIN)/python -m benchmarks
 
-clean: ## the virtual environment and caches of tools (not the lab's /var/cache/virtintrospect-lab)
+clean-lab: ## the lab's kernels and packages
+	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"
+
+clean: ## the virtual environment and caches of tools
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""Figures, measured: see docs/performance.md."""
+"""Figures, measured on real guests: ``make bench``. docs/performance.md has a run's results."""

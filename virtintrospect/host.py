@@ -147,7 +147,13 @@ def _libvirt() -> Any:
 
 def _connection_error(libvirt: Any, error: Any, uri: str | None) -> VirtIntrospectError:
     where = uri or "the default URI"
-    denied = {libvirt.VIR_ERR_AUTH_DENIED, libvirt.VIR_ERR_AUTH_CANCELLED}
+    denied = {
+        libvirt.VIR_ERR_AUTH_FAILED,
+        libvirt.VIR_ERR_AUTH_CANCELLED,
+        libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+        libvirt.VIR_ERR_OPERATION_DENIED,
+        libvirt.VIR_ERR_ACCESS_DENIED,
+    }
     if error.get_error_code() in denied or "Permission denied" in str(error):
         return AccessDeniedError(
             f"libvirt refuses the connection to {where}: {error}",

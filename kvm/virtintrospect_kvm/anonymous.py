@@ -93,7 +93,10 @@ class ProcessBlock:
         self._pagemap.forget()
 
     def close(self) -> None:
-        """Nothing is held here."""
+        """Forget the descriptors, whose numbers will be somebody else's."""
+        self._descriptor = -1
+        self._pagemap.close()
+        self.forget()
 
     def _read_with_holes(self, offset: int, size: int) -> bytes:
         """Read a range of which some pages are absent; what is known of them is fresh."""
@@ -109,7 +112,11 @@ class ProcessBlock:
         return b"".join(parts)
 
     def _pread(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor, size, self._address + offset)
+        try:
+            data = os.pread(self._descriptor, size, self._address + offset)
+        except OSError as error:
+            self._process.check()
+            raise FaultError(offset, size, kind="RAM block") from error
         return data if len(data) == size else self._short(offset, size, data)
 
     def _read_many(self, offsets: Sequence[int], size: int) -> bytes:
@@ -146,10 +153,11 @@ class ProcessBlock:
             address = self._address + offset + len(data)
             try:
                 more = os.pread(self._descriptor, size - len(data), address)
-            except OSError:
-                more = b""
+            except OSError as error:
+                raise FaultError(offset + len(data), size, kind="RAM block") from error
             if not more:
-                self._process.check()
-                raise FaultError(offset + len(data), size, kind="RAM block")
+                # End of file: the process has no memory any more, though it may take a moment
+                # until its pidfd says so (mem_rw in fs/proc/base.c, exit_mm in kernel/exit.c).
+                raise self._process.gone()
             data += more
         return data

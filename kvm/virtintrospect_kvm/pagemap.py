@@ -80,14 +80,21 @@ class Pagemap:
         """Drop what is known."""
         self.present[:] = bytes(len(self.present))
 
+    def close(self) -> None:
+        """Stop using the descriptor, which the owner closes."""
+        self._descriptor = -1
+
     def _states(self, first: int, end: int) -> bytes:
         """One byte a page: 0, :data:`PRESENT` or :data:`SWAPPED`."""
         length = (end - first) * 8
-        entries = os.pread(self._descriptor, length, (self._first + first) * 8)
-        if len(entries) != length:
-            # pagemap gives end of file once the process has no memory any more.
+        try:
+            entries = os.pread(self._descriptor, length, (self._first + first) * 8)
+        except OSError:
             self._process.check()
-            entries += bytes(length - len(entries))
+            raise
+        if len(entries) != length:
+            # End of file: the process has no memory any more (pagemap_read, fs/proc/task_mmu.c).
+            raise self._process.gone()
         return entries[7::8].translate(_STATES)
 
 

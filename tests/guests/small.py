@@ -29,7 +29,7 @@ _INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t devtmpfs dev /dev
 cat /proc/iomem
-{PATTERN.decode()} sleep 1000000 &
+env -i {PATTERN.decode()} sleep 1000000 &
 sleep 1
 environment=$(cut -d' ' -f50 /proc/$!/stat)
 echo PATTERN $environment $(dd if=/proc/$!/pagemap bs=8 skip=$((environment / 4096)) count=1 \
@@ -146,7 +146,7 @@ def small_guest(
         with contextlib.suppress(Exception):
             if handle is not None:
                 handle.destroy()
-        for path in [*folder.glob("*"), Path(f"/var/log/libvirt/qemu/{name}.log")]:
-            path.unlink(missing_ok=True)
+        for leftover in [*folder.glob("*"), Path(f"/var/log/libvirt/qemu/{name}.log")]:
+            leftover.unlink(missing_ok=True)
         folder.rmdir()
         connection.close()

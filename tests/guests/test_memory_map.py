@@ -227,7 +227,7 @@ def test_bios(start: Any, machine: str) -> None:
     ((region, _, _),) = [rom for rom in qemu.ram("pc.bios") if rom[0].start > 1 << 30]
     with KvmDriver().open(qemu.domain()) as target:
         assert target.memory.regions[-1] == region
-        assert target.memory._pieces[-1][2]._address == qemu.host_address(region.start)
+        assert target.memory._pieces[-1][2]._pagemap._first << 12 == qemu.host_address(region.start)
         assert target.memory.read((4 << 30) - 16, 1) == b"\xea"  # the reset vector: a far jump
         assert target.memory.size == (128 << 20) - 0x20000 + region.size
 
@@ -250,7 +250,9 @@ def test_pflash(start: Any, tmp_path: Path) -> None:
             Region(high - (2 << 20), high),
         )
         assert target.memory.read(high - (2 << 20) - 1, 2) == b"\x55\x90"
-        assert target.memory._pieces[-1][2]._address == qemu.host_address(high - (2 << 20))
+        assert target.memory._pieces[-1][2]._pagemap._first << 12 == qemu.host_address(
+            high - (2 << 20)
+        )
 
 
 def test_unknown_machine(start: Any) -> None:
@@ -259,3 +261,28 @@ def test_unknown_machine(start: Any) -> None:
     qemu = start("-machine", "microvm", "-m", "256")
     with pytest.raises(MemoryAccessError, match="microvm"):
         KvmDriver().open(qemu.domain())
+
+
+@pytest.mark.parametrize("share", ["on", "off"])
+def test_huge_pages(start: Any, share: str) -> None:
+    """An absent huge page is neither allocated nor touched (that could be a SIGBUS)."""
+
+    def free() -> int:
+        return int(re.findall(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())[0])
+
+    if free() < 32:
+        pytest.skip("needs 32 free huge pages of 2 MiB (sysctl vm.nr_hugepages=64)")
+    qemu = start(
+        "-machine", "q35,memory-backend=pc.ram", "-m", "64", "-object",
+        f"memory-backend-memfd,id=pc.ram,size=64M,hugetlb=on,hugetlbsize=2M,share={share}",
+    )  # fmt: skip
+    with KvmDriver().open(qemu.domain()) as target:
+        agree(qemu, target, "pc.ram")
+        before = free()
+        memory = target.memory
+        assert memory.read(8 << 20, 32 << 20) == bytes(32 << 20)
+        assert memory.gather([8 << 20, 40 << 20], 8) == bytes(16)
+        assert memory.view(8 << 20, 4096) is None
+        for run in memory.resident():
+            memory.read(run.start, min(run.size, 1 << 20))
+        assert free() == before

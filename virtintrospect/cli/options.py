@@ -27,10 +27,12 @@ class Settings:
         self.columns: str | None = None
         self.verbose = False
 
-    def open(self, target: str) -> Session:
-        """Open a session on a TARGET."""
+    def open(self, target: str, table: Table) -> Session:
+        """Open a session on a TARGET, after checking that ``table`` has the columns asked for."""
+        from virtintrospect.cli.output import choose
         from virtintrospect.session import open_session
 
+        choose(table, self.columns, self.output)
         return open_session(target, self.uri)
 
     def show(self, table: Table, records: Iterable[Record], *, single: bool = False) -> None:

@@ -37,7 +37,7 @@ def symbols(settings: Settings, target: str, name: str) -> None:
     """
     from virtintrospect.insight.tables import SYMBOLS
 
-    with settings.open(target) as session:
+    with settings.open(target, SYMBOLS) as session:
         settings.show(SYMBOLS, list(_symbol_rows(session.guest, name)))
 
 
@@ -79,7 +79,7 @@ def types(settings: Settings, target: str, name: str) -> None:
     """
     from virtintrospect.insight.tables import TYPES
 
-    with settings.open(target) as session:
+    with settings.open(target, TYPES) as session:
         settings.show(TYPES, list(_type_rows(session.guest.types, name)))
 
 
@@ -123,7 +123,7 @@ def translate(settings: Settings, target: str, vaddr: str, pid: int | None) -> N
     """
     from virtintrospect.insight.tables import TRANSLATE
 
-    with settings.open(target) as session:
+    with settings.open(target, TRANSLATE) as session:
         guest = session.guest
         walk = _space(guest, pid).walk(_address(guest, vaddr))
         row: dict[str, Any] = {"vaddr": walk.vaddr, "present": walk.present}
@@ -169,7 +169,7 @@ def read(
         raise UsageError("--physical and --pid exclude each other")
     if raw and sys.stdout.isatty():
         raise UsageError("raw guest memory does not go to a terminal", hint="redirect it: > FILE")
-    with settings.open(target) as session:
+    with settings.open(target, READ) as session:
         if physical:
             where = number(address, "physical address")
             space: PhysicalMemory | AddressSpace = session.target.memory

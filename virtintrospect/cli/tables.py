@@ -21,7 +21,7 @@ def info(settings: Settings, target: str) -> None:
     """
     from virtintrospect.insight.tables import INFO
 
-    with settings.open(target) as session:
+    with settings.open(target, INFO) as session:
         guest = session.guest
         settings.show(INFO, [record(INFO, guest.info())], single=True)
         settings.report(guest)
@@ -45,7 +45,7 @@ def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
     from virtintrospect.insight.tables import PS
     from virtintrospect.insight.tree import as_tree
 
-    with settings.open(target) as session:
+    with settings.open(target, PS) as session:
         guest = session.guest
         rows = [record(PS, process) for process in guest.processes(threads=threads)]
         if tree:
@@ -67,7 +67,7 @@ def modules(settings: Settings, target: str) -> None:
     """
     from virtintrospect.insight.tables import MODULES
 
-    with settings.open(target) as session:
+    with settings.open(target, MODULES) as session:
         guest = session.guest
         settings.show(MODULES, [record(MODULES, module) for module in guest.modules()])
         settings.report(guest)
@@ -86,7 +86,7 @@ def dmesg(settings: Settings, target: str) -> None:
     """
     from virtintrospect.insight.tables import DMESG
 
-    with settings.open(target) as session:
+    with settings.open(target, DMESG) as session:
         guest = session.guest
         settings.show(DMESG, [record(DMESG, entry) for entry in guest.dmesg()])
         settings.report(guest)

@@ -346,9 +346,11 @@ def _pick(buffer: memoryview, at: npt.NDArray[Any], size: int) -> npt.NDArray[An
             whole = buffer[: len(buffer) // width * width]
             words: npt.NDArray[Any] = np.frombuffer(whole, dtype=dtype)
             if size == width:
-                return words[at // width].view(np.uint8).reshape(len(at), size)
-            picked = words[(at // width)[:, None] + np.arange(size // width)]
-            return picked.view(np.uint8).reshape(len(at), size)
+                picked = words[at // width]
+            else:
+                picked = words[(at // width)[:, None] + np.arange(size // width)]
+            rows: npt.NDArray[Any] = picked.view(np.uint8).reshape(len(at), size)
+            return rows
     raise AssertionError("a width of one byte always fits")
 
 

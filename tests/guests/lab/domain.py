@@ -81,7 +81,7 @@ def domain_xml(
     backing = _BACKINGS[config.backing]
     la57 = "<feature policy='disable' name='la57'/>" if config.levels == 4 else ""
     return f"""
-<domain type='{"kvm" if kvm_works() else "qemu"}'>
+<domain type='{_domain_type(config)}'>
   <name>{escape(name)}</name>
   <description>{escape(owner)}</description>
   <memory unit='MiB'>{config.ram_mib}</memory>
@@ -102,6 +102,13 @@ def domain_xml(
 """
 
 
+def _domain_type(config: Config) -> str:
+    """KVM where it works; it cannot give a guest 5 levels on a processor that has only 4."""
+    flags = Path("/proc/cpuinfo").read_text()
+    possible = config.levels == 4 or re.search(r"^flags\b.*\bla57\b", flags, re.MULTILINE)
+    return "kvm" if possible and kvm_works() else "qemu"
+
+
 def me() -> str:
     """Names this process in a domain's description, so that its leftovers can be told."""
     return f"{PREFIX}owner {os.getpid()} {_start_time(os.getpid())}"
@@ -112,6 +119,9 @@ def sweep(connection: Any) -> list[str]:
     gone = []
     known = {domain.name() for domain in connection.listAllDomains(0)}
     for folder in (cache() / "run").glob("*"):
+        nested = re.match(rf"{PREFIX}nested-(\d+)-", folder.name)
+        if nested and _start_time(int(nested[1])):
+            continue
         if folder.name not in known and time.time() - folder.stat().st_mtime > _ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)
     for domain in connection.listAllDomains(0):

@@ -192,3 +192,16 @@ def _depends(content: bytes) -> list[str]:
     match = re.search(rb"\0depends=([^\0]*)\0", content)
     text = match[1].decode() if match else ""
     return [name.replace("-", "_") for name in text.split(",") if name]
+
+
+def main() -> None:
+    """Fetch every kernel that the tests use, so that no test waits for a download."""
+    for name in KERNELS:
+        try:
+            print(f"kernel {name}: {kernel(name).release}", flush=True)
+        except apt.NoSuchPackageError as error:
+            print(f"kernel {name}: {error}; its tests will be skipped", flush=True)
+
+
+if __name__ == "__main__":
+    main()

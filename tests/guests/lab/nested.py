@@ -7,6 +7,7 @@ under KVM, and commands run beside it as on a host with KVM.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -54,7 +55,7 @@ class Nested(Channel):
     """
 
     def __init__(self, kernel_name: str = "6.12") -> None:
-        folder = runtime(f"{PREFIX}nested-{time.time_ns():x}")
+        folder = runtime(f"{PREFIX}nested-{os.getpid()}-{time.time_ns():x}")
         super().__init__("the outer machine", lambda: str(folder / CHANNEL), folder / "console.log")
         self._folder = folder
         #: Truth from the inner guest, through the outer machine.
@@ -126,7 +127,9 @@ class Nested(Channel):
             path = self._folder / name
             ports += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
             ports += ["-device", f"virtserialport,chardev={name},name={name}"]
-        return ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", *flat, *ports]
+        # It must not outlive this process, however that ends.
+        qemu = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+        return [*qemu, "-nodefaults", "-no-user-config", "-no-reboot", *flat, *ports]
 
     def _wait_for_socket(self) -> None:
         deadline = time.monotonic() + 30

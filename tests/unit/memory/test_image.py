@@ -49,7 +49,7 @@ def elf(
         kind, machine, 1, 0, header_size, sections_at, 0, 8, segment_size,
         count if phnum is None else phnum, 0, 0, 0,
     )  # fmt: skip
-    table = b""
+    table = bytearray()
     for type_, offset, paddr, in_file, size in segments:
         if bits == 64:
             table += struct.pack("<IIQQQQQQ", type_, 0, offset, 0, paddr, in_file, size, 0)
