@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?=
 
-.PHONY: help venv deps check kernels format test test-unit demo demo-remove bench clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit demo demo-remove bench man clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -55,6 +55,9 @@ demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
 
 bench: $(STAMP) ## the figures of docs/performance.md
 	$(BIN)/python -m benchmarks
+
+man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
+	@$(BIN)/python -m virtintrospect.cli.manpage docs/virt-introspect.1
 
 clean-lab: ## the lab's kernels and packages
 	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"

@@ -41,6 +41,7 @@ class QemuProcess:
         self.uuid = uuid
         self.name = name
         self.check_at = 0
+        self._ended = False
         self._pidfd = self._directory = -1
         try:
             self._pidfd = os.pidfd_open(pid)
@@ -109,7 +110,7 @@ class QemuProcess:
         """
         if self._pidfd < 0:
             raise MemoryAccessError(f"the memory of domain {self.name!r} is closed")
-        if self._poll.poll(0):
+        if self._ended or self._poll.poll(0):
             raise self.gone()
         self.check_at = time.monotonic_ns() + CHECK_INTERVAL_NS
 
@@ -177,7 +178,9 @@ class QemuProcess:
         self.check_at = 0
 
     def gone(self) -> TargetGoneError:
-        """What to say when the process has ended."""
+        """What to say when the process has ended; from then on :meth:`check` says so too."""
+        self._ended = True
+        self.check_at = 0
         return TargetGoneError(
             f"the QEMU process {self.pid} of domain {self.name!r} has ended",
             hint="the guest was shut down or migrated; look at the domain again",

@@ -146,6 +146,9 @@ def _name(subject: str, mine: Process, first: Task, last: Task) -> list[str]:
         heads = {name.partition(b"-")[0].partition(b"+")[0] for name in names}
         if mine.name.partition(b"-")[0].partition(b"+")[0] in heads:
             return []
+        # Before 6.10 /proc cuts a rescuer's name at 15 bytes; we know all of it.
+        if any(len(name) == 15 and mine.name.startswith(name) for name in names):
+            return []
     return [f"{subject}: the guest calls it {names}"]
 
 

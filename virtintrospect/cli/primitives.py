@@ -67,20 +67,24 @@ def _literal(name: str) -> str:
 @click.command("types")
 @target_argument
 @click.argument("name")
+@click.option("--module", metavar="MODULE", help="Look in the types of this kernel module, too.")
 @common
 @pass_settings
-def types(settings: Settings, target: str, name: str) -> None:
+def types(settings: Settings, target: str, name: str, module: str | None) -> None:
     r"""Show the members of a C type of TARGET's kernel, or the types that match a pattern.
 
     \b
     virt-introspect types web01 task_struct
     virt-introspect types web01 'enum pid_type'
     virt-introspect types web01 'struct tcp_*'
+    virt-introspect types web01 net_bridge --module bridge
     """
     from virtintrospect.insight.tables import TYPES
 
     with settings.open(target, TYPES) as session:
-        settings.show(TYPES, list(_type_rows(session.guest.types, name)))
+        guest = session.guest
+        table = guest.types if module is None else guest.module_types(module)
+        settings.show(TYPES, list(_type_rows(table, name)))
 
 
 def _type_rows(table: Types, name: str) -> Iterator[dict[str, Any]]:

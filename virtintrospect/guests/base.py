@@ -52,6 +52,13 @@ class Guest(abc.ABC):
         """The kernel's log buffer, oldest record first."""
 
     @abc.abstractmethod
+    def module_types(self, name: str) -> Types:
+        """The types of a loaded kernel module, along with the kernel's own.
+
+        :raises NoSuchTargetError: there is no such module, or it carries no types.
+        """
+
+    @abc.abstractmethod
     def process_space(self, pid: int) -> AddressSpace:
         """The address space of a process.
 

@@ -109,6 +109,15 @@ class LinuxGuest(Guest):
                 return self.user_space(row["pgd"])
         raise NoSuchTargetError(f"the guest has no process {pid}", hint="`ps` shows those it has")
 
+    def module_types(self, name: str) -> Types:
+        """The types of a loaded module: its own, and the kernel's.
+
+        :raises NoSuchTargetError: no module of that name is loaded, or it came without types.
+        """
+        from virtintrospect.guests.linux.modules import module_types
+
+        return module_types(self, name)
+
     # -- primitives of the tables -----------------------------------------------------------
 
     def is_current(self) -> bool:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from virtintrospect.errors import NoSuchTargetError
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.model import Module
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.symbols.types import Types
 
 #: More modules than any guest loads.
 LIMIT = 65536
+#: Larger BTF of one module is not believed; distributions' largest have 2 MiB.
+_LARGEST_BTF = 16 << 20
 #: More users than a module can have: every other module.
 _MAX_USERS = 4096
 #: MODULE_REF_BASE: what the kernel itself holds of every live module.
@@ -94,3 +98,26 @@ def _users(guest: LinuxGuest, address: int) -> tuple[bytes, ...]:
     layout = guest.layout("module_use", {"name": "source.name"})
     names = layout.lists(guest.kernel, [node - offset for node in nodes], [])["name"]
     return tuple(name.split(b"\0", 1)[0] for name in names if name is not None)
+
+
+def module_types(guest: LinuxGuest, name: str) -> Types:
+    """Split BTF of a module, out of the kernel's list ``btf_modules`` (kernel/bpf/btf.c, 5.11)."""
+    from virtintrospect.symbols.btf import Btf
+
+    layout = guest.layout(
+        "btf_module", {"name": "module.name", "data": "btf.data", "size": "btf.data_size"}
+    )
+    offset = guest.types.offsetof("btf_module", "list")
+    nodes, problem = walk_list(guest.kernel, guest.symbols.address("btf_modules"), limit=LIMIT)
+    guest.note_all([problem])
+    columns = layout.lists(guest.kernel, [node - offset for node in nodes], [])
+    for found, data, size in zip(*columns.values(), strict=True):
+        if found is None or found.split(b"\0", 1)[0] != name.encode():
+            continue
+        if not isinstance(guest.types, Btf) or not 0 < size <= _LARGEST_BTF:
+            break
+        return Btf.parse(guest.kernel.read(data, size), base=guest.types)
+    raise NoSuchTargetError(
+        f"the guest has no types of a module {name!r}",
+        hint="`modules` shows those that are loaded; modules carry types since Linux 5.11",
+    )

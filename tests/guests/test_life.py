@@ -1,0 +1,319 @@
+"""Guests in every state of their life, and images of them: same commands, same results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtintrospect.errors import GuestNotRecognisedError, TargetGoneError
+from virtintrospect.guests.linux import locate
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.memory.image import open_image
+from virtintrospect.session import Session, open_session
+from virtintrospect.symbols.store import Store
+
+from . import compare
+from .lab.domain import Config
+from .lab.guest import Guest
+
+PROGRAM = str(Path(sys.executable).with_name("virt-introspect"))
+
+
+def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run ``virt-introspect``; its exit code must be ``code``."""
+    done = subprocess.run(
+        [PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr
+    if code:
+        assert len(done.stderr.splitlines()) == 1
+    return done
+
+
+def as_json(*arguments: str) -> Any:
+    return json.loads(command("-o", "json", *arguments).stdout)
+
+
+# -- states of a live guest -----------------------------------------------------------------
+
+
+def test_guest_in_its_firmware() -> None:
+    with Guest(Config(), firmware_only=True) as guest:
+        time.sleep(1)
+        with open_session(guest.name) as session, pytest.raises(GuestNotRecognisedError):
+            _ = session.guest
+        line = command("ps", guest.name, code=5).stderr
+        assert "firmware" in line
+        assert guest.name in command("list").stdout
+
+
+def test_paused_guest(one_guest: Guest) -> None:
+    before = one_guest.snapshot()
+    one_guest.domain.suspend()
+    try:
+        with open_session(one_guest.name) as session:
+            ours = session.guest.processes()
+        assert command("ps", one_guest.name).stdout
+    finally:
+        one_guest.domain.resume()
+    assert compare.processes(ours, before, one_guest.snapshot()) == []
+
+
+def test_session_survives_a_reboot(boot: Callable[[Config], Guest]) -> None:
+    """After a reboot KASLR has moved everything; the same session finds it again."""
+    guest = boot(Config("6.1", cmdline="lab.sleepers=5"))
+    with open_session(guest.name) as session:
+        first = session.guest
+        assert len(first.processes()) > 20
+        guest.execute("reboot -f &", 5)
+        time.sleep(2)  # so that the question goes to the new kernel, not to the dying one
+        guest.wait_ready()
+        second = _again(session, first)
+        assert compare.processes(second.processes(), *[guest.snapshot()] * 2) == []
+        assert second.info().kernel_base != first.info().kernel_base or second is first
+
+
+def _again(session: Session, first: object) -> Any:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            guest = session.guest
+        except GuestNotRecognisedError:
+            time.sleep(0.2)
+            continue
+        if guest is not first:
+            return guest
+        time.sleep(0.2)
+    raise AssertionError("the session still believes in the old kernel")
+
+
+def test_destroyed_guest_is_told(boot: Callable[[Config], Guest]) -> None:
+    guest = boot(Config("6.1", cmdline="lab.sleepers=6"))
+    with open_session(guest.name) as session:
+        assert session.guest.processes()
+        guest.destroy()
+        with pytest.raises(TargetGoneError):
+            for _ in range(1000):
+                session.guest.processes()
+    assert "no domain" in command("ps", guest.name, code=3).stderr
+
+
+# -- images ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A paused guest's truth, its live tables, and its memory in two formats."""
+    guest = lab.guest(Config("6.12", cmdline="lab.sleepers=7"))
+    folder = tmp_path_factory.mktemp("images")
+    before = guest.snapshot()
+    guest.domain.suspend()
+    with open_session(guest.name) as session:
+        live = session.guest.processes()
+    core, raw = folder / "guest.core", folder / "guest.raw"
+    guest.domain.coreDumpWithFormat(str(core), 0, 0x10)  # VIR_DUMP_MEMORY_ONLY
+    _copy_ram(guest.pid, raw)
+    guest.domain.resume()
+    after = guest.snapshot()
+    yield {"core": core, "raw": raw, "before": before, "after": after, "live": live}
+    core.unlink()
+    raw.unlink()
+
+
+def _copy_ram(pid: int, path: Path) -> None:
+    """Below the PCI hole, file offset of the memfd and guest-physical address are the same."""
+    folder = Path(f"/proc/{pid}/fd")
+    for entry in folder.iterdir():
+        if "memory-backend-memfd" in os.readlink(entry):
+            subprocess.run(["cp", "--sparse=always", str(entry), str(path)], check=True)
+            return
+    raise AssertionError("the guest has no memfd")
+
+
+@pytest.mark.parametrize("kind", ["core", "raw"])
+def test_image_gives_what_the_live_guest_gave(images: dict[str, Any], kind: str) -> None:
+    with open_session(str(images[kind])) as session:
+        guest = session.guest
+        rows = guest.processes()
+        assert rows == images["live"]
+        assert compare.processes(rows, images["before"], images["after"]) == []
+        assert compare.log(guest.dmesg(), images["before"]) == []
+        assert compare.modules(guest.modules(), images["before"]) == []
+        assert guest.take_problems() == []
+
+
+@pytest.mark.parametrize("kind", ["core", "raw"])
+def test_commands_on_an_image(images: dict[str, Any], kind: str) -> None:
+    path = str(images[kind])
+    assert len(as_json("ps", path)) == len(images["live"])
+    assert as_json("info", f"file://{path}")["os"] == "Linux"
+    assert "Linux version" in command("dmesg", path).stdout
+
+
+def test_truncated_core_tells_the_offset(images: dict[str, Any], tmp_path: Path) -> None:
+    cut = tmp_path / "cut.core"
+    with images["core"].open("rb") as whole, cut.open("wb") as file:
+        file.write(whole.read(1 << 20))
+    assert "offset 0x" in command("ps", str(cut), code=4).stderr
+
+
+def test_every_way_in_finds_the_same_kernel(images: dict[str, Any]) -> None:
+    """Trampoline, VMCOREINFO and any page table, on the same memory."""
+    with open_image(images["raw"]) as memory:
+        ways = [locate.by_trampoline, locate.by_vmcoreinfo, locate.by_any_page_table]
+        found = [next(iter(way(memory))) for way in ways]
+    assert len({(f.image, f.mode.name) for f in found}) == 1
+    assert len({f.found_by for f in found}) == 3
+
+
+def test_kernel_is_found_without_its_trampoline(images: dict[str, Any], tmp_path: Path) -> None:
+    wiped = tmp_path / "wiped.raw"
+    subprocess.run(["cp", "--sparse=always", str(images["raw"]), str(wiped)], check=True)
+    with wiped.open("r+b") as file:
+        file.write(bytes(1 << 20))
+    with open_session(str(wiped)) as session:
+        guest = session.guest
+        assert isinstance(guest, LinuxGuest)
+        assert guest.mapping.found_by == "VMCOREINFO"
+        assert guest.processes() == images["live"]
+
+
+# -- the command on a live guest ------------------------------------------------------------
+
+
+def test_list_names_the_kernel(one_guest: Guest) -> None:
+    rows = {row["name"]: row for row in as_json("list")}
+    row = rows[one_guest.name]
+    assert row["kernel"] == one_guest.release
+    assert row["uuid"] == one_guest.uuid
+    assert row["state"] == "running"
+    assert row["os"] == "Linux"
+    assert one_guest.name in command("list", "--all").stdout
+
+
+@pytest.mark.parametrize("by", ["name", "uuid", "id"])
+def test_domain_by_name_uuid_or_id(one_guest: Guest, by: str) -> None:
+    target = {
+        "name": one_guest.name,
+        "uuid": one_guest.uuid,
+        "id": str(one_guest.domain.ID()),
+    }[by]
+    assert as_json("info", target)["release"] == one_guest.release
+
+
+def test_hostile_names_are_escaped_in_every_format(one_guest: Guest) -> None:
+    for output in ("table", "json", "jsonl", "csv"):
+        text = command("-o", output, "ps", one_guest.name, "--threads").stdout
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert "[31mred" in text
+    names = {row["name"] for row in as_json("ps", one_guest.name)}
+    assert {r"\x1b[31mred", r"line\x0afeed", "a) S 1 (b", r"\xff\xfe\x80raw"} <= names
+
+
+def test_json_of_ps_has_the_fields_of_the_contract(one_guest: Guest) -> None:
+    contract = (
+        "pid tid parent name state uid gid euid egid threads nice priority start_time user_time "
+        "system_time resident_size total_size path cmdline cwd root cgroup_path kernel_thread "
+        "address confidence"
+    )
+    rows = as_json("ps", one_guest.name)
+    init = next(row for row in rows if row["pid"] == 1)
+    assert list(init) == contract.split()
+    kernel_thread = next(row for row in rows if row["pid"] == 2)
+    missing = set(contract.split()) - set(kernel_thread)
+    assert missing == {"resident_size", "total_size", "path", "cmdline"}
+
+
+def test_ps_tree(one_guest: Guest) -> None:
+    lines = command("ps", one_guest.name, "--tree", "--columns", "pid,name").stdout.splitlines()
+    kthreadd = next(i for i, line in enumerate(lines) if line.split()[1:2] == ["kthreadd"])
+    assert re.match(r" *2  kthreadd", lines[kthreadd])
+    assert re.match(r" *3    \S", lines[kthreadd + 1])
+
+
+def test_symbols_types_translate_read(one_guest: Guest) -> None:
+    name = one_guest.name
+    (task,) = as_json("symbols", name, "init_task")
+    (back,) = as_json("symbols", name, task["address"])
+    assert back["name"] == "init_task"
+    assert any(row["name"] == "tcp_sendmsg" for row in as_json("symbols", name, "tcp_send*"))
+    members = {row.get("member"): row for row in as_json("types", name, "task_struct")}
+    assert members["comm"]["type"] == "char[16]"
+    walk = as_json("translate", name, "init_task")
+    assert walk["vaddr"] == task["address"]
+    assert walk["present"] is True
+    comm = int(task["address"], 16) + members["comm"]["offset"]
+    lines = as_json("read", name, hex(comm), "-n", "16")
+    assert bytes.fromhex("".join(line["data"] for line in lines)).startswith(b"swapper")
+    physical = int(walk["paddr"], 16) + members["comm"]["offset"]
+    assert as_json("read", name, hex(physical), "--physical", "-n", "16")[0]["data"] == (
+        lines[0]["data"]
+    )
+    raw = subprocess.run(
+        [PROGRAM, "read", name, "linux_banner", "--raw", "-n", "13"],
+        capture_output=True,
+        check=True,
+    )
+    assert raw.stdout == b"Linux version"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["symbols", "{}", "no_such_symbol_at_all"], 1),
+        (["types", "{}", "no_such_type"], 1),
+        (["types", "{}", "net_bridge", "--module", "nothing"], 3),
+        (["translate", "{}", "zzz"], 1),
+        (["translate", "{}", "0xzz"], 2),
+        (["read", "{}", "0x10"], 4),
+        (["read", "{}", "linux_banner", "-n", "many"], 2),
+        (["read", "{}", "linux_banner", "-n", "99999999999999"], 4),
+        (["read", "{}", "0x1000", "--pid", "2"], 3),
+        (["read", "{}", "0x1000", "--pid", "1", "--physical"], 2),
+        (["read", "{}", "0xffffffffffff0000", "--physical"], 4),
+        (["ps", "no-such-domain"], 3),
+        (["ps", "00000000-0000-0000-0000-000000000000"], 3),
+    ],
+)
+def test_mistakes_are_one_line_each(one_guest: Guest, arguments: list[str], code: int) -> None:
+    command(*[argument.format(one_guest.name) for argument in arguments], code=code)
+
+
+def test_broken_cache_is_made_anew(one_guest: Guest, tmp_path: Path) -> None:
+    environment = os.environ | {"VIRTINTROSPECT_CACHE": str(tmp_path)}
+
+    def ps() -> str:
+        done = subprocess.run(
+            [PROGRAM, "ps", one_guest.name, "--columns", "pid,name"],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    assert "init" in ps()
+    (profile,) = tmp_path.glob("*.profile")
+    whole = profile.read_bytes()
+    for damage in (b"", whole[:5000], b"\xff" * len(whole), whole[:100] + b"\0" + whole[101:]):
+        profile.write_bytes(damage)
+        assert "init" in ps()
+    assert Store(tmp_path).find  # the directory is still one
+
+
+def test_attach_reads_the_same_however_large_the_guest(boot: Callable[[Config], Guest]) -> None:
+    """Memory that an attach reads, with a warm cache, does not grow with the guest's RAM."""
+    reads = []
+    for ram in (512, 2048):
+        guest = boot(Config("6.1", ram_mib=ram, cmdline="lab.sleepers=5"))
+        with open_session(guest.name) as session:
+            assert session.guest.processes()
+            reads.append(len(list(locate.by_trampoline(session.target.memory))))
+    assert reads == [1, 1]

@@ -1,0 +1,212 @@
+"""Every table of a Linux guest against the guest's own word, on every guest of the matrix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from virtintrospect.errors import FaultError, NoSuchTargetError
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.session import Session, open_session
+
+from . import compare
+from .lab.guest import Guest
+
+
+@pytest.fixture(scope="session")
+def session(guest: Guest) -> Iterator[Session]:
+    with open_session(guest.name) as session:
+        yield session
+
+
+@pytest.fixture
+def linux(session: Session) -> LinuxGuest:
+    linux = session.guest
+    assert isinstance(linux, LinuxGuest)
+    linux.take_problems()
+    return linux
+
+
+def test_transport_is_the_best_there_is(session: Session, guest: Guest) -> None:
+    expected = "kvm-mmap" if guest.config.backing == "memfd" else "kvm-process"
+    assert session.target.transport == expected
+
+
+def test_info(linux: LinuxGuest, guest: Guest) -> None:
+    snapshot = guest.snapshot()
+    info = linux.info()
+    assert info.os == "Linux"
+    assert info.release.decode() == guest.release
+    assert info.version == guest.get("/proc/sys/kernel/version").strip()
+    assert info.hostname == guest.get("/proc/sys/kernel/hostname").strip()
+    assert info.machine == b"x86_64"
+    assert info.arguments == snapshot.file("/proc/cmdline").strip()
+    assert info.boot_time is not None
+    assert abs(info.boot_time - snapshot.boot_time) <= 1
+    assert info.uptime_seconds is not None
+    assert abs(info.uptime_seconds - snapshot.uptime) < 5
+    assert info.cpus == guest.config.vcpus
+    # Debian's 5.10 cloud kernel is built without 5-level paging.
+    levels = 4 if guest.config.kernel == "5.10" else guest.config.levels
+    assert info.page_mode == f"{levels}-level"
+    assert info.build_id in guest.get("/sys/kernel/notes")
+
+
+def test_kernel_base_and_slide(linux: LinuxGuest, guest: Guest) -> None:
+    info = linux.info()
+    symbols = dict(_kallsyms(guest))
+    assert info.kernel_base == symbols["_text"]
+    assert info.kaslr_slide == info.kernel_base - 0xFFFF_FFFF_8100_0000
+    assert info.kaslr_slide > 0  # KASLR was on
+
+
+def test_processes(linux: LinuxGuest, guest: Guest) -> None:
+    before = guest.snapshot()
+    ours = linux.processes()
+    after = guest.snapshot()
+    assert compare.processes(ours, before, after) == []
+    assert linux.take_problems() == []
+
+
+def test_threads(linux: LinuxGuest, guest: Guest) -> None:
+    before = guest.snapshot()
+    ours = linux.processes(threads=True)
+    after = guest.snapshot()
+    assert compare.threads(ours, before, after) == []
+    assert linux.take_problems() == []
+
+
+def test_modules(linux: LinuxGuest, guest: Guest) -> None:
+    assert compare.modules(linux.modules(), guest.snapshot()) == []
+    assert linux.take_problems() == []
+
+
+def test_dmesg(linux: LinuxGuest, guest: Guest) -> None:
+    before = guest.snapshot()
+    assert len(before.log) > 300
+    assert compare.log(linux.dmesg(), before) == []
+
+
+def test_every_symbol_is_where_the_guest_has_it(linux: LinuxGuest, guest: Guest) -> None:
+    theirs = sorted(_kallsyms(guest))
+    ours = sorted((symbol.name, symbol.address) for symbol in linux.symbols)
+    assert len(theirs) > 80_000
+    assert ours == theirs
+
+
+def _kallsyms(guest: Guest) -> Iterator[tuple[str, int]]:
+    """The kernel's own symbols; those of modules have a fourth word, in brackets."""
+    for line in guest.get("/proc/kallsyms").decode().splitlines():
+        words = line.split()
+        if len(words) == 3:
+            yield words[2], int(words[0], 16)
+
+
+def test_types_are_those_of_the_guest(linux: LinuxGuest, guest: Guest) -> None:
+    from virtintrospect.symbols.btf import Btf
+
+    theirs = Btf.parse(guest.get("/sys/kernel/btf/vmlinux"))
+    for name in ("task_struct", "mm_struct", "dentry", "module", "sk_buff", "page"):
+        assert linux.types.describe(name) == theirs.describe(name)
+
+
+def test_types_of_a_module(linux: LinuxGuest, guest: Guest) -> None:
+    from virtintrospect.symbols.btf import Btf
+
+    blob = guest.execute("cat /sys/kernel/btf/bridge")
+    if blob.status:
+        pytest.skip(f"{guest.release} has no module BTF")  # since 5.11
+    assert isinstance(linux.types, Btf)
+    theirs = Btf.parse(blob.stdout, base=linux.types)
+    ours = linux.module_types("bridge")
+    assert ours.describe("net_bridge") == theirs.describe("net_bridge")
+    assert ours.offsetof("net_bridge", "dev") == theirs.offsetof("net_bridge", "dev")
+    assert ours.sizeof("list_head") == 16
+    with pytest.raises(NoSuchTargetError):
+        linux.module_types("no_such_module")
+
+
+def test_banner_is_read_by_symbol(linux: LinuxGuest, guest: Guest) -> None:
+    banner = linux.kernel.string(linux.symbols.address("linux_banner"), 4096)
+    assert banner == guest.get("/proc/version")
+
+
+def test_shortcuts_agree_with_the_page_tables(linux: LinuxGuest, guest: Guest) -> None:
+    """Direct map and image need no walk; every page of them is walked here all the same."""
+    walked = linux.kernel.with_root(linux.kernel.root)
+    assert len(linux.kernel.linear) == 2
+    for start, end, _ in linux.kernel.linear:
+        ram_end = start + (guest.config.ram_mib << 20)
+        pages = np.arange(start, min(end, ram_end), 4096, dtype=np.uint64)
+        direct = linux.kernel.translate_many(pages)
+        by_table = walked.translate_many(pages)
+        mapped = by_table != np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+        assert mapped.mean() > 0.8  # freed init memory is unmapped
+        assert (direct[mapped] == by_table[mapped]).all()
+
+
+def test_single_and_bulk_walk_agree_on_user_memory(linux: LinuxGuest, guest: Guest) -> None:
+    space = linux.process_space(1)
+    ranges = [
+        [int(number, 16) for number in line.split()[0].split(b"-")]
+        for line in guest.get("/proc/1/maps").splitlines()
+        if b"[vsyscall]" not in line
+    ]
+    pages = [page for start, end in ranges for page in range(start, end, 4096)][:4096]
+    bulk = space.translate_many(np.array(pages, dtype=np.uint64)).tolist()
+    present = 0
+    for page, paddr in zip(pages, bulk, strict=True):
+        walk = space.walk(page)
+        assert paddr == (0xFFFF_FFFF_FFFF_FFFF if walk.paddr is None else walk.paddr)
+        present += walk.paddr is not None
+    assert present > 10
+
+
+def test_user_memory_is_the_process_own(linux: LinuxGuest, guest: Guest) -> None:
+    line = next(line for line in guest.get("/proc/1/maps").splitlines() if b"r-xp" in line)
+    start = int(line.split(b"-")[0], 16)
+    offset = int(line.split()[2], 16)
+    executable = guest.get("/proc/1/exe")
+    space = linux.process_space(1)
+    data = space.read_available(start, 16 * 4096)
+    assert data
+    for vaddr, piece in data:
+        where = offset + vaddr - start
+        assert piece == executable[where : where + len(piece)].ljust(len(piece), b"\0")
+
+
+def test_kernel_thread_has_no_memory(linux: LinuxGuest) -> None:
+    with pytest.raises(NoSuchTargetError):
+        linux.process_space(2)
+    with pytest.raises(NoSuchTargetError):
+        linux.process_space(4_000_000)
+
+
+def test_unmapped_address_is_a_fault(linux: LinuxGuest) -> None:
+    for vaddr in (0, 0x1000, 1 << 62, (1 << 64) - 4096):
+        with pytest.raises(FaultError):
+            linux.kernel.read(vaddr, 8)
+
+
+def test_columns_follow_the_guest(linux: LinuxGuest, guest: Guest) -> None:
+    """Repeated bulk reads see processes come and go."""
+    first = set(linux.tasks.columns(["pid", "comm"])["pid"].tolist())
+    guest.run("sleep 600 & sleep 600 & sleep 600 & usleep 500000")
+    second = linux.tasks.columns(["pid", "comm"])
+    new = set(second["pid"].tolist()) - first
+    comms = (comm.split(b"\0")[0] for comm in second["comm"].tolist())
+    names = dict(zip(second["pid"].tolist(), comms, strict=True))
+    assert [names[pid] for pid in new].count(b"sleep") == 3
+    guest.run(f"kill -9 {' '.join(map(str, sorted(new)))}; usleep 500000")
+    third = set(linux.tasks.columns(["pid", "comm"])["pid"].tolist())
+    assert not new & third
+
+
+def test_live_guest_is_not_tainted_by_all_this(guest: Guest, linux: LinuxGuest) -> None:
+    linux.info()
+    time.sleep(0.1)
+    assert "tainted" not in guest.log
+    assert guest.domain.state()[0] == 1  # VIR_DOMAIN_RUNNING
