@@ -56,6 +56,10 @@ class ProcessBlock:
         self._process.check()
         return self._read_with_holes(offset, size)
 
+    def read_u64(self, offset: int) -> int:
+        """The 64-bit number at an offset."""
+        return int.from_bytes(self.read(offset, 8), "little")
+
     def gather(self, offsets: Sequence[int], size: int) -> bytes:
         """Bytes at many offsets, in their order."""
         present, last = self.present, size - 1

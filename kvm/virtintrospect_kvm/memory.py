@@ -39,6 +39,12 @@ class KvmMemory(PhysicalMemory):
             return block.read(paddr - shift, size)
         return super().read(paddr, size)
 
+    def read_u64(self, paddr: int) -> int:  # noqa: D102 (inherited)
+        start, end, block, shift = self._last
+        if start <= paddr <= end - 8:
+            return block.read_u64(paddr - shift)
+        return super().read_u64(paddr)
+
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:
         _, _, block, shift = self._last = self._pieces[index]
         return block.read(paddr - shift, size)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from time import monotonic_ns
 
 from virtintrospect.memory import Region
 from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import QemuProcess
+
+#: Reads of a session through the file, before it goes over to the mapping.
+_SHORT_LOOK = 1 << 15
+
+_unpack_u64 = struct.Struct("<Q").unpack_from
 
 
 class SharedBlock:
@@ -41,6 +47,7 @@ class SharedBlock:
             descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=offset
         )
         self._whole = memoryview(self._map)
+        self._copies = 0
         self.present = pagemap.present
         # Only tmpfs (memfd included) and disk file systems know their holes; on hugetlbfs all
         # is "data" (default_llseek in fs/read_write.c).
@@ -50,12 +57,19 @@ class SharedBlock:
         """Bytes at an offset in the block; the range must lie inside it."""
         if monotonic_ns() >= self._process.check_at:
             self._process.check()
-        if self.present.find(0, offset >> 12, ((offset + size - 1) >> 12) + 1) < 0:
-            return self._map[offset : offset + size]
-        if self._pagemap.resident(offset, size):
+        if self._knows(offset, size):
             return self._map[offset : offset + size]
         data = os.pread(self._descriptor, size, self._offset + offset)
         return data if len(data) == size else data + bytes(size - len(data))
+
+    def read_u64(self, offset: int) -> int:
+        """The 64-bit number at an offset: the shortest way for the most frequent read."""
+        if monotonic_ns() >= self._process.check_at:
+            self._process.check()
+        if self.present[offset >> 12] and offset & 0xFFF <= 0xFF8:
+            number: int = _unpack_u64(self._map, offset)[0]
+            return number
+        return int.from_bytes(self.read(offset, 8), "little")
 
     def gather(self, offsets: Sequence[int], size: int) -> bytes:
         """Bytes at many offsets, in their order."""
@@ -68,6 +82,18 @@ class SharedBlock:
             mapped = self._map
             return b"".join([mapped[o : o + size] for o in offsets])
         return b"".join([self.read(o, size) for o in offsets])
+
+    def _knows(self, offset: int, size: int) -> bool:
+        """Whether a range may be read through the mapping.
+
+        At first nothing is: a short look costs no more through the file, and then none of the
+        guest's pages count as this process's memory (a fault on a mapping brings in 64 KiB).
+        After :data:`_SHORT_LOOK` reads the session is a long one, and pages are looked up.
+        """
+        if self.present.find(0, offset >> 12, ((offset + size - 1) >> 12) + 1) < 0:
+            return True
+        self._copies += 1
+        return self._copies > _SHORT_LOOK and self._pagemap.resident(offset, size)
 
     def view(self, offset: int, size: int) -> memoryview | None:
         """A window on the mapping, or ``None`` when a page of it is not resident."""

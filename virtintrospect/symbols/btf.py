@@ -29,13 +29,17 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
 
 #: Largest blob taken; that of a full distribution kernel has 5 to 8 MB.
-MAX_SIZE = 64 << 20
+MAX_SIZE = 32 << 20
 
 #: Most types of one blob; BTF_MAX_TYPE has been raised over the years, it is 0xfffff now.
-MAX_TYPES = 1 << 21
+MAX_TYPES = 1 << 20
+
+#: Most strings of one blob; a distribution kernel has some 120,000.
+MAX_STRINGS = 1 << 21
 
 _MAGIC = 0xEB9F
-_NODES_KEPT = 16384
+#: Types, and members of types, that are kept decoded.
+_NODES_KEPT = 1 << 17
 _NAME_SIZE = MAX_SPELLING
 
 (_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _FUNC,
@@ -113,6 +117,7 @@ class Btf(Types):
         self.string_end: int = self._string_base + self._header.strings_size
         self._endian: Literal["little", "big"] = "little" if self.byteorder == "<" else "big"
         self._nodes: dict[int, Node] = {}
+        self._kept = 0
 
     @classmethod
     def parse(cls, blob: bytes | memoryview, base: Btf | None = None) -> Btf:
@@ -155,8 +160,10 @@ class Btf(Types):
         known = self._nodes.get(type_id)
         if known is None:
             known = self._decode(type_id)
-            if len(self._nodes) >= _NODES_KEPT:
+            self._kept += 1 + len(known.members) + len(known.values)
+            if self._kept > _NODES_KEPT:
                 self._nodes.clear()
+                self._kept = 0
             self._nodes[type_id] = known
         return known
 
@@ -380,13 +387,15 @@ def _build_index(
     """Index the named types: every string is hashed once, then found by its offset."""
     import numpy as np
 
+    strings = bytes(raw[header.strings : header.strings + header.strings_size])
+    if strings.count(0) > MAX_STRINGS:
+        raise CorruptDataError("BTF: more strings than any kernel has", header.strings)
     string_base = base.string_end if base else 0
     first_id = base.end_id if base else 1
     kinds = words[records + 1] >> 24 & 0x1F if len(records) else records
     offsets = words[records].astype(np.int64) if len(records) else records
     chosen = np.flatnonzero(np.isin(kinds, _NAMED) & (offsets != 0))
     offsets = offsets[chosen]
-    strings = bytes(raw[header.strings : header.strings + header.strings_size])
     parts = strings.split(b"\0")
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
     starts = np.cumsum(lengths + 1) - lengths - 1

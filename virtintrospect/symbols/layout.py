@@ -7,7 +7,7 @@ objects in a few bulk reads: no attribute look-up per object, no read per member
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 _GAP = 192
 #: No member that a table wants is larger; more is a forged type.
 _LARGEST_MEMBER = 4096
+#: No text that a table wants is larger (utsname has 65 bytes each, module names 56).
+_LARGEST_TEXT = 256
+#: Nor any structure.
+_LARGEST_STRUCT = 64 << 20
+#: Objects that are read at once: a forged layout must not make the host hold them all.
+_AT_ONCE = 16384
 
 _CODES = {(1, False): "B", (1, True): "b", (2, False): "H", (2, True): "h"}
 _CODES |= {(4, False): "I", (4, True): "i", (8, False): "Q", (8, True): "q"}
@@ -61,10 +67,20 @@ class Layout:
         pointer follows it), or a mapping from a column's name to a path. ``"__state|state"``
         takes the first path that exists; ``"full_name?"`` may be missing altogether, and then
         gives ``None`` everywhere.
+    :param text: which columns are character arrays (``bytes``), all others being integers;
+        ``None`` takes whatever the types say. Types are the guest's own claim: code that
+        computes with a column says here what it expects.
     :raises TypeNotFoundError: a member does not exist.
+    :raises CorruptDataError: a member is not what it must be.
     """
 
-    def __init__(self, types: Types, name: str, members: Sequence[str] | Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        types: Types,
+        name: str,
+        members: Sequence[str] | Mapping[str, str],
+        text: Collection[str] | None = None,
+    ) -> None:
         self.name = name
         wanted = members if isinstance(members, Mapping) else {_plain(m): m for m in members}
         self.columns_wanted = tuple(wanted)
@@ -75,8 +91,12 @@ class Layout:
             path = _choose(types, name, expression)
             if path is None:
                 self.absent.append(column)
-            else:
-                self._place(column, types.resolve(name, path), path)
+                continue
+            hops = types.resolve(name, path)
+            expected = _is_text if text and column in text else _is_number
+            if text is not None and not expected(hops[-1]):
+                raise CorruptDataError(f"{name}.{path} is a {hops[-1].type_name}", 0)
+            self._place(column, hops, path)
         _compile(self._root)
 
     # -- reading ----------------------------------------------------------------------------
@@ -92,11 +112,15 @@ class Layout:
         :raises FaultError: a structure cannot be read and ``faults`` is not given.
         """
         columns: dict[str, Column] = {name: [None] * len(addresses) for name in self.absent}
-        bad: list[int] | None = None if faults is None else []
-        _fill(self._root, space, addresses, columns, bad)
-        if faults is not None and bad:
-            faults.extend(sorted(set(bad)))
-        return {name: columns[name] for name in self.columns_wanted}
+        for first in range(0, len(addresses), _AT_ONCE):
+            bad: list[int] | None = None if faults is None else []
+            some: dict[str, Column] = {}
+            _fill(self._root, space, addresses[first : first + _AT_ONCE], some, bad)
+            for name, column in some.items():
+                columns.setdefault(name, []).extend(column)
+            if faults is not None and bad:
+                faults.extend(first + index for index in sorted(set(bad)))
+        return {name: columns.get(name, []) for name in self.columns_wanted}
 
     def read(self, space: AddressSpace, address: int) -> dict[str, Any]:
         """Read one structure; raises :exc:`~virtintrospect.errors.FaultError`."""
@@ -126,6 +150,12 @@ class Layout:
     # -- compiling --------------------------------------------------------------------------
 
     def _place(self, column: str, hops: tuple[Field, ...], path: str) -> None:
+        for hop in hops:
+            sound = 0 < hop.size <= (8 if hop.bit_size else _LARGEST_MEMBER)
+            if not sound or not 0 <= hop.offset <= _LARGEST_STRUCT:
+                raise CorruptDataError(
+                    f"{self.name}.{path} has {hop.size} bytes at offset {hop.offset}", 0
+                )
         group = self._root
         for pointer in hops[:-1]:
             child = group.children.get(pointer.offset)
@@ -135,10 +165,16 @@ class Layout:
                 group.members.append((hidden, pointer))
                 child = group.children[pointer.offset] = (hidden, _Group())
             group = child[1]
-        member = hops[-1]
-        if not 0 < member.size <= _LARGEST_MEMBER or member.offset < 0:
-            raise CorruptDataError(f"{self.name}.{path} has {member.size} bytes", member.offset)
-        group.members.append((column, member))
+        group.members.append((column, hops[-1]))
+
+
+def _is_text(field: Field) -> bool:
+    whole = field.kind is Kind.ARRAY and field.element_size == 1 and not field.bit_size
+    return whole and field.size <= _LARGEST_TEXT
+
+
+def _is_number(field: Field) -> bool:
+    return bool(field.bit_size) or (field.kind in _SCALARS and field.size in (1, 2, 4, 8))
 
 
 def _plain(expression: str) -> str:

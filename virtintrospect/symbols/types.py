@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import NamedTuple
 
 from virtintrospect.errors import CorruptDataError, TypeNotFoundError
@@ -26,6 +27,8 @@ MAX_MEMBERS = 16384
 
 #: Longest member path, in characters; longest C type name given out.
 MAX_PATH = 512
+#: Most types of one name that are looked at.
+MAX_NAMESAKES = 256
 MAX_SPELLING = 512
 
 _STEP = re.compile(r"([A-Za-z_]\w*)((?:\[\d{1,9}\])*)\Z")
@@ -181,7 +184,7 @@ class Types(abc.ABC):
             if name.startswith(prefix):
                 tag, bare = prefix.strip(), name[len(prefix) :].strip()
         best, best_rank = -1, len(_PREFERENCE)
-        for type_id in self.candidates(bare):
+        for type_id in islice(self.candidates(bare), MAX_NAMESAKES):
             kind = self.node(type_id).kind
             rank = _PREFERENCE.get(kind, best_rank)
             if rank < best_rank and (not tag or kind == tag):
@@ -296,6 +299,8 @@ class Types(abc.ABC):
         """
         type_id = self.find(name)
         node = self.node(type_id)
+        if len(node.members) > MAX_MEMBERS:
+            raise CorruptDataError(f"{name} has impossibly many members", 0)
         target = ""
         if node.kind in (Kind.TYPEDEF, Kind.POINTER):
             target = self.spell(node.target or 0)
@@ -374,7 +379,7 @@ class Types(abc.ABC):
     def _defined(self, type_id: int, node: Node) -> tuple[int, Node]:
         """The definition behind a forward declaration, where there is one of that name."""
         if node.kind is Kind.FORWARD:
-            for candidate in self.candidates(node.name):
+            for candidate in islice(self.candidates(node.name), MAX_NAMESAKES):
                 found = self.node(candidate)
                 if found.kind in (Kind.STRUCT, Kind.UNION):
                     return candidate, found

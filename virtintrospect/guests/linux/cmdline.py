@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from virtintrospect.errors import FaultError
 
 if TYPE_CHECKING:
+    from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 #: Most of a command line that is shown; the kernel allows a quarter of the stack's limit.
@@ -21,7 +22,9 @@ class Arguments(NamedTuple):
     environment_end: int | None
 
 
-def command_line(guest: LinuxGuest, pgd: int | None, where: Arguments) -> bytes | None:
+def command_line(
+    guest: LinuxGuest, pgd: int | None, where: Arguments, budget: Budget
+) -> bytes | None:
     """A process's arguments, joined by single spaces; ``None`` where they cannot be read.
 
     Programs that set their title write over their arguments, and on into their environment:
@@ -33,6 +36,8 @@ def command_line(guest: LinuxGuest, pgd: int | None, where: Arguments) -> bytes 
     size = min(where.end - where.start, MAX_CMDLINE)
     if size <= 0:
         return b""
+    if budget.late():
+        return None
     try:
         space = guest.user_space(pgd)
         text = b"".join(piece for _, piece in space.read_available(where.start, size))
@@ -42,7 +47,8 @@ def command_line(guest: LinuxGuest, pgd: int | None, where: Arguments) -> bytes 
             text = _title(text, space.string(where.end, _rest(where)) if _rest(where) else b"")
     except FaultError:
         return None
-    return text.rstrip(b"\0").replace(b"\0", b" ")
+    text = text.rstrip(b"\0").replace(b"\0", b" ")
+    return text if budget.keep(len(text)) else None
 
 
 def _rest(where: Arguments) -> int:

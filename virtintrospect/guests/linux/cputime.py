@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 Times = tuple[int | None, int | None]
@@ -47,12 +48,12 @@ def task_times(row: dict[str, Any]) -> Times:
     return adjust(row["utime"], row["stime"], row["runtime"], row["prev_utime"], row["prev_stime"])
 
 
-def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> list[Times]:
+def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]], budget: Budget) -> list[Times]:
     """Times of whole processes: their threads', and those of threads that have ended."""
     from virtintrospect.guests.linux.ps import thread_group
 
     signals = [row["signal"] or 0 for row in rows]
-    ended = guest.layout("signal_struct", _SIGNAL).lists(guest.kernel, signals, [])
+    ended = guest.layout("signal_struct", _SIGNAL, text=()).lists(guest.kernel, signals, [])
     totals: list[Times] = []
     for index, row in enumerate(rows):
         base = {name: column[index] for name, column in ended.items()}
@@ -61,8 +62,8 @@ def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> list[Times
             continue
         members = [row]
         if row["threads"] and row["threads"] > 1:
-            threads = thread_group(guest, row["signal"])
-            columns = guest.layout("task_struct", _TASK).lists(guest.kernel, threads, [])
+            threads = thread_group(guest, row["signal"], budget)
+            columns = guest.layout("task_struct", _TASK, text=()).lists(guest.kernel, threads, [])
             members = [
                 dict(zip(columns, values, strict=True))
                 for values in zip(*columns.values(), strict=True)

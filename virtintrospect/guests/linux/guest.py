@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import FaultError, NoSuchTargetError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
-from virtintrospect.guests.linux.locate import KernelMapping
+from virtintrospect.guests.linux.locate import KernelMapping, image_range
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
 from virtintrospect.space import AddressSpace, LinearRange
@@ -21,6 +21,8 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.tasks import Tasks
 
+#: Problems remembered until somebody takes them.
+_MAX_PROBLEMS = 1000
 #: Globals have no BTF type; these are the types of those that the tables read.
 GLOBALS = {
     "init_task": "task_struct",
@@ -62,7 +64,7 @@ class LinuxGuest(Guest):
         self.build_id = build_id
         self.kernel = self._kernel_space()
         self.banner = self.kernel.string(symbols.address("linux_banner"), 512)
-        self._layouts: dict[tuple[str, tuple[tuple[str, str], ...]], Layout] = {}
+        self._layouts: dict[object, Layout] = {}
 
     # -- tables -----------------------------------------------------------------------------
 
@@ -121,29 +123,40 @@ class LinuxGuest(Guest):
     # -- primitives of the tables -----------------------------------------------------------
 
     def is_current(self) -> bool:
-        """Whether banner and image are still where they were found."""
+        """Whether the page table by which it was found still leads to it.
+
+        After a reboot the old kernel may lie untouched in RAM, tables and all; only the
+        trampoline is always written anew.
+        """
         try:
             banner = self.kernel.read(self.symbols.address("linux_banner"), len(self.banner))
-            root = self.kernel.translate(self.mapping.image.start)
-            walked = self.kernel.walk(self.mapping.image.start).paddr
+            image = image_range(self.memory, self.mapping.mode, self.mapping.root)
         except VirtIntrospectError:
             return False
-        return banner == self.banner and root == walked
+        return banner == self.banner and image == self.mapping.image
 
-    def layout(self, name: str, members: Sequence[str] | Mapping[str, str]) -> Layout:
+    def layout(
+        self,
+        name: str,
+        members: Sequence[str] | Mapping[str, str],
+        text: Collection[str] | None = None,
+    ) -> Layout:
         """A compiled :class:`~virtintrospect.symbols.layout.Layout`, made once."""
         wanted = members if isinstance(members, Mapping) else {m: m for m in members}
-        key = (name, tuple(wanted.items()))
+        key = (name, tuple(wanted.items()), None if text is None else tuple(text))
         layout = self._layouts.get(key)
         if layout is None:
-            layout = self._layouts[key] = Layout(self.types, name, members)
+            layout = self._layouts[key] = Layout(self.types, name, members, text)
         return layout
 
     def read_global(
-        self, symbol: str, members: Sequence[str] | Mapping[str, str]
+        self,
+        symbol: str,
+        members: Sequence[str] | Mapping[str, str],
+        text: Collection[str] = (),
     ) -> dict[str, Any]:
-        """Members of a global variable whose type :data:`GLOBALS` tells."""
-        layout = self.layout(GLOBALS[symbol], members)
+        """Members of a global variable whose type :data:`GLOBALS` tells; ``text`` as Layout's."""
+        layout = self.layout(GLOBALS[symbol], members, text)
         return layout.read(self.kernel, self.symbols.address(symbol))
 
     def pointer(self, symbol: str) -> int:
@@ -156,18 +169,21 @@ class LinuxGuest(Guest):
 
     def note(self, what: str, address: int) -> None:
         """Remember something that cost a row or a field."""
-        self.problems.append(Problem(what, address))
+        self.note_all([Problem(what, address)])
 
     def note_all(self, problems: Iterable[Problem | None]) -> None:
-        """Remember several; ``None`` is no problem."""
-        self.problems.extend(problem for problem in problems if problem)
+        """Remember several; ``None`` is no problem. Those above a bound are forgotten."""
+        for problem in problems:
+            if problem and len(self.problems) < _MAX_PROBLEMS:
+                self.problems.append(problem)
 
     @cached_property
     def cpu_offsets(self) -> list[int]:
         """What to add to a per-CPU address, for each possible CPU (``__per_cpu_offset``)."""
-        count = max(bitmap.read(self, "__cpu_possible_mask"), default=0) + 1
-        data = self.kernel.read(self.symbols.address("__per_cpu_offset"), 8 * count)
-        return list(struct.unpack(f"<{count}Q", data))
+        table = self.symbols.address("__per_cpu_offset")
+        cpus = bitmap.read(self, "__cpu_possible_mask")
+        data = self.kernel.gather([table + 8 * cpu for cpu in cpus], 8)
+        return list(struct.unpack(f"<{len(cpus)}Q", data))
 
     def _kernel_space(self) -> AddressSpace:
         """The kernel's address space, its two linear ranges checked against the tables."""
@@ -179,7 +195,7 @@ class LinuxGuest(Guest):
         linear = [image] if walked.verify(image) else []
         base = _direct_map_base(self.symbols, partial, mode.name)
         direct = LinearRange(base, base + self.memory.end, 0)
-        if self._direct_map_holds(walked, direct):
+        if direct.end <= 1 << 64 and self._direct_map_holds(walked, direct):
             linear.insert(0, direct)
         return AddressSpace(self.memory, mode, root, linear=linear)
 
@@ -187,6 +203,7 @@ class LinuxGuest(Guest):
         """Whether the tables map the direct map as we compute it, at both ends of RAM."""
         image = self.mapping.image
         probes = {image.paddr, self.memory.regions[-1].start if self.memory.regions else 0}
+        confirmed = False
         for paddr in probes:
             try:
                 found = walked.translate(direct.start + paddr)
@@ -194,7 +211,8 @@ class LinuxGuest(Guest):
                 continue  # a hole, or a page taken out of the direct map: says nothing
             if found != paddr:
                 return False
-        return True
+            confirmed = True
+        return confirmed
 
 
 def _direct_map_base(symbols: Symbols, space: AddressSpace, mode: str) -> int:

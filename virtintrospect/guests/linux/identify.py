@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 
 from virtintrospect.driver import Target
 from virtintrospect.errors import (
@@ -33,8 +34,8 @@ _log = logging.getLogger(__name__)
 #: An ELF note of type NT_GNU_BUILD_ID with 20 bytes (SHA-1), the name GNU, as ld writes it.
 _NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 _BUILD_ID_SIZE = 20
-#: A kernel image has the notes of its vDSOs besides its own.
-_MOST_NOTES = 64
+#: The kernel's own notes are a few hundred bytes.
+_LARGEST_NOTES = 64 << 10
 _CHUNK = 4 << 20
 #: Largest .BTF section believed; distributions' are 4 to 8 MiB.
 _LARGEST_BTF = 64 << 20
@@ -94,46 +95,26 @@ class _Identification:
         self._verify(guest)
         return guest
 
-    def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Bytes of the image, without a copy where memory is mapped."""
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the image, copied: the guest may change them while we look."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise FaultError(self.mapping.image.start + offset, size, kind="image")
-        paddr = self.mapping.image.paddr + offset
-        view = self.memory.view(paddr, size)
-        return self.memory.read(paddr, size) if view is None else view
+        return self.memory.read(self.mapping.image.paddr + offset, size)
 
     def _profile(self) -> tuple[Profile, bytes]:
         """The profile of this kernel, cached or made now."""
-        notes = list(self._known_note()) or list(self._build_ids())
-        for _, build_id in notes:
+        for build_id in self._known_build_ids():
             profile = self.store.find(build_id, self.read)
             if profile is not None:
                 return profile, build_id
         return self._parse()
 
-    def _known_note(self) -> Iterator[tuple[int, bytes]]:
-        """The build-id note, if it lies where a cached kernel has it: spares the search."""
+    def _known_build_ids(self) -> Iterator[bytes]:
+        """Build ids of cached kernels that this image has in the same place as they do."""
         for offset, build_id in self.store.notes():
-            try:
-                found = bytes(self.read(offset, len(_NOTE) + _BUILD_ID_SIZE))
-            except FaultError:
-                continue
-            if found == _NOTE + build_id:
-                yield offset, build_id
-
-    def _build_ids(self) -> Iterator[tuple[int, bytes]]:
-        """Every build-id note in the image: offset and id; the kernel's own is the last."""
-        count = 0
-        for start in range(0, self.size, _CHUNK):
-            length = min(_CHUNK + len(_NOTE) + _BUILD_ID_SIZE, self.size - start)
-            chunk = bytes(self.read(start, length))
-            position = chunk.find(_NOTE)
-            while 0 <= position < _CHUNK and count < _MOST_NOTES:
-                end = position + len(_NOTE) + _BUILD_ID_SIZE
-                if end <= len(chunk):
-                    yield start + position, chunk[position + len(_NOTE) : end]
-                    count += 1
-                position = chunk.find(_NOTE, position + 4)
+            with suppress(FaultError):
+                if self.read(offset, len(_NOTE) + _BUILD_ID_SIZE) == _NOTE + build_id:
+                    yield build_id
 
     def _parse(self) -> tuple[Profile, bytes]:
         """Symbols and types out of the image itself."""
@@ -171,12 +152,14 @@ class _Identification:
     def _own_note(self, symbols: Symbols) -> tuple[int, bytes]:
         """The kernel's own build id lies between __start_notes and __stop_notes."""
         base = self.mapping.image.start
-        first = symbols.get("__start_notes", base) - base
-        last = symbols.get("__stop_notes", base + self.size) - base
-        notes = [note for note in self._build_ids() if first <= note[0] < last]
-        if not notes:
+        first = symbols.address("__start_notes") - base
+        last = symbols.address("__stop_notes") - base
+        notes = self.read(first, min(last - first, _LARGEST_NOTES))
+        position = notes.find(_NOTE)
+        build_id = notes[position + len(_NOTE) :][:_BUILD_ID_SIZE]
+        if position < 0 or len(build_id) < _BUILD_ID_SIZE:
             raise GuestNotRecognisedError("the kernel image has no build id")
-        return notes[-1]
+        return first + position, build_id
 
     def _btf(self, symbols: Symbols) -> tuple[int, int] | None:
         start, stop = symbols.get("__start_BTF"), symbols.get("__stop_BTF")
@@ -192,7 +175,7 @@ class _Identification:
         """The proof that all of it fits: two places that only a running Linux has like this."""
         if not guest.banner.startswith(b"Linux version "):
             raise GuestNotRecognisedError("linux_banner holds no kernel version")
-        comm = guest.read_global("init_task", ["comm"])["comm"]
+        comm = guest.read_global("init_task", ["comm"], text=("comm",))["comm"]
         if not comm.startswith(b"swapper"):
             raise GuestNotRecognisedError("init_task is not the idle task: still booting")
 

@@ -25,7 +25,7 @@ class ThreadNames:
         self._names: list[bytes] = [row["comm"].split(b"\0", 1)[0] for row in rows]
         kernel = [i for i, row in enumerate(rows) if row["flags"] & PF_KTHREAD and row["kthread"]]
         structs = [rows[index]["kthread"] for index in kernel]
-        layout = guest.layout("kthread", {"full_name": "full_name?", "data": "data"})
+        layout = guest.layout("kthread", {"full_name": "full_name?", "data": "data"}, text=())
         columns = layout.lists(guest.kernel, structs, [])
         workers: dict[int, int] = {}
         for index, full_name, data in zip(kernel, *columns.values(), strict=True):
@@ -41,7 +41,8 @@ class ThreadNames:
 
     def _add_work(self, guest: LinuxGuest, workers: dict[int, int]) -> None:
         """What a worker does or last did: ``+`` now, ``-`` before (wq_worker_comm())."""
-        layout = guest.layout("worker", {"desc": "desc", "work": "current_work", "pool": "pool"})
+        members = {"desc": "desc", "work": "current_work", "pool": "pool"}
+        layout = guest.layout("worker", members, text=("desc",))
         columns = layout.lists(guest.kernel, list(workers.values()), [])
         for index, desc, work, pool in zip(workers, *columns.values(), strict=True):
             what = (desc or b"").split(b"\0", 1)[0]

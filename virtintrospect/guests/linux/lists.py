@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from virtintrospect.errors import FaultError
+from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.model import Problem
 from virtintrospect.space import AddressSpace
 
-#: More entries than any list has that a table shows (PID_MAX_LIMIT, include/linux/threads.h).
-LIMIT = 4 << 20
-#: Seconds that one walk may take.
-TIME_LIMIT = 30.0
+#: More entries than a list has that a table shows. Linux allows 4 Mi processes
+#: (PID_MAX_LIMIT, include/linux/threads.h); a walk of that would cost 1 GiB of host memory.
+LIMIT = 1 << 18
 #: Entries between two looks at the clock.
 _STRIDE = 4096
 
@@ -32,23 +31,29 @@ def walk_list(
     *,
     guess: Sequence[int] = (),
     limit: int = LIMIT,
+    budget: Budget | None = None,
 ) -> ListWalk:
     """Follow ``next`` from a ``struct list_head`` until it comes back to ``head``.
 
     :param guess: nodes that an earlier walk found. All their ``next`` pointers are read in one
         go; as far as they still chain up, no pointer needs to be followed one by one. What is
         returned always comes from memory as it is now.
+    :param limit: most entries that such a list can have.
+    :param budget: what is left for the table that wants it; its own where not given.
     :returns: the nodes; on a broken list those before the break *and*, followed backwards
         through ``prev``, those behind it.
     """
+    budget = budget or Budget()
+    limit = min(limit, budget.entries)
     try:
-        nodes, current = _confirm(space, head, guess)
-        problem = _follow(space, head, current, 0, nodes, limit)
+        nodes, current = _confirm(space, head, guess[:limit])
+        problem = _follow(space, head, current, 0, nodes, limit, budget)
     except FaultError as error:
         return ListWalk([], Problem("unreadable list head", error.address))
-    if problem is None:
-        return ListWalk(nodes, None)
-    return ListWalk(nodes + _behind_the_break(space, head, nodes, limit), problem)
+    if problem is not None and len(nodes) < limit:
+        nodes += _behind_the_break(space, head, nodes, limit, budget)
+    budget.follow(len(nodes))
+    return ListWalk(nodes, problem)
 
 
 def _confirm(space: AddressSpace, head: int, guess: Sequence[int]) -> tuple[list[int], int]:
@@ -68,19 +73,24 @@ def _confirm(space: AddressSpace, head: int, guess: Sequence[int]) -> tuple[list
 
 
 def _follow(
-    space: AddressSpace, head: int, current: int, offset: int, nodes: list[int], limit: int
+    space: AddressSpace,
+    head: int,
+    current: int,
+    offset: int,
+    nodes: list[int],
+    limit: int,
+    budget: Budget,
 ) -> Problem | None:
     """Append to ``nodes`` until ``head``; tells why where it does not get there."""
     read = space.read_u64
     seen = set(nodes)
-    deadline = time.monotonic() + TIME_LIMIT
     while current != head:
         if current in seen:
             return Problem("list with a cycle", current)
         if len(nodes) >= limit:
             return Problem(f"list longer than {limit} entries", head)
-        if not len(nodes) % _STRIDE and time.monotonic() > deadline:
-            return Problem(f"list walk took over {TIME_LIMIT:.0f} s", head)
+        if not len(nodes) % _STRIDE and budget.late():
+            return Problem("list walk took too long", head)
         try:
             following = read(current + offset)
         except FaultError:
@@ -91,11 +101,13 @@ def _follow(
     return None
 
 
-def _behind_the_break(space: AddressSpace, head: int, before: list[int], limit: int) -> list[int]:
+def _behind_the_break(
+    space: AddressSpace, head: int, before: list[int], limit: int, budget: Budget
+) -> list[int]:
     """Entries that are only reachable backwards, in list order."""
     nodes = list(before)
     try:
-        _follow(space, head, space.read_u64(head + 8), 8, nodes, limit)
+        _follow(space, head, space.read_u64(head + 8), 8, nodes, limit, budget)
     except FaultError:
         return []
     return nodes[len(before) :][::-1]

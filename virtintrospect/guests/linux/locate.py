@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode, walk
@@ -30,6 +31,8 @@ KERNEL_MAP_SIZE = 1 << 30
 #: No x86-64 kernel image is larger; distributions' are 25 to 70 MiB.
 LARGEST_IMAGE = 256 << 20
 
+#: Pages that look like VMCOREINFO, and candidates altogether, that are tried.
+_MAX_TRIES = 32
 _LARGE_PAGE = 2 << 20
 _TABLE = struct.Struct("<512Q")
 _MODES = (X86_64_5LEVEL, X86_64_4LEVEL)
@@ -56,6 +59,8 @@ def candidates(target: Target) -> Iterator[KernelMapping]:
         if key not in seen:
             seen.add(key)
             yield mapping
+        if len(seen) >= _MAX_TRIES:
+            return
 
 
 def _all(target: Target) -> Iterator[KernelMapping]:
@@ -89,7 +94,7 @@ def by_vmcoreinfo(memory: PhysicalMemory) -> Iterator[KernelMapping]:
     """Look for the text block of VMCOREINFO in all resident memory."""
     from virtintrospect.symbols import vmcoreinfo
 
-    for _, text in vmcoreinfo.find(memory):
+    for _, text in islice(vmcoreinfo.find(memory), _MAX_TRIES):
         try:
             info = vmcoreinfo.parse(text)
             names = ("init_top_pgt", "swapper_pg_dir")

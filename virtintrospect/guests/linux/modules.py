@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import NoSuchTargetError
+from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.model import Module
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from virtintrospect.symbols.types import Types
 
 #: More modules than any guest loads.
-LIMIT = 65536
+LIMIT = 16384
 #: Larger BTF of one module is not believed; distributions' largest have 2 MiB.
 _LARGEST_BTF = 16 << 20
 #: More users than a module can have: every other module.
@@ -30,19 +31,23 @@ _UNFORMED = 3
 def modules(guest: LinuxGuest) -> list[Module]:
     """The rows of ``modules``, in the order of /proc/modules."""
     offset = guest.types.offsetof("module", "list")
-    nodes, problem = walk_list(guest.kernel, guest.symbols.address("modules"), limit=LIMIT)
+    budget = Budget()
+    head = guest.symbols.address("modules")
+    nodes, problem = walk_list(guest.kernel, head, limit=LIMIT, budget=budget)
     guest.note_all([problem])
     addresses = [node - offset for node in nodes]
     rows = _rows(guest, addresses)
-    return [
-        _module(guest, address, row)
+    found = [
+        _module(guest, address, row, budget)
         for address, row in zip(addresses, rows, strict=True)
         if _plausible(guest, address, row)
     ]
+    guest.note_all([budget.problem])
+    return found
 
 
 def _rows(guest: LinuxGuest, addresses: list[int]) -> list[dict[str, Any]]:
-    layout = guest.layout("module", _members(guest))
+    layout = guest.layout("module", _members(guest), text=("name",))
     faults: list[int] = []
     columns = layout.lists(guest.kernel, addresses, faults)
     return [
@@ -75,11 +80,11 @@ def _plausible(guest: LinuxGuest, address: int, row: dict[str, Any]) -> bool:
     return bool(row["state"] != _UNFORMED)
 
 
-def _module(guest: LinuxGuest, address: int, row: dict[str, Any]) -> Module:
+def _module(guest: LinuxGuest, address: int, row: dict[str, Any], budget: Budget) -> Module:
     return Module(
         name=row["name"].split(b"\0", 1)[0],
         size=sum(size for key, size in row.items() if key.startswith("size")),
-        used_by=_users(guest, address),
+        used_by=_users(guest, address, budget),
         refcount=row["refcount"] - _REF_BASE,
         status=_STATUS[row["state"]],
         address=row["base"],
@@ -87,15 +92,15 @@ def _module(guest: LinuxGuest, address: int, row: dict[str, Any]) -> Module:
     )
 
 
-def _users(guest: LinuxGuest, address: int) -> tuple[bytes, ...]:
+def _users(guest: LinuxGuest, address: int, budget: Budget) -> tuple[bytes, ...]:
     """Names of the modules that need this one (``source_list`` of ``struct module_use``)."""
     if not guest.types.has("module", "source_list"):
         return ()  # built without CONFIG_MODULE_UNLOAD
     head = address + guest.types.offsetof("module", "source_list")
-    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_USERS)
+    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_USERS, budget=budget)
     guest.note_all([problem])
     offset = guest.types.offsetof("module_use", "source_list")
-    layout = guest.layout("module_use", {"name": "source.name"})
+    layout = guest.layout("module_use", {"name": "source.name"}, text=("name",))
     names = layout.lists(guest.kernel, [node - offset for node in nodes], [])["name"]
     return tuple(name.split(b"\0", 1)[0] for name in names if name is not None)
 
@@ -105,7 +110,9 @@ def module_types(guest: LinuxGuest, name: str) -> Types:
     from virtintrospect.symbols.btf import Btf
 
     layout = guest.layout(
-        "btf_module", {"name": "module.name", "data": "btf.data", "size": "btf.data_size"}
+        "btf_module",
+        {"name": "module.name", "data": "btf.data", "size": "btf.data_size"},
+        text=("name",),
     )
     offset = guest.types.offsetof("btf_module", "list")
     nodes, problem = walk_list(guest.kernel, guest.symbols.address("btf_modules"), limit=LIMIT)
@@ -114,7 +121,7 @@ def module_types(guest: LinuxGuest, name: str) -> Types:
     for found, data, size in zip(*columns.values(), strict=True):
         if found is None or found.split(b"\0", 1)[0] != name.encode():
             continue
-        if not isinstance(guest.types, Btf) or not 0 < size <= _LARGEST_BTF:
+        if not isinstance(guest.types, Btf) or not data or not 0 < size <= _LARGEST_BTF:
             break
         return Btf.parse(guest.kernel.read(data, size), base=guest.types)
     raise NoSuchTargetError(

@@ -6,12 +6,13 @@ many chains at a time: one bulk read a level for all of them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from virtintrospect.errors import FaultError
 
 if TYPE_CHECKING:
+    from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 #: Deepest chain followed: PATH_MAX of one-character names.
@@ -20,6 +21,8 @@ MAX_DEPTH = 2048
 MAX_NAME = 512
 #: PATH_MAX (include/uapi/linux/limits.h).
 MAX_PATH = 4096
+#: Paths put together between two looks at the clock.
+_STRIDE = 256
 #: Bytes of a name read along with all others; longer names are rare and read one by one.
 _SHORT_NAME = 40
 
@@ -29,6 +32,9 @@ class FilePath(NamedTuple):
 
     mount: int
     dentry: int
+
+
+_Start = TypeVar("_Start", FilePath, int)
 
 
 class _Dentry(NamedTuple):
@@ -44,10 +50,14 @@ class _Mount(NamedTuple):
 
 
 class PathReader:
-    """Reads paths and keeps what it read of dentries and mounts: make one for each table."""
+    """Reads paths and keeps what it read of dentries and mounts: make one for each table.
 
-    def __init__(self, guest: LinuxGuest) -> None:
+    :param budget: what is left for that table; a path that it does not allow is ``None``.
+    """
+
+    def __init__(self, guest: LinuxGuest, budget: Budget) -> None:
         self._guest = guest
+        self._budget = budget
         self._dentries: dict[int, _Dentry | None] = {}
         self._mounts: dict[int, _Mount | None] = {}
         self._nodes: dict[int, tuple[int, bytes] | None] = {}
@@ -63,15 +73,27 @@ class PathReader:
         starts = {path.dentry for path in paths}
         starts |= {mount.mountpoint for mount in self._mounts.values() if mount}
         self._load_dentries(starts)
-        return {path: self._file(path) for path in paths}
+        return self._kept(paths, self._file)
 
     def cgroups(self, nodes: Iterable[int]) -> dict[int, bytes | None]:
         """The path of each ``kernfs_node`` of a cgroup, the root of its hierarchy being ``/``."""
         wanted = set(nodes)
         self._load_nodes(wanted)
-        return {node: self._cgroup(node) for node in wanted}
+        return self._kept(wanted, self._cgroup)
 
     # -- putting chains together --------------------------------------------------------------
+
+    def _kept(
+        self, wanted: set[_Start], whole: Callable[[_Start], bytes | None]
+    ) -> dict[_Start, bytes | None]:
+        """The paths of all that is wanted, as far as the budget goes."""
+        paths: dict[_Start, bytes | None] = {}
+        for number, start in enumerate(wanted):
+            if not number % _STRIDE and self._budget.late():
+                break
+            path = whole(start)
+            paths[start] = path if path is None or self._budget.keep(len(path)) else None
+        return paths
 
     def _file(self, path: FilePath) -> bytes | None:
         mount, dentry = self._mounts.get(path.mount), self._dentries.get(path.dentry)
@@ -132,11 +154,10 @@ class PathReader:
         layout = self._guest.layout(
             "mount",
             {"root": "mnt.mnt_root", "parent": "mnt_parent", "mountpoint": "mnt_mountpoint"},
+            text=(),
         )
         for _ in range(MAX_DEPTH):
-            new = [
-                address for address in frontier if address > inner and address not in self._mounts
-            ]
+            new = self._new(address for address in frontier if address not in self._mounts)
             if not new:
                 return
             columns = layout.lists(self._guest.kernel, [a - inner for a in new], [])
@@ -157,9 +178,10 @@ class PathReader:
                 "name": "d_name.name",
                 "hash": "d_hash.pprev",
             },
+            text=(),
         )
         for _ in range(MAX_DEPTH):
-            new = [address for address in frontier if address and address not in self._dentries]
+            new = self._new(address for address in frontier if address not in self._dentries)
             if not new:
                 return
             parents, lengths, pointers, hashes = layout.lists(self._guest.kernel, new, []).values()
@@ -174,9 +196,11 @@ class PathReader:
 
     def _load_nodes(self, frontier: set[int]) -> None:
         # kernfs_node.parent became __parent when it went under RCU (6.15).
-        layout = self._guest.layout("kernfs_node", {"parent": "parent|__parent", "name": "name"})
+        layout = self._guest.layout(
+            "kernfs_node", {"parent": "parent|__parent", "name": "name"}, text=()
+        )
         for _ in range(MAX_DEPTH):
-            new = [address for address in frontier if address and address not in self._nodes]
+            new = self._new(address for address in frontier if address not in self._nodes)
             if not new:
                 return
             parents, pointers = layout.lists(self._guest.kernel, new, []).values()
@@ -188,6 +212,13 @@ class PathReader:
                     continue
                 self._nodes[address] = (parent, name or b"")
                 frontier.add(parent)
+
+    def _new(self, addresses: Iterable[int]) -> list[int]:
+        """Those of the addresses that may still be followed; null is none."""
+        if self._budget.late():
+            return []
+        new = [address for address in addresses if address]
+        return new[: self._budget.follow(len(new))]
 
     def _read_names(
         self, pointers: list[int | None], lengths: list[int | None]

@@ -7,9 +7,11 @@ Sources: kernel/printk/printk_ringbuffer.c (since 5.10, commit 896fbe20b4e2);
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import CorruptDataError, FaultError
+from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.model import LogRecord
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ FACILITIES = (
 MAX_BUFFER = 64 << 20
 #: 2^count_bits descriptors; one for every 32 bytes of the largest buffer.
 MAX_COUNT_BITS = 21
+#: Descriptors read at once.
+_AT_ONCE = 4096
 
 # A descriptor's state is the top two bits of state_var, the rest is its id
 # (kernel/printk/printk_ringbuffer.h).
@@ -61,27 +65,49 @@ def _from_ring(guest: LinuxGuest, address: int) -> list[LogRecord]:
             "size_bits": "text_data_ring.size_bits",
             "data": "text_data_ring.data",
         },
+        text=(),
     )
     ring = layout.read(guest.kernel, address)
-    if ring["count_bits"] > MAX_COUNT_BITS or 1 << min(ring["size_bits"], 40) > MAX_BUFFER:
+    possible = 0 <= ring["count_bits"] <= MAX_COUNT_BITS and 0 <= ring["size_bits"] <= 40
+    if not possible or 1 << ring["size_bits"] > MAX_BUFFER:
         raise CorruptDataError("the printk ring buffer claims an impossible size", address)
     count = 1 << ring["count_bits"]
-    descs, infos = _tables(guest, ring, count)
     text = _buffer(guest, ring["data"], 1 << ring["size_bits"])
     first, last = ring["tail"] & _ID_MASK, ring["head"] & _ID_MASK
-    found = []
-    for step in range(min((last - first) & _ID_MASK, count - 1) + 1):
-        wanted = (first + step) & _ID_MASK
-        record = _ring_record(descs, infos, wanted, wanted % count, text)
-        if record is not None:
-            found.append(record)
+    used = min((last - first) & _ID_MASK, count - 1) + 1
+    # Records do not overlap: all texts together are no longer than the buffer.
+    budget = Budget(entries=used, size=len(text))
+    found: list[LogRecord] = []
+    for start in range(0, used, _AT_ONCE):
+        if budget.late():
+            break
+        some = range(first + start, first + min(start + _AT_ONCE, used))
+        found += _ring_records(guest, ring, [n & _ID_MASK for n in some], count, text, budget)
+    guest.note_all([budget.problem])
     return found
 
 
+def _ring_records(
+    guest: LinuxGuest,
+    ring: dict[str, int],
+    wanted: list[int],
+    count: int,
+    text: bytes,
+    budget: Budget,
+) -> Iterator[LogRecord]:
+    """The records with the ids ``wanted``."""
+    slots = [number % count for number in wanted]
+    descs, infos = _tables(guest, ring, slots)
+    for index, number in enumerate(wanted):
+        record = _ring_record(descs, infos, number, index, text)
+        if record is not None and budget.keep(len(record.text)):
+            yield record
+
+
 def _tables(
-    guest: LinuxGuest, ring: dict[str, int], count: int
+    guest: LinuxGuest, ring: dict[str, int], slots: list[int]
 ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """The columns of all descriptors and of all infos, read in bulk."""
+    """The columns of some descriptors and of their infos, read in bulk."""
     desc = guest.layout(
         "prb_desc",
         {
@@ -89,32 +115,34 @@ def _tables(
             "begin": "text_blk_lpos.begin",
             "next": "text_blk_lpos.next",
         },
+        text=(),
     )
-    info = guest.layout("printk_info", ["seq", "ts_nsec", "text_len", "facility", "level", "flags"])
+    members = ["seq", "ts_nsec", "text_len", "facility", "level", "flags"]
+    info = guest.layout("printk_info", members, text=())
     desc_size, info_size = (guest.types.sizeof(name) for name in ("prb_desc", "printk_info"))
-    descs = desc.lists(guest.kernel, [ring["descs"] + i * desc_size for i in range(count)], [])
-    infos = info.lists(guest.kernel, [ring["infos"] + i * info_size for i in range(count)], [])
+    descs = desc.lists(guest.kernel, [ring["descs"] + i * desc_size for i in slots], [])
+    infos = info.lists(guest.kernel, [ring["infos"] + i * info_size for i in slots], [])
     return descs, infos
 
 
 def _ring_record(
-    descs: dict[str, list[Any]], infos: dict[str, list[Any]], wanted: int, slot: int, text: bytes
+    descs: dict[str, list[Any]], infos: dict[str, list[Any]], wanted: int, index: int, text: bytes
 ) -> LogRecord | None:
     """One record, or ``None`` where its slot was reused, is being written or was never used."""
-    state, begin = descs["state"][slot], descs["begin"][slot]
-    if state is None or begin is None or infos["seq"][slot] is None:
+    state, begin = descs["state"][index], descs["begin"][index]
+    if state is None or begin is None or infos["seq"][index] is None:
         return None
     if state & _ID_MASK != wanted or state >> _ID_BITS & 3 not in (_COMMITTED, _FINALIZED):
         return None
-    body = _block(text, begin, descs["next"][slot], wanted, infos["text_len"][slot])
+    body = _block(text, begin, descs["next"][index], wanted, infos["text_len"][index])
     if body is None:
         return None
     return LogRecord(
-        time=infos["ts_nsec"][slot] / 1e9,
-        level=LEVELS[infos["level"][slot] & 7],
-        facility=_facility(infos["facility"][slot]),
+        time=infos["ts_nsec"][index] / 1e9,
+        level=LEVELS[infos["level"][index] & 7],
+        facility=_facility(infos["facility"][index]),
         text=body,
-        sequence=infos["seq"][slot],
+        sequence=infos["seq"][index],
     )
 
 
@@ -126,6 +154,8 @@ def _block(text: bytes, begin: int, following: int, wanted: int, length: int) ->
     """
     if begin & _DATALESS:
         return b"" if begin == _EMPTY_LINE else None
+    if length < 0:
+        return None
     starts = [begin % len(text)]
     if begin // len(text) != following // len(text):
         starts.append(0)
@@ -155,16 +185,19 @@ def _from_records(guest: LinuxGuest) -> list[LogRecord]:
     )
     sequence = guest.pointer("log_first_seq")
     found: list[LogRecord] = []
-    while position != end and len(found) < size // _OLD.size:
+    left = size  # bytes: a second time round, there is nothing new
+    while position != end and left > 0:
         if position + _OLD.size > size:
             break
         nanoseconds, length, text_length, _, facility, bits = _OLD.unpack_from(text, position)
-        if length == 0:  # the rest of the buffer is unused: go on at its start
+        if length == 0 and position:  # the rest of the buffer is unused: go on at its start
+            left -= size - position
             position = 0
             continue
-        if length < _OLD.size:
+        if length < _OLD.size + text_length:
             guest.note("printk record of impossible length", guest.pointer("log_buf") + position)
             break
+        left -= length
         body = text[position + _OLD.size : position + _OLD.size + text_length]
         found.append(
             LogRecord(

@@ -6,11 +6,10 @@ what hangs on them (threads, paths, arguments).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux import system
+from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cmdline import Arguments, command_line
 from virtintrospect.guests.linux.cputime import group_times, task_times
 from virtintrospect.guests.linux.kthread import ThreadNames
@@ -29,8 +28,9 @@ Row = dict[str, Any]
 PF_KTHREAD = 0x0020_0000
 #: MAX_RT_PRIO and DEFAULT_PRIO (include/linux/sched/prio.h).
 _MAX_RT_PRIO, _DEFAULT_PRIO = 100, 120
-#: Most threads of one process that are walked (the kernel's own limit is PID_MAX_LIMIT).
-_MAX_THREADS = 1 << 20
+#: Most rows of one table: some 4 KiB of host memory each while it is made.
+_MAX_ROWS = 1 << 17
+#: PID_MAX_LIMIT (include/linux/threads.h).
 _MAX_PID = 4 << 20
 _PAGE = 4096
 
@@ -77,16 +77,22 @@ _IDENTITY = {"tid": "pid", "start": "start_boottime|real_start_time"}
 
 def processes(guest: LinuxGuest, *, threads: bool = False) -> list[Process]:
     """The rows of ``ps``."""
-    leaders = guest.tasks.addresses()
-    addresses = _with_threads(guest, leaders) if threads else leaders
-    rows = _read(guest, addresses)
-    records = _Table(guest, rows, threads=threads).records()
+    budget = Budget()
+    leaders = guest.tasks.addresses(budget)
+    addresses = _with_threads(guest, leaders, budget) if threads else leaders
+    if len(addresses) > _MAX_ROWS:
+        guest.note(f"more than {_MAX_ROWS} tasks: the rest is left out", addresses[_MAX_ROWS])
+    rows = _read(guest, addresses[:_MAX_ROWS])
+    records = _Table(guest, rows, budget, threads=threads).records()
+    guest.note_all([budget.problem])
     return _confirmed(guest, rows, records)
 
 
-def _with_threads(guest: LinuxGuest, leaders: list[int]) -> list[int]:
+def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list[int]:
     """Every thread, grouped by process, the leader first."""
-    layout = guest.layout("task_struct", {"signal": "signal", "threads": "signal.nr_threads"})
+    layout = guest.layout(
+        "task_struct", {"signal": "signal", "threads": "signal.nr_threads"}, text=()
+    )
     signals, counts = layout.lists(guest.kernel, leaders, []).values()
     groups = {
         leader: signal
@@ -96,24 +102,26 @@ def _with_threads(guest: LinuxGuest, leaders: list[int]) -> list[int]:
     return [
         thread
         for leader in leaders
-        for thread in (thread_group(guest, groups[leader]) if leader in groups else [leader])
+        for thread in (
+            thread_group(guest, groups[leader], budget) if leader in groups else [leader]
+        )
     ]
 
 
-def thread_group(guest: LinuxGuest, signal: int) -> list[int]:
+def thread_group(guest: LinuxGuest, signal: int, budget: Budget) -> list[int]:
     """Addresses of the tasks that share a ``signal_struct``.
 
     ``signal->thread_head`` is there since 3.14; the older ring (``thread_group``) went in 6.7.
     """
     head = signal + guest.types.offsetof("signal_struct", "thread_head")
     offset = guest.types.offsetof("task_struct", "thread_node")
-    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_THREADS)
+    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_ROWS, budget=budget)
     guest.note_all([problem])
     return [node - offset for node in nodes]
 
 
 def _read(guest: LinuxGuest, addresses: list[int]) -> list[Row]:
-    layout = guest.layout("task_struct", _MEMBERS | rss_members(guest.types))
+    layout = guest.layout("task_struct", _MEMBERS | rss_members(guest.types), text=("comm",))
     columns = layout.lists(guest.kernel, addresses, [])
     columns["address"] = list(addresses)
     rows = [
@@ -137,7 +145,7 @@ def _confirmed(guest: LinuxGuest, rows: list[Row], records: list[Process]) -> li
     """Look a second time: a task that is no longer the same one is not reported."""
     if not guest.live:
         return records
-    layout = guest.layout("task_struct", _IDENTITY)
+    layout = guest.layout("task_struct", _IDENTITY, text=())
     again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
     kept = []
     for row, record, tid, start in zip(rows, records, *again.values(), strict=True):
@@ -151,19 +159,23 @@ def _confirmed(guest: LinuxGuest, rows: list[Row], records: list[Process]) -> li
 class _Table:
     """All rows of one ``ps``, and what they share."""
 
-    def __init__(self, guest: LinuxGuest, rows: list[Row], *, threads: bool) -> None:
+    def __init__(
+        self, guest: LinuxGuest, rows: list[Row], budget: Budget, *, threads: bool
+    ) -> None:
         self._guest = guest
         self._rows = rows
-        self._threads = threads
+        self._budget = budget
         booted = system.boot_time(guest)
         self._booted = None if booted is None else booted // 1_000_000_000
         self._names = ThreadNames(guest, rows)
-        paths = PathReader(guest)
+        paths = PathReader(guest, budget)
         wanted = {_file(row, kind) for row in rows for kind in ("exe", "cwd", "root")}
         self._files = paths.files(path for path in wanted if path)
         self._cgroups = paths.cgroups(row["cgroup"] for row in rows if row["cgroup"])
-        self._resident = resident_pages(guest, rows)
-        self._times = _times(guest, rows, threads=threads)
+        self._resident = resident_pages(guest, rows, budget)
+        self._times = (
+            [task_times(row) for row in rows] if threads else group_times(guest, rows, budget)
+        )
         self._arguments: dict[int, bytes | None] = {}
 
     def records(self) -> list[Process]:
@@ -215,7 +227,7 @@ class _Table:
         """Read once for all threads of a process: they share their memory."""
         if row["mm"] not in self._arguments:
             where = Arguments(row["arg_start"], row["arg_end"], row["env_end"])
-            self._arguments[row["mm"]] = command_line(self._guest, row["pgd"], where)
+            self._arguments[row["mm"]] = command_line(self._guest, row["pgd"], where, self._budget)
         return self._arguments[row["mm"]]
 
     def _confidence(self, row: Row) -> float:
@@ -228,14 +240,3 @@ class _Table:
 def _file(row: Row, kind: str) -> FilePath | None:
     mount, dentry = row[f"{kind}_mount"], row[f"{kind}_dentry"]
     return FilePath(mount, dentry) if mount and dentry else None
-
-
-def _times(
-    guest: LinuxGuest, rows: Sequence[Row], *, threads: bool
-) -> list[tuple[int | None, int | None]]:
-    """User and system time of each row in nanoseconds: a thread's own, or its whole process's."""
-    try:
-        return [task_times(row) for row in rows] if threads else group_times(guest, rows)
-    except FaultError as error:
-        guest.note("unreadable CPU times", error.address)
-        return [(None, None)] * len(rows)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
+    from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 #: MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES (include/linux/mm_types_task.h); 2 is swap.
@@ -25,7 +26,9 @@ def rss_members(types: Types) -> dict[str, str]:
     return {f"rss{kind}": f"mm.rss_stat.count[{kind}].counter" for kind in _RESIDENT}
 
 
-def resident_pages(guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> list[int | None]:
+def resident_pages(
+    guest: LinuxGuest, rows: Sequence[dict[str, Any]], budget: Budget
+) -> list[int | None]:
     """Pages that are resident, of each row; ``None`` where that cannot be read.
 
     The shared part of a percpu_counter lags behind by up to a batch per CPU, so the CPUs'
@@ -39,6 +42,8 @@ def resident_pages(guest: LinuxGuest, rows: Sequence[dict[str, Any]]) -> list[in
         if (counters := row.get(f"rss{kind}_percpu")) and totals[index] is not None
     ]
     for offset in guest.cpu_offsets if places else ():
+        if budget.late():
+            break
         addresses = [(counters + offset) % (1 << 64) for _, counters in places]
         faults: list[int] = []
         data = memoryview(guest.kernel.gather(addresses, 4, faults)).cast("i")

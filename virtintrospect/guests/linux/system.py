@@ -22,7 +22,7 @@ _UTS = ("release", "version", "machine", "nodename")
 
 def system_info(guest: LinuxGuest) -> SystemInfo:
     """The row of ``info``."""
-    uts = guest.read_global("init_uts_ns", {key: f"name.{key}" for key in _UTS})
+    uts = guest.read_global("init_uts_ns", {key: f"name.{key}" for key in _UTS}, text=_UTS)
     clock = _clock(guest)
     return SystemInfo(
         os="Linux",
@@ -56,7 +56,7 @@ def _clock(guest: LinuxGuest) -> tuple[int, int] | None:
     if keeper is None:
         return None
     booted = keeper["offs_real"] - keeper["offs_boot"]
-    now = keeper["xtime_sec"] * _NANOSECONDS + (keeper["nsec"] >> min(keeper["shift"], 63))
+    now = keeper["xtime_sec"] * _NANOSECONDS + (keeper["nsec"] >> (keeper["shift"] & 63))
     return booted // _NANOSECONDS, max(0, now - booted) // _NANOSECONDS
 
 
@@ -79,7 +79,7 @@ def _timekeeper(guest: LinuxGuest) -> dict[str, int] | None:
         symbol = "timekeeper_data" if "timekeeper_data" in guest.symbols else "tk_core"
         inside = {key: f"timekeeper.{path}" for key, path in members.items()}
         return guest.read_global(symbol, inside)
-    except (NotFoundError, FaultError) as error:
+    except (NotFoundError, FaultError, CorruptDataError) as error:
         guest.note(f"no clock: {error}", 0)
         return None
 
@@ -100,7 +100,9 @@ def _arguments(guest: LinuxGuest) -> bytes | None:
         return guest.kernel.string(guest.pointer("saved_command_line"), 4096)
     except FaultError as error:
         guest.note("unreadable kernel command line", error.address)
-        return None
+    except NotFoundError as error:
+        guest.note(f"no kernel command line: {error}", 0)
+    return None
 
 
 def _text(field: bytes) -> bytes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.lists import walk_list
+from virtintrospect.symbols.types import Kind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 
@@ -23,17 +26,24 @@ class Tasks:
     def __init__(self, guest: LinuxGuest) -> None:
         self._guest = guest
         self._offset = guest.types.offsetof("task_struct", "tasks")
+        pointer = guest.types.resolve("task_struct", "tasks.next")[-1]
+        if pointer.kind is not Kind.POINTER or pointer.bit_size or pointer.offset != self._offset:
+            raise CorruptDataError("task_struct.tasks is no list", self._offset)
         self._head = guest.symbols.address("init_task") + self._offset
         self._known: list[int] = []
         self._known_array: npt.NDArray[Any] | None = None
 
-    def addresses(self) -> list[int]:
-        r"""Addresses of the ``task_struct``\\ s, in list order."""
-        nodes, problem = walk_list(self._guest.kernel, self._head, guess=self._known)
+    def addresses(self, budget: Budget | None = None) -> list[int]:
+        r"""Addresses of the ``task_struct``\\ s, in list order.
+
+        :param budget: of the table that wants them.
+        """
+        nodes, problem = walk_list(self._guest.kernel, self._head, guess=self._known, budget=budget)
         self._guest.note_all([problem])
         self._known = nodes
         offset = self._offset
-        return [node - offset for node in nodes]
+        # No task lies so low; its address would be below zero.
+        return [node - offset for node in nodes if node >= offset]
 
     def rows(self, members: Sequence[str] | Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """Chosen members of each task; tasks that cannot be read are noted and left out."""

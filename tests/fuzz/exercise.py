@@ -1,0 +1,144 @@
+"""Everything that is done with a guest, under watch: errors, time, memory, output."""
+
+from __future__ import annotations
+
+import io
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.mutate import Anatomy, Image, ImageTarget, Mutation
+from virtintrospect.cli import output
+from virtintrospect.cli.escape import printable
+from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.guests import identify
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.insight.columns import Table, record
+from virtintrospect.insight.tables import DMESG, INFO, MODULES, PS
+from virtintrospect.insight.tree import as_tree
+from virtintrospect.symbols.store import Store
+
+#: Seconds that one table of a guest of this size may take, on a busy machine.
+SECONDS = 5.0
+#: Bytes by which this process may have grown meanwhile.
+GROWTH = 1 << 30
+
+
+class HostileGuestWonError(AssertionError):
+    """A guest broke a rule; the message has the seed."""
+
+
+class Fuzzer:
+    """Runs mutations of one image.
+
+    :param image: RAM of a guest, below the PCI hole in one piece.
+    :param cache: an empty directory for the profiles.
+    """
+
+    def __init__(self, image: Path, cache: Path) -> None:
+        self._image = image
+        self._store = Store(cache)
+        guest = identify(ImageTarget(Image(image), live=False), self._store)
+        assert isinstance(guest, LinuxGuest)
+        self._anatomy = Anatomy(guest)
+        #: Longest that each step took, in seconds, and the seed that did it.
+        self.slowest: dict[str, tuple[float, int]] = {}
+
+    def run(self, seed: int) -> None:
+        """Bend the image as ``seed`` says and look at everything.
+
+        :raises HostileGuestWonError: what must not happen has happened.
+        """
+        memory = Image(self._image, mapped=bool(seed % 3))
+        mutation = Mutation(self._anatomy, memory, seed)
+        mutation.apply()
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        try:
+            self._look(memory, seed, cold=mutation.cold)
+        except HostileGuestWonError as error:
+            story = "\n  ".join(mutation.story)
+            raise HostileGuestWonError(f"seed {seed}: {error}\n  {story}") from error.__cause__
+        grown = _resident("VmHWM") - before
+        if grown > GROWTH:
+            raise HostileGuestWonError(f"seed {seed}: grew by {grown >> 20} MiB {mutation.story}")
+
+    def _look(self, memory: Image, seed: int, *, cold: bool) -> None:
+        found: list[LinuxGuest] = []
+        store = Store(None) if cold else self._store
+
+        def recognise() -> None:
+            target = ImageTarget(memory, live=bool(seed % 2))
+            guest = identify(target, store)
+            assert isinstance(guest, LinuxGuest)
+            found.append(guest)
+
+        self._timed("identify", seed, recognise, limit=30.0)
+        for guest in found:
+            for name, step in steps(guest):
+                self._timed(name, seed, step)
+
+    def _timed(
+        self, name: str, seed: int, step: Callable[[], object], limit: float = SECONDS
+    ) -> None:
+        start = time.monotonic()
+        try:
+            step()
+        except VirtIntrospectError as error:
+            _printable(printable(str(error)))
+        except Exception as error:
+            raise HostileGuestWonError(f"{name}: {traceback.format_exc()}") from error
+        took = time.monotonic() - start
+        if took > self.slowest.get(name, (0.0, 0))[0]:
+            self.slowest[name] = took, seed
+        if took > limit:
+            raise HostileGuestWonError(f"{name} took {took:.1f} s")
+
+
+def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
+    """Everything that can be asked of a guest."""
+    yield "info", lambda: _render(INFO, [guest.info()])
+    yield "ps", lambda: _render(PS, guest.processes())
+    yield "threads", lambda: _render(PS, guest.processes(threads=True))
+    yield "modules", lambda: _render(MODULES, guest.modules())
+    yield "dmesg", lambda: _render(DMESG, guest.dmesg())
+    yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
+    yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
+    yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")
+    yield "user memory", lambda: _user_memory(guest)
+    yield "symbols", lambda: list(guest.symbols.search("*init*", 100))
+    for name in ("task_struct", "module", "dentry", "list_head"):
+        yield "types", lambda name=name: guest.types.describe(name)  # type: ignore[misc]
+    yield "is_current", guest.is_current
+
+
+def _user_memory(guest: LinuxGuest) -> None:
+    space = guest.process_space(1)
+    space.read_available(0x40_0000, 64 << 10)
+    space.walk(0x40_0000)
+
+
+def _render(table: Table, found: Iterable[Any]) -> None:
+    rows = [record(table, item) for item in found]
+    for form in output.FORMATS:
+        text = io.StringIO()
+        output.show(table, rows, output=form, columns="all", file=text)
+        _printable(text.getvalue())
+    if table is PS:
+        as_tree(rows, indent=True)
+
+
+def _printable(text: str) -> None:
+    bad = {character for character in text if not character.isprintable()} - {"\n"}
+    if bad:
+        raise HostileGuestWonError(f"unprintable characters reach the terminal: {bad!r}")
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at most."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(field)

@@ -1,0 +1,369 @@
+"""A real guest's RAM, bent in chosen places: what a hostile kernel could show us.
+
+Every mutation follows from its seed, so a failure is repeated by its number.
+"""
+
+from __future__ import annotations
+
+import mmap
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from virtintrospect.driver import Target
+from virtintrospect.errors import FaultError
+from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.paths import FilePath, PathReader
+from virtintrospect.memory import Mapped, PhysicalMemory, Region
+from virtintrospect.symbols.btf import Btf
+
+_U64 = (1 << 64) - 1
+
+
+class Image(PhysicalMemory):
+    """A guest's RAM in a file, with changes that only this object sees (copy on write).
+
+    :param mapped: offer the zero-copy window, as shared RAM does.
+    """
+
+    def __init__(self, path: Path, *, mapped: bool = True) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        size = len(self._map)
+        self.regions = (Region(0, size),)
+        self._window = (
+            Mapped(memoryview(self._map).toreadonly(), 0, size, bytearray(b"\1" * (size >> 12)))
+            if mapped
+            else None
+        )
+
+    def _read_within(self, index: int, paddr: int, size: int) -> bytes:  # noqa: ARG002
+        return self._map[paddr : paddr + size]
+
+    def mapped(self, paddr: int) -> Mapped | None:
+        return self._window if self.region_index(paddr) >= 0 else None
+
+    def write(self, paddr: int, data: bytes) -> None:
+        """Change memory; what lies outside of it is dropped."""
+        if 0 <= paddr <= len(self._map) - len(data):
+            self._map[paddr : paddr + len(data)] = data
+
+
+class ImageTarget(Target):
+    """A target over any memory."""
+
+    transport = "fuzz"
+
+    def __init__(self, memory: PhysicalMemory, *, live: bool) -> None:
+        self._memory = memory
+        self.live = live
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        return self._memory
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+#: Members that tables follow or believe, by structure.
+MEMBERS = {
+    "task_struct": [
+        "tasks.next", "tasks.prev", "thread_node.next", "thread_node.prev", "pid", "tgid", "comm",
+        "__state|state", "exit_state", "flags", "prio", "static_prio", "start_boottime",
+        "real_parent", "real_cred", "signal", "mm", "fs", "cgroups", "worker_private",
+        "utime", "stime", "se.sum_exec_runtime", "prev_cputime.utime",
+    ],
+    "signal_struct": [
+        "thread_head.next", "thread_head.prev", "nr_threads", "utime", "sum_sched_runtime",
+        "prev_cputime.stime",
+    ],
+    "mm_struct": [
+        "pgd", "exe_file", "arg_start", "arg_end", "env_end", "total_vm", "rss_stat",
+    ],
+    "fs_struct": ["pwd.mnt", "pwd.dentry", "root.mnt", "root.dentry"],
+    "cred": ["uid", "gid", "euid", "egid"],
+    "dentry": ["d_parent", "d_name.name", "d_name.len", "d_hash.pprev"],
+    "mount": ["mnt.mnt_root", "mnt_parent", "mnt_mountpoint"],
+    "kernfs_node": ["parent|__parent", "name"],
+    "kthread": ["data", "full_name"],
+    "module": [
+        "list.next", "list.prev", "name", "state", "refcnt", "taints",
+        "source_list.next", "source_list.prev",
+    ],
+    "btf_module": ["list.next", "module", "btf"],
+    "printk_ringbuffer": [
+        "desc_ring.count_bits", "desc_ring.descs", "desc_ring.infos", "desc_ring.head_id",
+        "desc_ring.tail_id", "text_data_ring.size_bits", "text_data_ring.data",
+    ],
+    "prb_desc": ["state_var", "text_blk_lpos.begin", "text_blk_lpos.next"],
+    "printk_info": ["seq", "ts_nsec", "text_len", "facility", "level"],
+    "timekeeper": [
+        "offs_real", "offs_boot", "xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift",
+    ],
+}  # fmt: skip
+
+#: Globals whose first words are worth bending.
+GLOBALS = [
+    "init_task", "modules", "btf_modules", "prb", "saved_command_line", "vmcoreinfo_data",
+    "page_offset_base", "__per_cpu_offset", "__cpu_possible_mask", "__cpu_online_mask",
+    "init_uts_ns", "linux_banner", "init_top_pgt",
+]  # fmt: skip
+
+
+class Anatomy:
+    """Where the parts of one guest are, learned from the image as it was.
+
+    :param guest: recognised in the unchanged image.
+    """
+
+    def __init__(self, guest: LinuxGuest) -> None:
+        self.guest = guest
+        self.objects: dict[str, list[int]] = {name: [] for name in MEMBERS}
+        self._tasks()
+        self._paths()
+        self._modules()
+        self._log()
+        if "shadow_timekeeper" in guest.symbols:
+            self.objects["timekeeper"] = [guest.symbols.address("shadow_timekeeper")]
+        self.objects = {name: found for name, found in self.objects.items() if found}
+        self.everything = sorted({a for found in self.objects.values() for a in found})
+        self.members = {
+            name: [
+                (path, hops[0].offset, min(hops[0].size, 64))
+                for choice in MEMBERS[name]
+                for path in choice.split("|")
+                if guest.types.has(name, path)
+                for hops in [guest.types.resolve(name, path)]
+            ]
+            for name in self.objects
+        }
+
+    def _tasks(self) -> None:
+        guest = self.guest
+        tasks = guest.tasks.addresses()
+        self.objects["task_struct"] = [guest.symbols.address("init_task"), *tasks]
+        wanted = {
+            "signal_struct": "signal", "mm_struct": "mm", "cred": "real_cred", "fs_struct": "fs",
+            "kthread": "worker_private|set_child_tid",
+        }  # fmt: skip
+        columns = guest.layout("task_struct", wanted).lists(guest.kernel, tasks, [])
+        for name, column in columns.items():
+            self.objects[name] = sorted({a for a in column if a and a >> 47})
+
+    def _paths(self) -> None:
+        guest = self.guest
+        reader = PathReader(guest, Budget())
+        wanted = {"mount": "fs.pwd.mnt", "dentry": "fs.pwd.dentry", "node": "cgroups.dfl_cgrp.kn"}
+        exe = {"mount": "mm.exe_file.f_path.mnt", "dentry": "mm.exe_file.f_path.dentry"}
+        addresses = self.objects["task_struct"]
+        paths = guest.layout("task_struct", wanted).lists(guest.kernel, addresses, [])
+        files = guest.layout("task_struct", exe).lists(guest.kernel, addresses, [])
+        pairs = [*zip(paths["mount"], paths["dentry"], strict=True)]
+        pairs += zip(files["mount"], files["dentry"], strict=True)
+        reader.files(FilePath(mount, dentry) for mount, dentry in pairs if mount and dentry)
+        reader.cgroups(node for node in paths["node"] if node)
+        inner = guest.types.offsetof("mount", "mnt")
+        self.objects["dentry"] = sorted(reader._dentries)
+        self.objects["mount"] = sorted(address - inner for address in reader._mounts)
+        self.objects["kernfs_node"] = sorted(reader._nodes)
+
+    def _modules(self) -> None:
+        from virtintrospect.guests.linux.lists import walk_list
+
+        guest = self.guest
+        for name, symbol in (("module", "modules"), ("btf_module", "btf_modules")):
+            if symbol in guest.symbols:
+                offset = guest.types.offsetof(name, "list")
+                nodes = walk_list(guest.kernel, guest.symbols.address(symbol)).nodes
+                self.objects[name] = [node - offset for node in nodes]
+
+    def _log(self) -> None:
+        guest = self.guest
+        ring = guest.pointer("prb")
+        layout = guest.layout(
+            "printk_ringbuffer", {"descs": "desc_ring.descs", "infos": "desc_ring.infos"}
+        )
+        tables = layout.read(guest.kernel, ring)
+        self.objects["printk_ringbuffer"] = [ring]
+        for name, start in (("prb_desc", tables["descs"]), ("printk_info", tables["infos"])):
+            size = guest.types.sizeof(name)
+            self.objects[name] = [start + number * size for number in range(500)]
+
+
+class Mutation:
+    """One seed's worth of changes to an image.
+
+    :param anatomy: of the image as it was; it is not changed.
+    """
+
+    def __init__(self, anatomy: Anatomy, memory: Image, seed: int) -> None:
+        self._anatomy = anatomy
+        self._guest = anatomy.guest
+        self._memory = memory
+        self._random = random.Random(seed)
+        #: What was done, for the report of a failure.
+        self.story: list[str] = []
+        #: The kernel's read-only data was changed: nothing cached will fit.
+        self.cold = False
+
+    def apply(self) -> None:
+        """Change the memory."""
+        ways: list[tuple[int, Callable[[], None]]] = [
+            (60, self._member), (12, self._mass), (8, self._noise), (8, self._global),
+            (6, self._page_table), (6, self._type), (3, self._read_only), (2, self._info_text),
+        ]  # fmt: skip
+        chosen = [way for _, way in ways]
+        weights = [weight for weight, _ in ways]
+        for way in self._random.choices(chosen, weights, k=self._random.choice((1, 1, 2, 5, 20))):
+            way()
+
+    # -- ways to lie ------------------------------------------------------------------------
+
+    def _member(self) -> None:
+        """One member of one object."""
+        name = self._random.choice(list(self._anatomy.objects))
+        address = self._random.choice(self._anatomy.objects[name])
+        path, offset, size = self._random.choice(self._anatomy.members[name])
+        self._put(address + offset, self._value(address, size), f"{name}.{path}")
+
+    def _mass(self) -> None:
+        """The same member of all objects, each by itself or all alike."""
+        name = self._random.choice(list(self._anatomy.objects))
+        path, offset, size = self._random.choice(self._anatomy.members[name])
+        alike = self._random.random() < 0.5
+        value = self._value(self._random.choice(self._anatomy.objects[name]), size)
+        for address in self._anatomy.objects[name]:
+            self._put(
+                address + offset,
+                value if alike else self._value(address, size),
+                f"every {name}.{path}",
+            )
+
+    def _noise(self) -> None:
+        """Random bytes somewhere in an object."""
+        name = self._random.choice(list(self._anatomy.objects))
+        address = self._random.choice(self._anatomy.objects[name])
+        size = self._guest.types.sizeof(name)
+        for _ in range(self._random.choice((1, 16, 256))):
+            where = address + self._random.randrange(size)
+            self._put(where, self._random.randbytes(self._random.choice((1, 8))), f"in {name}")
+
+    def _global(self) -> None:
+        name = self._random.choice([n for n in GLOBALS if n in self._guest.symbols])
+        address = self._guest.symbols.address(name)
+        for number in range(self._random.choice((1, 1, 64))):
+            self._put(address + 8 * number, self._value(address, 8), name)
+
+    def _page_table(self) -> None:
+        """An entry of the kernel's tables, or of a process's."""
+        roots = [self._guest.kernel.root]
+        mode = self._guest.kernel.mode
+        for mm in self._anatomy.objects["mm_struct"]:
+            pgd = self._guest.kernel.read_u64(mm + self._guest.types.offsetof("mm_struct", "pgd"))
+            roots.append(self._guest.kernel.translate(pgd))
+        table = self._random.choice(roots)
+        for _ in range(self._random.randrange(1, len(mode.levels))):
+            entries = [
+                entry
+                for entry in memoryview(self._memory.read(table, 4096)).cast("Q")
+                if entry & mode.present and not entry & mode.leaf
+            ]
+            if not entries:
+                break
+            following = self._random.choice(entries) & mode.frame
+            if self._memory.region_index(following) < 0:
+                break
+            table = following
+        for _ in range(self._random.choice((1, 8, 512))):
+            entry = self._random.choice((
+                0, 0x67, 0xE7, table | 0x67, table | 0xE7, self._guest.kernel.root | 0x63,
+                self._random.getrandbits(64), self._random.getrandbits(28) & -4096 | 0x67,
+            ))  # fmt: skip
+            where = table + 8 * self._random.randrange(512)
+            self._memory.write(where, entry.to_bytes(8, "little"))
+        self.story.append(f"page table {table:#x}")
+
+    def _type(self) -> None:
+        """The record of a type that tables use: sizes, offsets, kinds, names of members."""
+        types = self._guest.types
+        assert isinstance(types, Btf)
+        name = self._random.choice([*self._anatomy.objects, "list_head", "cpumask", "btf"])
+        type_id = types.find(name)
+        if self._random.random() < 0.3:
+            members = list(types.members_of(type_id).values())
+            type_id = types.strip(self._random.choice(members).type_id)[0]
+        offset, info = types._head(type_id)
+        length = 12 + 12 * min(info & 0xFFFF, 400) if type_id else 12
+        start = self._guest.symbols.address("__start_BTF")
+        for _ in range(self._random.choice((1, 1, 4))):
+            where = start + offset + 4 * self._random.randrange(length // 4)
+            old = int.from_bytes(self._guest.kernel.read(where, 4), "little")
+            new = self._random.choice((
+                0, 1, old ^ 1 << self._random.randrange(32), self._random.getrandbits(32),
+                self._random.randrange(100_000), (old + self._random.choice((1, 8))) & 0xFFFF_FFFF,
+            ))  # fmt: skip
+            self._put(where, new.to_bytes(4, "little"), f"type of {name}")
+        self.cold = True
+
+    def _read_only(self) -> None:
+        """Bytes of kallsyms or BTF."""
+        first, last = self._random.choice((
+            ("__start_BTF", "__stop_BTF"), ("__start_rodata", "__end_rodata"),
+            ("__start_notes", "__stop_notes"),
+        ))  # fmt: skip
+        symbols = self._guest.symbols
+        if first in symbols and last in symbols:
+            start, end = symbols.address(first), symbols.address(last)
+            for _ in range(self._random.choice((1, 8, 1000))):
+                self._put(self._random.randrange(start, end), self._random.randbytes(4), first)
+            self.cold = True
+
+    def _info_text(self) -> None:
+        """Letters of VMCOREINFO."""
+        address = self._guest.pointer("vmcoreinfo_data")
+        for _ in range(self._random.choice((1, 64))):
+            where = address + self._random.randrange(4096)
+            self._put(where, self._random.choice((b"\0", b"=", b"\n", b"\xff", b"9")), "VMCOREINFO")
+
+    # -- what to put there ------------------------------------------------------------------
+
+    def _value(self, address: int, size: int) -> bytes:
+        if size > 8:
+            return self._random.choice((
+                b"\x1b]0;owned\x07\r\n\t\xe2\x80\xae"[:size], b"\xff" * size, bytes(size),
+                self._random.randbytes(size),
+            ))  # fmt: skip
+        value = self._random.choice((self._pointer, self._number))(address)
+        return (value & _U64).to_bytes(8, "little")[:size]
+
+    def _pointer(self, address: int) -> int:
+        offset = self._random.choice((0, 0, 8, 16, self._random.randrange(4096)))
+        return self._random.choice((
+            address, address + offset, self._random.choice(self._anatomy.everything) + offset,
+            self._random.choice(self._anatomy.everything), 0, 8, 0x1000, 1 << 63, _U64, _U64 - 7,
+            (1 << 47) - 4, 0xFFFF_8000_0000_0000, self._guest.kernel.linear[0].start + offset,
+            self._guest.kernel.linear[0].end - self._random.randrange(16),
+        ))  # fmt: skip
+
+    def _number(self, _: int) -> int:
+        return self._random.choice((
+            0, 1, -1, 2, 63, 64, 200, 0x7FFF_FFFF, 0x8000_0000, 1 << 62, 1 << 63,
+            self._random.getrandbits(8), self._random.getrandbits(32), self._random.getrandbits(64),
+        ))  # fmt: skip
+
+    def _put(self, vaddr: int, data: bytes, what: str) -> None:
+        try:
+            self._memory.write(self._guest.kernel.translate(vaddr), data)
+        except FaultError:
+            return
+        if len(self.story) < 40:
+            self.story.append(f"{what} at {vaddr:#x} = {data.hex()}")
+
+
+def seeds(first: int) -> Iterator[int]:
+    """Seeds from ``first`` on."""
+    while True:
+        yield first
+        first += 1
