@@ -9,6 +9,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import command, commands, per_call, program
@@ -126,17 +128,14 @@ def _bulk(guest: LinuxGuest) -> Iterator[Figure]:
 
 
 def _attach() -> Iterator[Figure]:
-    with tempfile.TemporaryDirectory() as folder:
-        for ram in (512, 2048, 16384):
-            with Guest(Config(_KERNEL, ram_mib=ram)) as guest:
-                from pathlib import Path
-
-                store = Store(Path(folder) / "warm")
-                cold = per_call(lambda name=guest.name: _once(name, Store(None)))  # type: ignore[misc]
-                _once(guest.name, store)
-                warm = per_call(lambda name=guest.name: _once(name, store))  # type: ignore[misc]
-                yield Figure(f"cold, {ram} MiB", cold * 1e3, "ms")
-                yield Figure(f"warm, {ram} MiB", warm * 1e3, "ms")
+    for ram in (512, 2048, 16384):
+        with Guest(Config(_KERNEL, ram_mib=ram)) as guest, tempfile.TemporaryDirectory() as folder:
+            cold = per_call(partial(_once, guest.name, Store(None)))
+            warm_store = Store(Path(folder))
+            _once(guest.name, warm_store)
+            warm = per_call(partial(_once, guest.name, warm_store))
+            yield Figure(f"cold, {ram} MiB", cold * 1e3, "ms")
+            yield Figure(f"warm, {ram} MiB", warm * 1e3, "ms")
 
 
 def _once(name: str, store: Store) -> None:

@@ -85,10 +85,10 @@ class Host:
                 continue
             if (domain := self._describe(handle)) is not None:
                 return domain
-        raise NoSuchTargetError(
-            f"no domain {target!r} on {self.uri}",
-            hint="`virt-introspect list` shows the domains; a path to a memory image needs a '/'",
-        )
+        hint = "`virt-introspect list` shows the domains; a path to a memory image needs a '/'"
+        if self.uri.endswith("/session"):
+            hint = f"{self.uri} has this user's own domains; the host's are on qemu:///system (-c)"
+        raise NoSuchTargetError(f"no domain {target!r} on {self.uri}", hint=hint)
 
     def close(self) -> None:
         """Close the connection; closing twice is harmless."""
@@ -161,5 +161,6 @@ def _connection_error(libvirt: Any, error: Any, uri: str | None) -> VirtIntrospe
         )
     return MemoryAccessError(
         f"cannot connect to libvirt at {where}: {error}",
-        hint="start its daemon (systemctl start libvirtd, or virtqemud.socket), or give -c URI",
+        hint="start its daemon (systemctl start libvirtd, or virtqemud.socket), "
+        "or give another -c URI",
     )

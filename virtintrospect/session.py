@@ -95,7 +95,7 @@ def open_domain(domain: Domain, store: Store | None = None) -> Session:
     if not domain.active:
         raise MemoryAccessError(
             f"domain {domain.name!r} is {domain.state}: it has no memory to look at",
-            hint=f"virsh start {domain.name}",
+            hint=f"virsh -c {domain.uri} start {domain.name}",
         )
     return Session(driver_for(domain).open(domain), domain, store)
 
@@ -113,5 +113,9 @@ def image_path(target: str) -> Path | None:
         raise UsageError(
             "QEMU without libvirt (qmp:) is not supported yet",
             hint="run the guest under libvirt, or dump its memory and give the file's path",
+        )
+    if "://" in target:
+        raise UsageError(
+            f"{target!r} is no target", hint="name a domain, or a file by its path or file:// URL"
         )
     return Path(target) if "/" in target else None

@@ -129,7 +129,7 @@ class AddressSpace:
                 return self._physical(vaddr, vaddr - start + paddr, size)
         parts = []
         while size > 0:
-            paddr, page_size = self._page(vaddr)
+            paddr, page_size = self._page(vaddr, size)
             step = min(size, page_size - (vaddr & (page_size - 1)))
             parts.append(self._physical(vaddr, paddr, step))
             vaddr += step
@@ -213,16 +213,19 @@ class AddressSpace:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _page(self, vaddr: int) -> tuple[int, int]:
-        """Physical address and page size behind ``vaddr``."""
+    def _page(self, vaddr: int, size: int) -> tuple[int, int]:
+        """Physical address and page size behind ``vaddr``; ``size`` is for the error."""
         try:
             paddr, page_size = self._translate(self.root, vaddr)
         except FaultError as error:
             raise FaultError(
-                vaddr, 1, kind="virtual", hint=f"its page table at {error.address:#x} has no memory"
+                vaddr,
+                size,
+                kind="virtual",
+                hint=f"its page table at {error.address:#x} has no memory",
             ) from error
         if paddr < 0:
-            raise FaultError(vaddr, 1, kind="virtual")
+            raise FaultError(vaddr, size, kind="virtual")
         return paddr, page_size
 
     def _contiguous(self, vaddr: int, size: int) -> int:
@@ -230,7 +233,7 @@ class AddressSpace:
         for start, end, paddr in self.linear:
             if start <= vaddr and vaddr + size <= end:
                 return vaddr - start + paddr
-        paddr, page_size = self._page(vaddr)
+        paddr, page_size = self._page(vaddr, size)
         if (vaddr & (page_size - 1)) + size > page_size:
             raise FaultError(vaddr, size, kind="virtual")
         return paddr

@@ -10,6 +10,7 @@ changed variable store, a file that was updated since the start) is left out of 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,15 +40,9 @@ def find_firmware(
     ]
     end = FOUR_GIB
     for path in _files(line):
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(size - _COMPARED, 0))
-                tail = file.read(_COMPARED)
-        except OSError:
-            return
+        size, tail = _size_and_tail(path)
         if not 0 < size <= _MOST:
-            return
+            return  # where the next flash lies depends on this one's size
         for mapping in unnamed:
             if mapping.size == size and _read(memory, mapping.end - len(tail), len(tail)) == tail:
                 yield end - size, mapping
@@ -83,6 +78,28 @@ def _flashes(line: CommandLine) -> Iterator[Path]:
     for options in line.all("drive", implied="file"):
         if options.get("if") == "pflash" and options.get("file"):
             yield Path(options["file"])
+
+
+def _size_and_tail(path: Path) -> tuple[int, bytes]:
+    """Size of a firmware file and its last bytes; 0 for what cannot be read or is no file.
+
+    The path comes from QEMU's command line, and a hostile QEMU may have put a FIFO there.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return 0, b""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return 0, b""
+        tail = os.pread(descriptor, _COMPARED, max(status.st_size - _COMPARED, 0))
+    except OSError:
+        return 0, b""
+    else:
+        return status.st_size, tail
+    finally:
+        os.close(descriptor)
 
 
 def _read(descriptor: int, address: int, size: int) -> bytes:

@@ -158,9 +158,9 @@ class QemuProcess:
     def denied(self, error: OSError) -> AccessDeniedError:
         """What to say when the kernel refuses access to the process."""
         if os.geteuid() == 0:
-            hint = "root was refused: CAP_SYS_PTRACE is missing, or AppArmor or SELinux forbids it"
+            hint = "root was refused: a capability is missing, or AppArmor or SELinux forbids it"
         else:
-            hint = "run as root, or with CAP_SYS_PTRACE"
+            hint = "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
             if self._owned_by_us() and _yama_scope() > 0:
                 hint += "; or set kernel.yama.ptrace_scope to 0, the process being your own"
         return AccessDeniedError(

@@ -35,8 +35,9 @@ def _run(fuzzer: Fuzzer) -> int:
     only = os.environ.get("FUZZ_ONLY")
     first = int(only or os.environ.get("FUZZ_SEED") or time.time_ns() // 1_000_000_000 * 1000)
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "600"))
-    failures = 0
-    for count, seed in enumerate(seeds(first), 1):
+    count = failures = 0
+    for seed in seeds(first):
+        count += 1
         try:
             fuzzer.run(seed)
         except HostileGuestWonError as error:
@@ -46,7 +47,7 @@ def _run(fuzzer: Fuzzer) -> int:
             break
     print(f"{count} mutations from seed {first}, {failures} failures; slowest, by step:")
     for name, (seconds, seed) in fuzzer.slowest.items():
-        print(f"  {name:14} {seconds:6.2f} s  seed {seed}")
+        print(f"  {name:14} {seconds:6.2f} s (seed {seed}), refused {fuzzer.refused.get(name, 0)}")
     return 1 if failures else 0
 
 

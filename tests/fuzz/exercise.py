@@ -43,6 +43,8 @@ class Fuzzer:
         guest = identify(ImageTarget(Image(image), live=False), self._store)
         assert isinstance(guest, LinuxGuest)
         self._anatomy = Anatomy(guest)
+        #: How often each step gave a typed error.
+        self.refused: dict[str, int] = {}
         #: Longest that each step took, in seconds, and the seed that did it.
         self.slowest: dict[str, tuple[float, int]] = {}
 
@@ -87,6 +89,7 @@ class Fuzzer:
         try:
             step()
         except VirtIntrospectError as error:
+            self.refused[name] = self.refused.get(name, 0) + 1
             _printable(printable(str(error)))
         except Exception as error:
             raise HostileGuestWonError(f"{name}: {traceback.format_exc()}") from error

@@ -212,7 +212,7 @@ class Mutation:
         """Change the memory."""
         ways: list[tuple[int, Callable[[], None]]] = [
             (60, self._member), (12, self._mass), (8, self._noise), (8, self._global),
-            (6, self._page_table), (6, self._type), (3, self._read_only), (2, self._info_text),
+            (8, self._page_table), (15, self._type), (3, self._read_only), (2, self._info_text),
         ]  # fmt: skip
         chosen = [way for _, way in ways]
         weights = [weight for weight, _ in ways]
@@ -286,26 +286,40 @@ class Mutation:
         self.story.append(f"page table {table:#x}")
 
     def _type(self) -> None:
-        """The record of a type that tables use: sizes, offsets, kinds, names of members."""
+        """The record of a type that tables use: its size and kind, or those of a member."""
         types = self._guest.types
         assert isinstance(types, Btf)
         name = self._random.choice([*self._anatomy.objects, "list_head", "cpumask", "btf"])
         type_id = types.find(name)
-        if self._random.random() < 0.3:
-            members = list(types.members_of(type_id).values())
-            type_id = types.strip(self._random.choice(members).type_id)[0]
-        offset, info = types._head(type_id)
-        length = 12 + 12 * min(info & 0xFFFF, 400) if type_id else 12
         start = self._guest.symbols.address("__start_BTF")
         for _ in range(self._random.choice((1, 1, 4))):
-            where = start + offset + 4 * self._random.randrange(length // 4)
-            old = int.from_bytes(self._guest.kernel.read(where, 4), "little")
+            offset, word = self._type_word(types, name, type_id)
+            old = int.from_bytes(self._guest.kernel.read(start + offset, 4), "little")
             new = self._random.choice((
                 0, 1, old ^ 1 << self._random.randrange(32), self._random.getrandbits(32),
-                self._random.randrange(100_000), (old + self._random.choice((1, 8))) & 0xFFFF_FFFF,
+                self._random.randrange(1, types.end_id), types.find("list_head"),
+                types.find("char"), types.find("long int"), (old + 8) & 0xFFFF_FFFF,
+                old | 0x0800_0000, self._random.randrange(1, 20) << 24,
             ))  # fmt: skip
-            self._put(where, new.to_bytes(4, "little"), f"type of {name}")
+            self._put(start + offset, new.to_bytes(4, "little"), f"type of {word}")
         self.cold = True
+
+    def _type_word(self, types: Btf, name: str, type_id: int) -> tuple[int, str]:
+        """Offset in BTF of a word that describes a type, or one of its members in use."""
+        offset, _ = types._head(type_id)
+        used = {path.split(".")[0] for path, _, _ in self._anatomy.members.get(name, [])}
+        members = [
+            (number, member)
+            for number, member in enumerate(types.node(type_id).members)
+            if member.name in used or not used
+        ]
+        if not members or self._random.random() < 0.2:
+            return offset + 4 * self._random.randrange(3), name
+        number, member = self._random.choice(members)
+        if self._random.random() < 0.4:
+            inner, _ = types._head(types.strip(member.type_id)[0])
+            return inner + 4 * self._random.randrange(4), f"{name}.{member.name}'s type"
+        return offset + 12 + 12 * number + 4 * self._random.randrange(3), f"{name}.{member.name}"
 
     def _read_only(self) -> None:
         """Bytes of kallsyms or BTF."""

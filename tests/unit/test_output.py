@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -48,7 +49,8 @@ def rendered(output: str, rows: list[dict[str, Any]], **options: Any) -> str:
         (b"plain", "plain"), (b"", ""), ("Grüße".encode(), "Grüße"), (b"\x1b[31m", r"\x1b[31m"),
         (b"a\nb\tc\0", r"a\x0ab\x09c\x00"), (b"\xff\xfe", r"\xff\xfe"), (b"\x9b31m", r"\x9b31m"),
         ("\u202etxt".encode(), r"\xe2\x80\xaetxt"), ("\x9b31m".encode(), r"\xc2\x9b31m"),
-        ("日本".encode(), "日本"), (b"back\\slash", "back\\slash"), ("\u2028".encode(), r"\xe2\x80\xa8"),
+        ("日本".encode(), "日本"),
+        (b"back\\slash", "back\\slash"), ("\u2028".encode(), r"\xe2\x80\xa8"),
     ],
 )  # fmt: skip
 def test_printable(raw: bytes, shown: str) -> None:
@@ -139,3 +141,27 @@ def test_terminal_table_takes_guest_strings_literally() -> None:
     file = Terminal()
     show(TABLE, [ROW | {"name": b"[bold red]x[/]"}], output="table", columns="name", file=file)
     assert "[bold red]x[/]" in file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_terminal_of_any_width_shows_every_column(width: int, monkeypatch: Any) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = Table("t", (Column("pid", Unit.NUMBER), Column("name"), Column("cmdline")))
+    file = Terminal()
+    rows = [{"pid": 12345, "name": b"sleeper", "cmdline": b"x" * 5000}]
+    show(table, rows, output="table", file=file)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+    heads, row, *rest = text.splitlines()
+    assert heads.split() == ["pid", "name", "cmdline"]
+    assert row.split()[:2] == ["12345", "sleeper"]
+    assert row.split()[2].startswith("xxxxxxxx")
+    assert rest == []
+
+
+def test_column_that_no_row_has_is_left_out() -> None:
+    assert "size" not in rendered("table", [{"pid": 1, "name": b"a"}])
+    assert "size" in rendered("table", [{"pid": 1, "name": b"a"}], columns="pid,size")

@@ -14,7 +14,7 @@ from virtintrospect.cli.options import Settings, common, pass_settings
 @common
 @pass_settings
 def list_(settings: Settings, *, everything: bool) -> None:
-    r"""List the domains of the host, and the kernel that each one runs.
+    """List the domains of the host, and the kernel that each one runs.
 
     \b
     virt-introspect list
@@ -27,6 +27,9 @@ def list_(settings: Settings, *, everything: bool) -> None:
         domains = list(host.domains(active_only=not everything))
     rows = [_row(domain, settings) for domain in domains]
     settings.show(LIST, rows)
+    unknown = sum(1 for row in rows if "id" in row and "os" not in row)
+    if unknown and not settings.verbose:
+        click.echo(f"warning: {unknown} running without a kernel in sight; -v says why", err=True)
 
 
 def _row(domain: Any, settings: Settings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import click
 from virtintrospect import __version__
 from virtintrospect.cli.escape import printable
 from virtintrospect.cli.listing import list_
-from virtintrospect.cli.options import Settings, common
+from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
 from virtintrospect.cli.tables import dmesg, info, modules, ps
 from virtintrospect.errors import VirtIntrospectError
@@ -23,11 +23,10 @@ _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="virt-introspect")
-@click.option("--debug", is_flag=True, help="Log each step, and show tracebacks.")
 @common
 @click.pass_context
-def cli(context: click.Context, *, debug: bool) -> None:
-    r"""Show what runs inside the guests of this libvirt host, from the outside.
+def cli(context: click.Context) -> None:
+    """Show what runs inside the guests of this libvirt host, from the outside.
 
     No agent in the guest, no debug symbols, no pause. TARGET is a domain's name, id or UUID,
     or the path of a memory image (with a slash in it: ./guest.core).
@@ -42,10 +41,6 @@ def cli(context: click.Context, *, debug: bool) -> None:
     reached, 5 guest not recognised.
     """
     context.ensure_object(Settings)
-    if debug:
-        import logging
-
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
 
 
 for command in (list_, info, ps, modules, dmesg, symbols, types, translate, read):
@@ -55,7 +50,7 @@ for command in (list_, info, ps, modules, dmesg, symbols, types, translate, read
 @cli.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    r"""Print the completion script of a SHELL.
+    """Print the completion script of a SHELL.
 
     \b
     source <(virt-introspect completion bash)
@@ -81,6 +76,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and give its exit code."""
     debug = "--debug" in arguments
+    log_to_stderr(debug=debug)
     try:
         code = cli.main(arguments, prog_name="virt-introspect", standalone_mode=False)
     except click.ClickException as error:

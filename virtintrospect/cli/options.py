@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from virtintrospect.cli.escape import printable
 from virtintrospect.cli.output import FORMATS
 from virtintrospect.errors import UsageError, VirtIntrospectError
 
@@ -43,8 +44,6 @@ class Settings:
 
     def report(self, guest: Guest) -> None:
         """Say on standard error what could not be made sense of."""
-        from virtintrospect.cli.escape import printable
-
         problems = guest.take_problems()
         if not problems:
             return
@@ -66,6 +65,27 @@ def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
             setattr(context.ensure_object(Settings), name, value)
 
     return callback
+
+
+def _debug(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        log_to_stderr(debug=True)
+
+
+def log_to_stderr(*, debug: bool) -> None:
+    """Send the library's warnings, or all it says, to standard error as lines of ours."""
+    import logging
+
+    class Printable(logging.Formatter):
+        def format(self, entry: logging.LogRecord) -> str:
+            head = entry.name if debug else f"warning: {entry.name.rpartition('.')[2]}"
+            return f"{head}: {printable(entry.getMessage())}"
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable())
+    logger = logging.getLogger("virtintrospect")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
 
 
 def _complete_target(
@@ -106,6 +126,10 @@ def common(function: _F) -> _F:
         click.option(
             "-v", "--verbose", is_flag=True, expose_value=False, callback=_set("verbose"),
             help="Say more: causes of an error, every row that was left out.",
+        ),
+        click.option(
+            "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_debug,
+            help="Log each step, and show tracebacks.",
         ),
     ]  # fmt: skip
     for option in reversed(options):

@@ -13,6 +13,9 @@ from virtintrospect.insight.columns import Column, Record, Table, Unit
 
 FORMATS = ("table", "json", "jsonl", "csv")
 
+#: On a terminal: most characters of a column that is not the last, fewest of the last.
+_WIDEST, _NARROWEST = 32, 16
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -57,10 +60,8 @@ def show(
         _csv(chosen, records, out)
     elif single:
         _fields(chosen, records, out)
-    elif out.isatty():
-        _rich(chosen, records, out)
     else:
-        _plain(chosen, records, out)
+        _table(chosen, records, out, all_columns=columns is not None)
 
 
 # -- values ---------------------------------------------------------------------------------
@@ -165,8 +166,13 @@ def _csv(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> N
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column.name for column in columns])
     for item in _objects(columns, records):
-        values = (item.get(column.name, "") for column in columns)
-        writer.writerow([" ".join(value) if isinstance(value, list) else value for value in values])
+        writer.writerow([_csv_value(item.get(column.name, "")) for column in columns])
+
+
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return " ".join(value) if isinstance(value, list) else value
 
 
 def _fields(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
@@ -178,12 +184,24 @@ def _fields(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -
             out.write(f"{column.name + ':':<{width + 1}} {value}\n")
 
 
-def _plain(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
-    """Aligned columns without borders, complete lines: for pipes, files and logs."""
+def _table(
+    columns: Sequence[Column], records: Iterable[Record], out: TextIO, *, all_columns: bool
+) -> None:
+    """A table for people; a column that no row has is left out unless it was asked for."""
+    found = list(records)
+    shown = [
+        column
+        for column in columns
+        if all_columns or any(record.get(column.name) is not None for record in found)
+    ] or list(columns)
     rows = [
-        [human_value(column.unit, record.get(column.name)) for column in columns]
-        for record in records
+        [human_value(column.unit, record.get(column.name)) for column in shown] for record in found
     ]
+    (_terminal if out.isatty() else _plain)(shown, rows, out)
+
+
+def _plain(columns: Sequence[Column], rows: list[list[str]], out: TextIO) -> None:
+    """Aligned columns without borders, complete lines: for pipes, files and logs."""
     heads = [column.name for column in columns]
     widths = [max(map(len, values)) for values in zip(heads, *rows, strict=True)]
     for row in (heads, *rows):
@@ -194,24 +212,31 @@ def _plain(columns: Sequence[Column], records: Iterable[Record], out: TextIO) ->
         out.write("  ".join(cells).rstrip() + "\n")
 
 
-def _rich(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
+def _terminal(columns: Sequence[Column], rows: list[list[str]], out: TextIO) -> None:
+    """The same, fitted to a terminal: the last column takes what is left, and is cut or wrapped."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(box=None, pad_edge=False, header_style="bold")
-    flexible = columns[-1].name if columns else ""
-    for column in columns:
+    console = Console(file=out, highlight=False, markup=False, emoji=False)
+    heads = [column.name for column in columns]
+    widths = [min(max(map(cell_len, values)), _WIDEST) for values in zip(heads, *rows, strict=True)]
+    taken = sum(widths[:-1]) + 2 * len(widths[:-1])
+    last = max(map(cell_len, (heads[-1], *(row[-1] for row in rows))))
+    widths[-1] = min(last, max(console.width - taken, _NARROWEST))
+    # A terminal narrower than this breaks lines; rich would crush every column instead.
+    console.width = max(console.width, taken + widths[-1])
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column, width in zip(columns, widths, strict=True):
         table.add_column(
             column.name,
+            width=width,
             justify="right" if column.unit in _RIGHT else "left",
             no_wrap=not column.wrap,
             overflow="fold" if column.wrap else "ellipsis",
-            ratio=1 if column.name == flexible and column.unit is Unit.TEXT else None,
         )
-    for record in records:
+    for row in rows:
         # Text, not str: guest strings must not be read as rich's own markup.
-        table.add_row(
-            *(Text(human_value(column.unit, record.get(column.name))) for column in columns)
-        )
-    Console(file=out, highlight=False, markup=False, emoji=False).print(table)
+        table.add_row(*map(Text, row))
+    console.print(table)

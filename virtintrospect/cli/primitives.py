@@ -28,7 +28,7 @@ _WILDCARDS = set("*?[")
 @common
 @pass_settings
 def symbols(settings: Settings, target: str, name: str) -> None:
-    r"""Find kernel symbols of TARGET by NAME, by shell pattern, or by address.
+    """Find kernel symbols of TARGET by NAME, by shell pattern, or by address.
 
     \b
     virt-introspect symbols web01 init_task
@@ -71,7 +71,7 @@ def _literal(name: str) -> str:
 @common
 @pass_settings
 def types(settings: Settings, target: str, name: str, module: str | None) -> None:
-    r"""Show the members of a C type of TARGET's kernel, or the types that match a pattern.
+    """Show the members of a C type of TARGET's kernel, or the types that match a pattern.
 
     \b
     virt-introspect types web01 task_struct
@@ -93,10 +93,13 @@ def _type_rows(table: Types, name: str) -> Iterator[dict[str, Any]]:
         if not names:
             raise TypeNotFoundError(name, hint="no type matches")
         for found in names[:_MOST_NAMES]:
-            yield {"name": found}
+            kind, _, bare = found.rpartition(" ")
+            yield {"name": bare} | ({"kind": kind} if kind else {})
         return
     described = table.describe(name)
-    head: dict[str, Any] = {"name": f"{described.kind} {described.name}", "size": described.size}
+    head: dict[str, Any] = {
+        "name": described.name, "kind": str(described.kind), "size": described.size,
+    }  # fmt: skip
     yield head | ({"type": described.target} if described.target else {})
     for member in described.members:
         bits = (
@@ -105,11 +108,11 @@ def _type_rows(table: Types, name: str) -> Iterator[dict[str, Any]]:
             else {}
         )
         yield {
-            "member": member.name or "(anonymous)", "offset": member.offset,
+            "name": member.name or "(anonymous)", "kind": "member", "offset": member.offset,
             "size": member.size, "type": member.type, **bits,
         }  # fmt: skip
     for enumerator, value in described.enumerators:
-        yield {"member": enumerator, "value": value}
+        yield {"name": enumerator, "kind": "enumerator", "value": value}
 
 
 @click.command("translate")
@@ -119,7 +122,7 @@ def _type_rows(table: Types, name: str) -> Iterator[dict[str, Any]]:
 @common
 @pass_settings
 def translate(settings: Settings, target: str, vaddr: str, pid: int | None) -> None:
-    r"""Walk the page tables of TARGET for a virtual address or a symbol.
+    """Walk the page tables of TARGET for a virtual address or a symbol.
 
     \b
     virt-introspect translate web01 init_task
@@ -159,7 +162,7 @@ def read(
     physical: bool,
     raw: bool,
 ) -> None:
-    r"""Read memory of TARGET at an address or a symbol.
+    """Read memory of TARGET at an address or a symbol.
 
     \b
     virt-introspect read web01 linux_banner

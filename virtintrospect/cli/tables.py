@@ -13,7 +13,7 @@ from virtintrospect.insight.columns import record
 @common
 @pass_settings
 def info(settings: Settings, target: str) -> None:
-    r"""Show which kernel TARGET runs, and since when.
+    """Show which kernel TARGET runs, and since when.
 
     \b
     virt-introspect info web01
@@ -34,7 +34,7 @@ def info(settings: Settings, target: str) -> None:
 @common
 @pass_settings
 def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
-    r"""List the processes of TARGET.
+    """List the processes of TARGET.
 
     \b
     virt-introspect ps web01
@@ -59,7 +59,7 @@ def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
 @common
 @pass_settings
 def modules(settings: Settings, target: str) -> None:
-    r"""List the kernel modules of TARGET.
+    """List the kernel modules of TARGET.
 
     \b
     virt-introspect modules web01
@@ -78,7 +78,7 @@ def modules(settings: Settings, target: str) -> None:
 @common
 @pass_settings
 def dmesg(settings: Settings, target: str) -> None:
-    r"""Show the kernel log of TARGET.
+    """Show the kernel log of TARGET.
 
     \b
     virt-introspect dmesg web01

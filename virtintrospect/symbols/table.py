@@ -21,6 +21,9 @@ from virtintrospect.symbols.index import NameIndex
 IMAGE_BELOW = 16 << 20
 IMAGE_ABOVE = 1 << 30
 
+#: For a hint, names with the same beginning and nearly the same length are compared.
+_MOST_COMPARED, _LENGTH_SLACK = 50_000, 3
+
 #: An address this far above the last symbol is no longer "in" it.
 _LAST_SYMBOL_SIZE = 4096
 
@@ -199,8 +202,12 @@ class Symbols:
         """Name a few symbols that the user may have meant; only ever for an error's hint."""
         import difflib
 
-        head = name.lstrip("_")[:4] or name[:4]
-        near = (symbol.name for symbol in self.search(f"*{fnmatch_escape(head)}*", 2000))
+        head = fnmatch_escape(name[:3])
+        near = {
+            symbol.name
+            for symbol in self.search(f"{head}*", _MOST_COMPARED)
+            if abs(len(symbol.name) - len(name)) <= _LENGTH_SLACK
+        }
         found = difflib.get_close_matches(name[:128], near, n=3, cutoff=0.6)
         return f"similar: {', '.join(found)}" if found else ""
 

@@ -24,7 +24,7 @@ from virtintrospect.guests.linux import locate
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.locate import KernelMapping
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.symbols.btf import Btf
+from virtintrospect.symbols.btf import MAX_SIZE, Btf
 from virtintrospect.symbols.profile import Profile
 from virtintrospect.symbols.store import Store
 from virtintrospect.symbols.table import Symbols
@@ -37,8 +37,6 @@ _BUILD_ID_SIZE = 20
 #: The kernel's own notes are a few hundred bytes.
 _LARGEST_NOTES = 64 << 10
 _CHUNK = 4 << 20
-#: Largest .BTF section believed; distributions' are 4 to 8 MiB.
-_LARGEST_BTF = 64 << 20
 
 
 def identify(target: Target, store: Store) -> LinuxGuest:
@@ -163,7 +161,7 @@ class _Identification:
 
     def _btf(self, symbols: Symbols) -> tuple[int, int] | None:
         start, stop = symbols.get("__start_BTF"), symbols.get("__stop_BTF")
-        if start is None or stop is None or not 0 < stop - start <= _LARGEST_BTF:
+        if start is None or stop is None or not 0 < stop - start <= MAX_SIZE:
             return None
         return start - self.mapping.image.start, stop - start
 
