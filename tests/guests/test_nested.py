@@ -1,0 +1,77 @@
+"""The tables on a true ``type='kvm'`` guest: its memory is KVM's, its QEMU a stock one.
+
+Without libvirt in the outer machine, so the Domain record is made here; all that the driver
+does (process, map, memory) and all above it is what runs on a host.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from . import compare
+from .lab.nested import INNER_NAME, INNER_PID_FILE, INNER_RAM_MIB, INNER_UUID, Nested
+
+#: Runs beside the inner guest's QEMU; prints each table as JSON.
+_PROGRAM = f"""
+import dataclasses, json, os, sys
+sys.path[:0] = ["kvm"]
+from virtintrospect.domain import Domain
+from virtintrospect_kvm.driver import KvmDriver
+from virtintrospect.session import Session
+os.makedirs("/run/libvirt/qemu", exist_ok=True)
+os.symlink("{INNER_PID_FILE}", "/run/libvirt/qemu/{INNER_NAME}.pid")
+xml = "<domain type='kvm'><memory unit='MiB'>{INNER_RAM_MIB}</memory></domain>"
+domain = Domain("{INNER_NAME}", "{INNER_UUID}", 1, "running", "QEMU", "qemu:///system", xml)
+def plain(value):
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+with Session(KvmDriver().open(domain), domain) as session:
+    guest = session.guest
+    tables = dict(
+        transport=session.target.transport, info=dataclasses.asdict(guest.info()),
+        processes=[dataclasses.asdict(p) for p in guest.processes()],
+        modules=[dataclasses.asdict(m) for m in guest.modules()],
+        log=[dataclasses.asdict(r) for r in guest.dmesg()],
+        problems=[p.what for p in guest.take_problems()],
+    )
+json.dump(tables, sys.stdout, default=plain)
+"""
+
+
+def test_tables_of_a_true_kvm_guest(nested: Nested) -> None:
+    from virtintrospect.model import LogRecord, Module, Process
+
+    before = nested.inner.snapshot()
+    answer = nested.run_nested(f"exec {sys.executable} -c '{_quoted(_PROGRAM)}'", 200)
+    after = nested.inner.snapshot()
+    assert answer.status == 0, answer.stderr.decode()
+    tables = json.loads(answer.stdout)
+    assert tables["transport"] == "kvm-mmap"
+    assert tables["problems"] == []
+    release = before.file("/proc/sys/kernel/osrelease").decode().strip()
+    assert tables["info"]["release"] == release
+    processes = [Process(**_bytes(row)) for row in tables["processes"]]
+    assert compare.processes(processes, before, after) == []
+    assert compare.modules([Module(**_bytes(row)) for row in tables["modules"]], before) == []
+    assert compare.log([LogRecord(**_bytes(row)) for row in tables["log"]], before) == []
+
+
+def _quoted(program: str) -> str:
+    return program.replace("'", "'\\''")
+
+
+#: Fields that are text in the records, not bytes.
+_TEXT = {"state", "status", "taints", "level", "facility"}
+
+
+def _bytes(row: dict[str, object]) -> dict[str, object]:
+    """Undo what JSON did to a record: names are bytes again, lists tuples."""
+    fields: dict[str, object] = {}
+    for name, value in row.items():
+        if isinstance(value, str) and name not in _TEXT:
+            fields[name] = value.encode("latin-1")
+        elif isinstance(value, list):
+            fields[name] = tuple(item.encode("latin-1") for item in value)
+        else:
+            fields[name] = value
+    return fields
