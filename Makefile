@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?=
 
-.PHONY: help venv deps check kernels format test test-unit demo demo-remove bench man clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -46,6 +46,9 @@ test: check kernels ## everything: checks, unit tests, real guests (TESTS=… fo
 
 test-unit: $(STAMP) ## unit tests only
 	$(BIN)/python -m pytest -q tests/unit
+
+fuzz: kernels ## bend a real guest's memory at random (FUZZ_SECONDS=600, FUZZ_ONLY=SEED repeats one)
+	@$(BIN)/python -m tests.fuzz
 
 demo: $(STAMP) ## boot a small guest and look into it (KEEP=1 keeps the guest)
 	@KEEP="$(KEEP)" $(BIN)/python -m tests.guests.lab.demo

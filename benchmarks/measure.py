@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,21 +22,31 @@ class Run(NamedTuple):
     peak_mib: float
 
 
+#: Runs a command and prints its CPU seconds and peak KiB. A process of its own, and a small one:
+#: what a child's parent had in memory at the start counts as the child's peak.
+_LAUNCHER = """
+import os, sys
+null = os.open(os.devnull, os.O_RDWR)
+actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=actions)
+_, status, usage = os.wait4(pid, 0)
+print(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""
+
+
 def command(arguments: list[str], environment: Mapping[str, str] | None = None) -> Run:
     """Run a command, its output thrown away; user and system time and peak memory."""
-    null = os.open(os.devnull, os.O_RDWR)
     variables = dict(os.environ) | dict(environment or {})
-    # Not having compiled our own modules would be measured as their work.
+    # Compiling our own modules anew each time would be measured as their work.
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
-    pid = os.posix_spawn(
-        arguments[0], arguments, variables,
-        file_actions=[(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)],
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _LAUNCHER, *arguments],
+        env=variables, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    os.close(null)
-    _, status, usage = os.wait4(pid, 0)
-    if status:
+    status, seconds, peak = done.stdout.split()
+    if int(status):
         sys.exit(f"{' '.join(arguments)} failed")
-    return Run(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Run(float(seconds), int(peak) / 1024)
 
 
 def commands(

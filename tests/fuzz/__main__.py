@@ -1,7 +1,7 @@
 """The long run: ``make fuzz``. Boots a guest, takes its RAM, bends it until time is up.
 
-FUZZ_SECONDS (600), FUZZ_SEED (random), FUZZ_ONLY=SEED repeats a failure, FUZZ_IMAGE=FILE takes
-RAM from a file that an earlier run left.
+FUZZ_SECONDS (600), FUZZ_SEED (random), FUZZ_ONLY=SEED repeats a failure, FUZZ_KERNEL is
+the guest's (6.1), FUZZ_IMAGE=FILE takes RAM from a file instead of booting one.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ def test_map_and_full_scan(machine: str, mib: int, backing: str) -> None:
             sees_the_guest(guest, target)
             if mib >= 4096:
                 assert guest.pattern() >= 4 << 30
+            guest.handle.suspend()  # so that what changes is our doing, not the guest's
             before = guest.resident_kib(), guest.allocated_kib()
             assert sweep(target.memory)
             for region in target.memory.resident():

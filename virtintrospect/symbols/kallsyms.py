@@ -28,6 +28,7 @@ allocated, and tables are accepted only if they agree with one another.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[np.int64]
+
+
+#: Seconds after which look-alikes are no longer tried; the right tables take 0.2.
+_PATIENCE = 20.0
 
 
 class AddressFormat(StrEnum):
@@ -117,6 +122,7 @@ def find_tables(
     view = memoryview(image).cast("B")
     if not IMAGE_BELOW <= base < 1 << 64:
         raise GuestNotRecognisedError(f"kallsyms: no kernel has its image at {base:#x}")
+    deadline = time.monotonic() + _PATIENCE
     failure = "no token table: no 256 strings of which the digits stand for themselves"
     for tokens in find_tokens(view, base, vmcoreinfo):
         failure = "token table found, but no markers and names that agree with each other"
@@ -125,6 +131,8 @@ def find_tables(
             found = _find_addresses(view, base, tokens, names)
             if found is not None:
                 return found
+            if time.monotonic() > deadline:
+                raise GuestNotRecognisedError("kallsyms: too many things look like its tables")
     raise GuestNotRecognisedError(
         f"kallsyms: {failure}", hint="the kernel may lack CONFIG_KALLSYMS, or is not in memory yet"
     )

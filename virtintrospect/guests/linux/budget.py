@@ -9,9 +9,10 @@ from virtintrospect.model import Problem
 #: Seconds that a table may take before it is finished with what it has.
 SECONDS = 45.0
 #: List entries, path components and the like that a table may follow altogether.
-ENTRIES = 1 << 18
-#: Bytes of paths, command lines and other strings that a table may keep altogether.
-SIZE = 128 << 20
+ENTRIES = 1 << 19
+#: Bytes of paths, command lines and other strings that a table may show altogether; escaped
+#: for output they become up to sixteen times as many.
+SIZE = 64 << 20
 
 
 class Budget:

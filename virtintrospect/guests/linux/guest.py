@@ -101,7 +101,7 @@ class LinuxGuest(Guest):
 
     def process_space(self, pid: int) -> AddressSpace:
         """The page tables of a process (``mm_struct.pgd``)."""
-        for row in self.tasks.rows({"pid": "tgid", "pgd": "mm.pgd"}):
+        for row in self.tasks.rows({"pid": "tgid", "pgd": "mm.pgd"}, text=()):
             if row["pid"] == pid:
                 if not row["pgd"]:
                     raise NoSuchTargetError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -37,6 +38,8 @@ _BUILD_ID_SIZE = 20
 #: The kernel's own notes are a few hundred bytes.
 _LARGEST_NOTES = 64 << 10
 _CHUNK = 4 << 20
+#: Seconds after which no further candidate is tried.
+_PATIENCE = 60.0
 
 
 def identify(target: Target, store: Store) -> LinuxGuest:
@@ -46,7 +49,10 @@ def identify(target: Target, store: Store) -> LinuxGuest:
     :raises MissingTypesError: there is one, without type information.
     """
     problems: list[VirtIntrospectError] = []
+    deadline = time.monotonic() + _PATIENCE
     for mapping in locate.candidates(target):
+        if problems and time.monotonic() > deadline:
+            break
         _log.info(
             "kernel image at %#x (physical %#x, %d MiB, %s), by %s",
             mapping.image.start, mapping.image.paddr,

@@ -11,9 +11,9 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.model import Problem
 from virtintrospect.space import AddressSpace
 
-#: More entries than a list has that a table shows. Linux allows 4 Mi processes
-#: (PID_MAX_LIMIT, include/linux/threads.h); a walk of that would cost 1 GiB of host memory.
-LIMIT = 1 << 18
+#: Most entries of a list that a table shows. Linux allows 4 Mi tasks (PID_MAX_LIMIT,
+#: include/linux/threads.h), but a row costs some 4 KiB of host memory while it is made.
+LIMIT = 1 << 17
 #: Entries between two looks at the clock.
 _STRIDE = 4096
 
@@ -45,6 +45,9 @@ def walk_list(
     """
     budget = budget or Budget()
     limit = min(limit, budget.entries)
+    if limit <= 0:
+        budget.follow(1)  # notes that there is no more
+        return ListWalk([], None)
     try:
         nodes, current = _confirm(space, head, guess[:limit])
         problem = _follow(space, head, current, 0, nodes, limit, budget)

@@ -33,6 +33,8 @@ LARGEST_IMAGE = 256 << 20
 
 #: Pages that look like VMCOREINFO, and candidates altogether, that are tried.
 _MAX_TRIES = 32
+#: Pages that look like a top table that are tried: each process has one or two.
+_MAX_ROOTS = 1 << 18
 _LARGE_PAGE = 2 << 20
 _TABLE = struct.Struct("<512Q")
 _MODES = (X86_64_5LEVEL, X86_64_4LEVEL)
@@ -109,7 +111,7 @@ def by_any_page_table(memory: PhysicalMemory) -> Iterator[KernelMapping]:
     """Try every resident page as a top table, by its last entry."""
     import numpy as np
 
-    end = memory.end
+    end, left = memory.end, _MAX_ROOTS
     for region in memory.resident():
         first = -(-region.start // 4096) * 4096
         for start in range(first, region.end - 4095, _LARGE_PAGE * 8):
@@ -120,6 +122,9 @@ def by_any_page_table(memory: PhysicalMemory) -> Iterator[KernelMapping]:
             likely |= (last & np.uint64(0xFFF) & ~np.uint64(0x60)) == np.uint64(0x7)
             likely &= (frames < np.uint64(end)) & (last >> np.uint64(52) == 0)
             for page in pages[likely].tolist():
+                left -= 1
+                if left < 0:
+                    return
                 yield from _try_root(memory, page, "a page table found in RAM")
 
 

@@ -13,7 +13,7 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cmdline import Arguments, command_line
 from virtintrospect.guests.linux.cputime import group_times, task_times
 from virtintrospect.guests.linux.kthread import ThreadNames
-from virtintrospect.guests.linux.lists import walk_list
+from virtintrospect.guests.linux.lists import LIMIT, walk_list
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.guests.linux.rss import resident_pages, rss_members
 from virtintrospect.guests.linux.state import state_letter
@@ -28,8 +28,6 @@ Row = dict[str, Any]
 PF_KTHREAD = 0x0020_0000
 #: MAX_RT_PRIO and DEFAULT_PRIO (include/linux/sched/prio.h).
 _MAX_RT_PRIO, _DEFAULT_PRIO = 100, 120
-#: Most rows of one table: some 4 KiB of host memory each while it is made.
-_MAX_ROWS = 1 << 17
 #: PID_MAX_LIMIT (include/linux/threads.h).
 _MAX_PID = 4 << 20
 _PAGE = 4096
@@ -80,9 +78,7 @@ def processes(guest: LinuxGuest, *, threads: bool = False) -> list[Process]:
     budget = Budget()
     leaders = guest.tasks.addresses(budget)
     addresses = _with_threads(guest, leaders, budget) if threads else leaders
-    if len(addresses) > _MAX_ROWS:
-        guest.note(f"more than {_MAX_ROWS} tasks: the rest is left out", addresses[_MAX_ROWS])
-    rows = _read(guest, addresses[:_MAX_ROWS])
+    rows = _read(guest, addresses)
     records = _Table(guest, rows, budget, threads=threads).records()
     guest.note_all([budget.problem])
     return _confirmed(guest, rows, records)
@@ -94,28 +90,27 @@ def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list
         "task_struct", {"signal": "signal", "threads": "signal.nr_threads"}, text=()
     )
     signals, counts = layout.lists(guest.kernel, leaders, []).values()
-    groups = {
-        leader: signal
-        for leader, signal, count in zip(leaders, signals, counts, strict=True)
-        if signal and count and count > 1
-    }
-    return [
-        thread
-        for leader in leaders
-        for thread in (
-            thread_group(guest, groups[leader], budget) if leader in groups else [leader]
-        )
-    ]
+    addresses: list[int] = []
+    room = LIMIT - len(leaders)
+    for leader, signal, count in zip(leaders, signals, counts, strict=True):
+        addresses.append(leader)
+        if signal and count and count > 1 and room > 0:
+            group = thread_group(guest, signal, budget, room)
+            addresses += (thread for thread in group if thread != leader)
+            room -= len(group)
+    if room <= 0:
+        guest.note(f"more than {LIMIT} threads: the rest is left out", leaders[-1])
+    return addresses
 
 
-def thread_group(guest: LinuxGuest, signal: int, budget: Budget) -> list[int]:
+def thread_group(guest: LinuxGuest, signal: int, budget: Budget, limit: int = LIMIT) -> list[int]:
     """Addresses of the tasks that share a ``signal_struct``.
 
     ``signal->thread_head`` is there since 3.14; the older ring (``thread_group``) went in 6.7.
     """
     head = signal + guest.types.offsetof("signal_struct", "thread_head")
     offset = guest.types.offsetof("task_struct", "thread_node")
-    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_ROWS, budget=budget)
+    nodes, problem = walk_list(guest.kernel, head, limit=limit, budget=budget)
     guest.note_all([problem])
     return [node - offset for node in nodes]
 
@@ -205,10 +200,10 @@ class _Table:
             resident_size=None if resident is None or not user else resident * _PAGE,
             total_size=row["total_vm"] * _PAGE if user and row["total_vm"] is not None else None,
             path=self._file(row, "exe"),
-            cmdline=self._command_line(row) if user else None,
+            cmdline=self._kept(self._command_line(row)) if user else None,
             cwd=self._file(row, "cwd"),
             root=self._file(row, "root"),
-            cgroup_path=self._cgroups.get(row["cgroup"]),
+            cgroup_path=self._kept(self._cgroups.get(row["cgroup"])),
             kernel_thread=kernel_thread,
             address=row["address"],
             confidence=self._confidence(row),
@@ -221,7 +216,11 @@ class _Table:
 
     def _file(self, row: Row, kind: str) -> bytes | None:
         path = _file(row, kind)
-        return self._files.get(path) if path else None
+        return self._kept(self._files.get(path)) if path else None
+
+    def _kept(self, text: bytes | None) -> bytes | None:
+        """A string, as far as the budget goes: shared by many rows, it is shown in each."""
+        return text if text is None or self._budget.keep(len(text)) else None
 
     def _command_line(self, row: Row) -> bytes | None:
         """Read once for all threads of a process: they share their memory."""

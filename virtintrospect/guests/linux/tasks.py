@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import CorruptDataError
@@ -45,9 +45,14 @@ class Tasks:
         # No task lies so low; its address would be below zero.
         return [node - offset for node in nodes if node >= offset]
 
-    def rows(self, members: Sequence[str] | Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """Chosen members of each task; tasks that cannot be read are noted and left out."""
-        layout = self._guest.layout("task_struct", members)
+    def rows(
+        self, members: Sequence[str] | Mapping[str, str], text: Collection[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Chosen members of each task; tasks that cannot be read are noted and left out.
+
+        :param text: as of :class:`~virtintrospect.symbols.layout.Layout`.
+        """
+        layout = self._guest.layout("task_struct", members, text)
         addresses = self.addresses()
         faults: list[int] = []
         columns = layout.lists(self._guest.kernel, addresses, faults)

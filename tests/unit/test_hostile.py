@@ -1,0 +1,249 @@
+"""Lies that random changes of a real guest do not hit upon (synthetic)."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+import pytest
+
+from tests.unit.images import BuiltMemory
+from tests.unit.symbols.btf_blob import FUNC_PROTO, PTR, STRUCT, Blob
+from virtintrospect.arch import X86_64_4LEVEL
+from virtintrospect.errors import CorruptDataError, TypeNotFoundError, VirtIntrospectError
+from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.lists import walk_list
+from virtintrospect.guests.linux.locate import KernelMapping
+from virtintrospect.guests.linux.printk import records
+from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.symbols.btf import Btf
+from virtintrospect.symbols.index import build_index
+from virtintrospect.symbols.layout import Layout
+from virtintrospect.symbols.table import Symbols, SymbolTable
+
+BASE = 0xFFFF_8880_0000_0000
+SIZE = 4 << 20
+
+
+def space(memory: BuiltMemory) -> AddressSpace:
+    linear = LinearRange(BASE, BASE + SIZE, 0)
+    return AddressSpace(memory, X86_64_4LEVEL, 0, linear=[linear])
+
+
+@pytest.fixture
+def memory() -> BuiltMemory:
+    return BuiltMemory(SIZE)
+
+
+# -- lists and budgets ----------------------------------------------------------------------
+
+
+def test_cycle_of_100000_entries(memory: BuiltMemory) -> None:
+    count = 100_000
+    nodes = [BASE + 32 * (number + 1) for number in range(count)]
+    for node, following in zip(nodes, [*nodes[1:], nodes[0]], strict=True):
+        memory.write_u64(node - BASE, following, nodes[0])
+    memory.write_u64(0, nodes[0], nodes[0])
+    start = time.monotonic()
+    found, problem = walk_list(space(memory), BASE)
+    assert time.monotonic() - start < 5
+    assert found == nodes
+    assert problem is not None
+    assert "cycle" in problem.what
+
+
+def test_many_lists_share_one_budget(memory: BuiltMemory) -> None:
+    for number in range(10):
+        memory.write_u64(16 * number, BASE + 16 * ((number + 1) % 10), 0)
+    budget = Budget(entries=15)
+    assert len(walk_list(space(memory), BASE, budget=budget).nodes) == 9
+    assert len(walk_list(space(memory), BASE, budget=budget).nodes) == 6
+    assert walk_list(space(memory), BASE, budget=budget).nodes == []
+    assert budget.problem is not None
+    assert "too many" in budget.problem.what
+
+
+def test_budget_of_time_and_text() -> None:
+    budget = Budget(seconds=-1, size=10)
+    assert budget.keep(10)
+    assert not budget.keep(1)
+    assert budget.late()
+    assert budget.problem is not None
+    assert "too much text" in budget.problem.what  # the first thing that was cut
+
+
+# -- types ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [("comm", ()), ("pid", ("pid",)), ("cred", ("cred",)), ("long", ("long",)), ("inner", ())],
+)
+def test_member_of_another_kind_than_the_table_needs(member: str, text: tuple[str, ...]) -> None:
+    blob = Blob()
+    int_, char = blob.integer("int", 4), blob.integer("char", 1)
+    inner = blob.struct("inner", 4, [("x", int_, 0, 0)])
+    blob.struct(
+        "task",
+        4096,
+        [
+            ("pid", int_, 0, 0),
+            ("comm", blob.array(char, 16), 64, 0),
+            ("cred", blob.add(PTR, word=inner), 256, 0),
+            ("inner", inner, 512, 0),
+            ("long", blob.array(char, 3000), 1024, 0),
+        ],
+    )
+    with pytest.raises(CorruptDataError):
+        Layout(Btf.parse(blob.build()), "task", [member], text)
+
+
+def test_pointer_at_an_absurd_offset() -> None:
+    blob = Blob()
+    int_ = blob.integer("int", 4)
+    cred = blob.struct("cred", 4, [("uid", int_, 0, 0)])
+    big = blob.array(blob.array(blob.array(int_, 1 << 31), 1 << 31), 2)
+    tail = blob.struct("tail", 8, [("cred", blob.add(PTR, word=cred), 0, 0)])
+    blob.struct("task", 8, [("many", blob.array(tail, 3), 0, 0), ("big", big, 0, 0)])
+    types = Btf.parse(blob.build())
+    with pytest.raises(VirtIntrospectError):
+        Layout(types, "task", ["big[1]"])
+    with pytest.raises(VirtIntrospectError):
+        Layout(types, "task", ["many[99999999].cred.uid"])
+
+
+def test_types_that_take_for_ever_to_spell() -> None:
+    """Functions of 32 functions of 32 functions, to which 8,000 members point."""
+    blob = Blob()
+    inner = blob.integer("x", 4)
+    for _ in range(6):
+        for _ in range(4):
+            inner = blob.add(FUNC_PROTO, word=inner)
+            inner = blob.add(PTR, word=inner)
+        inner = blob.add(PTR, word=blob.proto(inner, [inner] * 32))
+    blob.struct("bomb", 8, [(f"m{number}", inner, 0, 0) for number in range(8000)])
+    types = Btf.parse(blob.build())
+    start = time.monotonic()
+    described = types.describe("bomb")
+    assert time.monotonic() - start < 10
+    assert all(len(member.type) <= 4096 for member in described.members)
+
+
+def test_types_of_nothing_but_strings() -> None:
+    blob = Blob()
+    blob.integer("int", 4)
+    blob.strings += bytes(8 << 20)
+    with pytest.raises(CorruptDataError, match="strings"):
+        Btf.parse(blob.build())
+
+
+def test_types_without_any_type() -> None:
+    with pytest.raises(VirtIntrospectError):
+        Btf.parse(Blob().build()).sizeof("task_struct")
+
+
+def test_many_types_of_one_name() -> None:
+    blob = Blob()
+    name = blob.string("task_struct")
+    blob.types += struct.pack("<3I", name, STRUCT << 24, 0) * 300_000
+    types = Btf.parse(blob.build())
+    start = time.monotonic()
+    with pytest.raises(TypeNotFoundError):
+        types.offsetof("task_struct", "tasks")
+    assert time.monotonic() - start < 3
+
+
+# -- the log before 5.10, which no kernel here has ------------------------------------------
+
+LOG = 0x10_0000
+LOG_SIZE = 1 << 16
+_OLD = struct.Struct("<QHHHBB")
+
+
+def old_guest(memory: BuiltMemory, first: int = 0, following: int = LOG_SIZE) -> LinuxGuest:
+    """A guest with nothing but the globals of the log of 3.11 to 5.9."""
+    addresses = {
+        "linux_banner": BASE, "log_buf": BASE + 8, "log_buf_len": BASE + 16,
+        "log_first_idx": BASE + 24, "log_next_idx": BASE + 32, "log_first_seq": BASE + 40,
+        "swapper_pg_dir": BASE + 0x2000, "page_offset_base": BASE + 48,
+    }  # fmt: skip
+    memory.write_u64(8, BASE + LOG, LOG_SIZE, first, following, 7, BASE)
+    names = sorted(addresses, key=lambda name: addresses[name])
+    blob, offsets = b"", []
+    for name in names:
+        offsets.append(len(blob) + 2)
+        blob += b"\0d" + name.encode()
+    table = SymbolTable(
+        names=memoryview(blob),
+        offsets=memoryview(struct.pack(f"={len(names) + 1}I", *offsets, len(blob) + 2)),
+        addresses=memoryview(struct.pack(f"={len(names)}Q", *(addresses[n] for n in names))),
+        index=memoryview(build_index(name.encode() for name in names)),
+        first_relative=0,
+        end_relative=0,
+    )
+    image = LinearRange(BASE, BASE + SIZE, 0)
+    mapping = KernelMapping(X86_64_4LEVEL, 0x2000, image, "hand")
+    # One large page of the kernel's own tables maps the image: PGD, PUD, PMD.
+    memory.write_u64(0x2000 + 8 * ((BASE >> 39) & 511), 0x3067)
+    memory.write_u64(0x3000 + 8 * ((BASE >> 30) & 511), 0x4067)
+    for page in (0, 1):
+        memory.write_u64(0x4000 + 8 * (((BASE >> 21) & 511) + page), page << 21 | 0xE7)
+    types = Btf.parse(Blob().build())
+    return LinuxGuest(memory, mapping, Symbols(table, BASE), types, b"", live=False)
+
+
+def put(memory: BuiltMemory, position: int, text: bytes, length: int = 0, claimed: int = 0) -> int:
+    length = length or _OLD.size + len(text)
+    head = _OLD.pack(position * 1000, length, claimed or len(text), 0, 0, 6 << 5)
+    memory.write(LOG + position, head + text)
+    return position + length
+
+
+def test_old_log(memory: BuiltMemory) -> None:
+    end = put(memory, put(memory, 0, b"one"), b"two")
+    found = records(old_guest(memory, 0, end))
+    assert [(record.text, record.sequence) for record in found] == [(b"one", 7), (b"two", 8)]
+
+
+def test_old_log_wraps_once(memory: BuiltMemory) -> None:
+    first = LOG_SIZE - 64
+    put(memory, first, b"last of the buffer")  # what follows is zero: go on at the start
+    end = put(memory, 0, b"first of the buffer")
+    found = records(old_guest(memory, first, end))
+    assert [record.text for record in found] == [b"last of the buffer", b"first of the buffer"]
+
+
+@pytest.mark.parametrize("first", [0, 16, LOG_SIZE - 16, LOG_SIZE, 0xFFFF_FFFF])
+def test_old_log_that_never_ends(memory: BuiltMemory, first: int) -> None:
+    """Zeros from where it begins, and no record at the start either."""
+    memory.write(LOG + LOG_SIZE // 2, b"not all of it is zero")
+    memory.write(LOG, b"\1")
+    assert records(old_guest(memory, first, 12345)) == []
+    memory.write(LOG, b"\0")
+    assert records(old_guest(memory, first, 12345)) == []
+
+
+def test_old_log_that_runs_in_a_circle(memory: BuiltMemory) -> None:
+    put(memory, 0, b"", length=LOG_SIZE - 32, claimed=40_000)
+    guest = old_guest(memory, 0, 12345)
+    assert sum(len(record.text) for record in records(guest)) <= LOG_SIZE
+
+
+def test_old_log_of_overlapping_records(memory: BuiltMemory) -> None:
+    for position in range(0, LOG_SIZE - 64, 16):
+        put(memory, position, b"", length=16, claimed=0xFFFF)
+    guest = old_guest(memory, 0, 12345)
+    assert records(guest) == []
+    assert "impossible length" in guest.take_problems()[0].what
+
+
+# -- the direct map -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [0, 0x1000, (1 << 64) - 4096, 1 << 63, 0xFFFF_FFFF_8000_0000])
+def test_direct_map_is_not_where_nothing_is_mapped(memory: BuiltMemory, base: int) -> None:
+    guest = old_guest(memory)
+    memory.write_u64(48, base)
+    forged = LinuxGuest(memory, guest.mapping, guest.symbols, guest.types, b"", live=False)
+    assert [linear.start for linear in forged.kernel.linear] == [BASE]
