@@ -78,7 +78,9 @@ def _start_by_hand() -> None:
     for daemon in _DAEMONS:
         if not _pid(daemon):
             command = [*_private_dev(), daemon, "-d"]
-            subprocess.run(command, check=True, timeout=_PATIENCE)
+            if subprocess.run(command, check=False, timeout=_PATIENCE).returncode:
+                # No mount namespaces here, as in some containers: guests may start slowly.
+                subprocess.run([daemon, "-d"], check=True, timeout=_PATIENCE)
             _wait(lambda daemon=daemon: _pid(daemon), f"{daemon} does not start")
             started.append(f"{daemon} {_pid(daemon)}\n")
     _marker().write_text("".join(started))

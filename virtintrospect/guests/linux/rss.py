@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from virtintrospect.errors import FaultError, NotFoundError
 from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def resident_pages(
         for kind in _RESIDENT
         if (counters := row.get(f"rss{kind}_percpu")) and totals[index] is not None
     ]
-    for offset in guest.cpu_offsets if places else ():
+    for offset in _cpu_offsets(guest) if places else ():
         if budget.late():
             break
         addresses = [(counters + offset) % (1 << 64) for _, counters in places]
@@ -52,6 +53,14 @@ def resident_pages(
             assert total is not None
             totals[index] = total + value
     return [None if total is None else max(0, total) for total in totals]
+
+
+def _cpu_offsets(guest: LinuxGuest) -> list[int]:
+    try:
+        return guest.cpu_offsets
+    except (FaultError, NotFoundError) as error:
+        guest.note(f"no per-CPU counters, resident sizes are not exact: {error}", 0)
+        return []
 
 
 def _shared(row: dict[str, Any]) -> int | None:
