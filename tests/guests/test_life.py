@@ -192,6 +192,44 @@ def test_kernel_is_found_without_its_trampoline(images: dict[str, Any], tmp_path
         assert guest.processes() == images["live"]
 
 
+def test_kernel_is_found_by_cr3(images: dict[str, Any]) -> None:
+    """As a target with registers has it; with KPTI, bit 12 tells the user's half of the tables."""
+
+    class Registers:
+        def __init__(self, cr3: int) -> None:
+            self.cr3 = cr3
+
+        def registers(self, vcpu: int) -> dict[str, int]:
+            return {"cr3": self.cr3} if vcpu == 0 else {}
+
+    with open_session(str(images["raw"])) as session:
+        guest, memory = session.guest, session.target.memory
+        assert isinstance(guest, LinuxGuest)
+        root = guest.kernel.root
+        for cr3 in (root, root | 0x8000_0000_0000_0005):
+            found = next(locate.by_registers(memory, Registers(cr3)))
+            assert (found.image, found.found_by) == (guest.mapping.image, "CR3")
+
+
+def test_kernel_without_types_is_told(
+    images: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Synthetic: no x86-64 kernel of Debian's archive lacks BTF, so its symbols are hidden."""
+    from virtintrospect.cli.main import run
+    from virtintrospect.symbols.table import Symbols
+
+    def get(self: Symbols, name: str, default: int | None = None) -> int | None:
+        return None if name.endswith("_BTF") else next(iter(self.all(name)), default)
+
+    monkeypatch.setattr(Symbols, "get", get)
+    monkeypatch.setenv("VIRTINTROSPECT_CACHE", "/nonexistent/cache")
+    assert run(["ps", str(images["raw"])]) == 5
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "BTF" in error
+    assert "Linux version 6.12" in error
+    assert "CONFIG_DEBUG_INFO_BTF" in error
+
+
 # -- the command on a live guest ------------------------------------------------------------
 
 
@@ -292,6 +330,35 @@ def test_symbols_types_translate_read(one_guest: Guest) -> None:
 )
 def test_mistakes_are_one_line_each(one_guest: Guest, arguments: list[str], code: int) -> None:
     command(*[argument.format(one_guest.name) for argument in arguments], code=code)
+
+
+def test_completion_offers_running_domains(one_guest: Guest) -> None:
+    prefix = one_guest.name[:-2]
+    done = subprocess.run(
+        [PROGRAM], capture_output=True, text=True, check=True,
+        env=os.environ | {
+            "_VIRT_INTROSPECT_COMPLETE": "bash_complete",
+            "COMP_WORDS": f"virt-introspect ps {prefix}", "COMP_CWORD": "2",
+        },
+    )  # fmt: skip
+    assert f"plain,{one_guest.name}" in done.stdout.splitlines()
+
+
+def test_user_without_rights_is_told(one_guest: Guest) -> None:
+    """In one process, since that user may not even be able to start this Python."""
+    program = (
+        "import os, sys\nfrom virtintrospect.cli.main import run\n"
+        "sys.stdout = open(os.devnull, 'w')\n"
+        f"arguments = ['-c', 'qemu:///system', 'ps', {one_guest.name!r}]\n"
+        "assert run(arguments) == 0\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit(run(arguments))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_broken_cache_is_made_anew(one_guest: Guest, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from virtintrospect_kvm.driver import KvmDriver, KvmTarget
 from virtintrospect.domain import Domain
 from virtintrospect.memory import Region
 
+from .lab.hugepages import hugepages
+
 QEMU = shutil.which("qemu-system-x86_64")
 pytestmark = pytest.mark.skipif(QEMU is None, reason="needs qemu-system-x86")
 
@@ -263,6 +265,15 @@ def test_unknown_machine(start: Any) -> None:
         KvmDriver().open(qemu.domain())
 
 
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    with hugepages(64) as enough:
+        if not enough:
+            pytest.skip("this machine's kernel gives no huge pages")
+        yield
+
+
+@pytest.mark.usefixtures("huge_pages")
 @pytest.mark.parametrize("share", ["on", "off"])
 def test_huge_pages(start: Any, share: str) -> None:
     """An absent huge page is neither allocated nor touched (that could be a SIGBUS)."""
@@ -270,8 +281,6 @@ def test_huge_pages(start: Any, share: str) -> None:
     def free() -> int:
         return int(re.findall(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())[0])
 
-    if free() < 32:
-        pytest.skip("needs 32 free huge pages of 2 MiB (sysctl vm.nr_hugepages=64)")
     qemu = start(
         "-machine", "q35,memory-backend=pc.ram", "-m", "64", "-object",
         f"memory-backend-memfd,id=pc.ram,size=64M,hugetlb=on,hugetlbsize=2M,share={share}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from . import compare
 from .lab.nested import INNER_NAME, INNER_PID_FILE, INNER_RAM_MIB, INNER_UUID, Nested
@@ -64,9 +65,9 @@ def _quoted(program: str) -> str:
 _TEXT = {"state", "status", "taints", "level", "facility"}
 
 
-def _bytes(row: dict[str, object]) -> dict[str, object]:
+def _bytes(row: dict[str, Any]) -> dict[str, Any]:
     """Undo what JSON did to a record: names are bytes again, lists tuples."""
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, str) and name not in _TEXT:
             fields[name] = value.encode("latin-1")
