@@ -57,12 +57,7 @@ class KvmMemory(PhysicalMemory):
         lowest = min(paddrs)
         index = self.region_index(lowest)
         if index >= 0 and max(paddrs) + size <= self.regions[index].end:
-            _, _, block, shift = self._pieces[index]
-            try:
-                return block.gather([p - shift for p in paddrs], size)
-            except FaultError:
-                # QEMU has unmapped a part of the block: find out which addresses that hits.
-                return super().gather(paddrs, size, faults)
+            return self._gather_within(index, paddrs, size, faults)
         return self._gather_apart(paddrs, size, faults)
 
     def view(self, paddr: int, size: int) -> memoryview | None:  # noqa: D102 (inherited)
@@ -128,10 +123,24 @@ class KvmMemory(PhysicalMemory):
                     raise
                 faults.append(position)
         for index, positions in groups.items():
-            _, _, block, shift = self._pieces[index]
-            data = block.gather([paddrs[position] - shift for position in positions], size)
+            region = [paddrs[position] for position in positions]
+            missing: list[int] | None = None if faults is None else []
+            data = self._gather_within(index, region, size, missing)
             for number, position in enumerate(positions):
                 out[position * size : (position + 1) * size] = data[
                     number * size : (number + 1) * size
                 ]
+            if faults is not None and missing:
+                faults.extend(positions[number] for number in missing)
         return bytes(out)
+
+    def _gather_within(
+        self, index: int, paddrs: Sequence[int], size: int, faults: list[int] | None
+    ) -> bytes:
+        """Gather ranges that all lie in one region."""
+        _, _, block, shift = self._pieces[index]
+        try:
+            return block.gather([p - shift for p in paddrs], size)
+        except FaultError:
+            # QEMU has unmapped a part of the block: find out which addresses that hits.
+            return super().gather(paddrs, size, faults)

@@ -14,7 +14,7 @@ from virtintrospect.cli.escape import printable
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
-from virtintrospect.cli.tables import dmesg, info, modules, ps
+from virtintrospect.cli.tables import ps, table_commands
 from virtintrospect.errors import VirtIntrospectError
 
 #: numpy's linear algebra starts a thread for each core on import, which costs more CPU than
@@ -44,7 +44,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Settings)
 
 
-for command in (list_, info, ps, modules, dmesg, symbols, types, translate, read):
+for command in (list_, ps, *table_commands(), symbols, types, translate, read):
     cli.add_command(command)
 
 

@@ -15,6 +15,8 @@ FORMATS = ("table", "json", "jsonl", "csv")
 
 #: On a terminal: most characters of a column that is not the last, fewest of the last.
 _WIDEST, _NARROWEST = 32, 16
+#: In a plain table: most characters that shorter cells are padded to.
+_WIDEST_PLAIN = 120
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -145,12 +147,15 @@ def _json(
 ) -> None:
     import json
 
-    objects = list(_objects(columns, records))
+    objects = iter(_objects(columns, records))
     if single:
-        out.write(json.dumps(objects[0], ensure_ascii=False, indent=2) + "\n")
+        out.write(json.dumps(next(objects), ensure_ascii=False, indent=2) + "\n")
         return
-    lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in objects)
-    out.write(f"[\n{lines}\n]\n" if lines else "[]\n")
+    separator = "[\n"
+    for item in objects:
+        out.write(separator + json.dumps(item, ensure_ascii=False))
+        separator = ",\n"
+    out.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
 def _jsonl(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
@@ -203,7 +208,10 @@ def _table(
 def _plain(columns: Sequence[Column], rows: list[list[str]], out: TextIO) -> None:
     """Aligned columns without borders, complete lines: for pipes, files and logs."""
     heads = [column.name for column in columns]
-    widths = [max(map(len, values)) for values in zip(heads, *rows, strict=True)]
+    # One absurdly long cell must not make every line as long.
+    widths = [
+        min(max(map(len, values)), _WIDEST_PLAIN) for values in zip(heads, *rows, strict=True)
+    ]
     for row in (heads, *rows):
         cells = (
             cell.rjust(width) if column.unit in _RIGHT else cell.ljust(width)

@@ -1,30 +1,46 @@
-"""The commands that show one table of a guest."""
+"""The commands that show tables of a guest: most follow from the table's declaration alone."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
-from virtintrospect.insight.columns import record
+from virtintrospect.insight.columns import Table, record
+from virtintrospect.insight.tables import COMMANDS, PS
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.base import Guest
 
 
-@click.command("info")
-@target_argument
-@common
-@pass_settings
-def info(settings: Settings, target: str) -> None:
-    """Show which kernel TARGET runs, and since when.
+def table_commands() -> Iterator[click.Command]:
+    """A command for each table of :data:`~virtintrospect.insight.tables.COMMANDS`."""
+    for table in COMMANDS:
+        yield _command(table)
 
-    \b
-    virt-introspect info web01
-    virt-introspect -o json info ./web01.core
-    """
-    from virtintrospect.insight.tables import INFO
 
-    with settings.open(target, INFO) as session:
-        guest = session.guest
-        settings.show(INFO, [record(INFO, guest.info())], single=True)
-        settings.report(guest)
+def _command(table: Table) -> click.Command:
+    def show(settings: Settings, target: str, **arguments: Any) -> None:
+        with settings.open(target, table) as session:
+            guest: Guest = session.guest
+            found = getattr(guest, table.source)(**arguments)
+            records = [found] if table.single else found
+            settings.show(table, [record(table, item) for item in records], single=table.single)
+            settings.report(guest)
+
+    examples = "\n".join(f"virt-introspect {example}" for example in table.examples)
+    show.__doc__ = f"{table.help}\n\n\b\n{examples}\n"
+    function: Any = pass_settings(show)
+    function = common(function)
+    if table.by_pid:
+        help_text = "Only this process."
+        function = click.option("--pid", type=int, default=None, help=help_text)(function)
+    if table.argument:
+        function = click.argument(table.argument, type=int)(function)
+    command: click.Command = click.command(table.name)(target_argument(function))
+    return command
 
 
 @click.command("ps")
@@ -42,7 +58,6 @@ def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
     virt-introspect ps web01 --columns pid,name,cgroup_path
     virt-introspect ps web01 -o json | jq '.[] | select(.euid == 0) | .path'
     """
-    from virtintrospect.insight.tables import PS
     from virtintrospect.insight.tree import as_tree
 
     with settings.open(target, PS) as session:
@@ -51,42 +66,4 @@ def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
         if tree:
             rows = as_tree(rows, indent=settings.output == "table")
         settings.show(PS, rows)
-        settings.report(guest)
-
-
-@click.command("modules")
-@target_argument
-@common
-@pass_settings
-def modules(settings: Settings, target: str) -> None:
-    """List the kernel modules of TARGET.
-
-    \b
-    virt-introspect modules web01
-    virt-introspect modules web01 -o csv --columns name,taints
-    """
-    from virtintrospect.insight.tables import MODULES
-
-    with settings.open(target, MODULES) as session:
-        guest = session.guest
-        settings.show(MODULES, [record(MODULES, module) for module in guest.modules()])
-        settings.report(guest)
-
-
-@click.command("dmesg")
-@target_argument
-@common
-@pass_settings
-def dmesg(settings: Settings, target: str) -> None:
-    """Show the kernel log of TARGET.
-
-    \b
-    virt-introspect dmesg web01
-    virt-introspect dmesg ./crashed.core | tail
-    """
-    from virtintrospect.insight.tables import DMESG
-
-    with settings.open(target, DMESG) as session:
-        guest = session.guest
-        settings.show(DMESG, [record(DMESG, entry) for entry in guest.dmesg()])
         settings.report(guest)

@@ -39,10 +39,24 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A named table: its columns, in order."""
+    """A named table: its columns, in order, and the command that shows it.
+
+    A table with a ``source`` becomes a command by itself: the source is the method of
+    :class:`~virtintrospect.guests.base.Guest` that gives its records. ``help`` is the command's
+    first sentence, ``examples`` are the lines that teach it.
+    """
 
     name: str
     columns: tuple[Column, ...]
+    source: str = ""
+    help: str = ""
+    examples: tuple[str, ...] = ()
+    #: The method gives one record instead of a list.
+    single: bool = False
+    #: Name of the argument behind TARGET that the method needs: ``"pid"``, or none.
+    argument: str = ""
+    #: The method takes ``pid``, an int or ``None`` for all processes: the option ``--pid``.
+    by_pid: bool = False
 
     def column(self, name: str) -> Column | None:
         """The column of that name."""

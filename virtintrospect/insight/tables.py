@@ -38,6 +38,10 @@ INFO = Table(
         Column("kaslr_slide", _A),
         Column("build_id", Unit.HEX),
     ),
+    source="info",
+    help="Show which kernel TARGET runs, and since when.",
+    examples=("info web01", "-o json info ./web01.core"),
+    single=True,
 )
 
 PS = Table(
@@ -82,6 +86,9 @@ MODULES = Table(
         Column("address", _A),
         Column("taints"),
     ),
+    source="modules",
+    help="List the kernel modules of TARGET.",
+    examples=("modules web01", "modules web01 -o csv --columns name,taints"),
 )
 
 DMESG = Table(
@@ -92,6 +99,9 @@ DMESG = Table(
         Column("facility"),
         Column("text", wrap=True),
     ),
+    source="dmesg",
+    help="Show the kernel log of TARGET.",
+    examples=("dmesg web01", "dmesg ./crashed.core | tail"),
 )
 
 SYMBOLS = Table(
@@ -132,3 +142,6 @@ TRANSLATE = Table(
 )
 
 READ = Table("read", (Column("address", _A), Column("data", Unit.HEX), Column("text")))
+
+#: Tables that need no more than their declaration to be commands.
+COMMANDS = (INFO, MODULES, DMESG)
