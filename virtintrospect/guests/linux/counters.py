@@ -11,7 +11,7 @@ import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtintrospect.errors import CorruptDataError
+from virtintrospect.errors import CorruptDataError, NotFoundError
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
@@ -24,6 +24,7 @@ HUGE_PAGE = 512
 MAX_ITEMS = 1024
 #: CONFIG_NODES_SHIFT is at most 10; a node has at most 5 zones on x86-64.
 _MAX_NODES, _MAX_ZONES = 1024, 16
+_MASK = (1 << 64) - 1
 #: Counters of huge pages, which /proc shows as such (vmstat_item_print_in_thp()).
 _HUGE = ("NR_ANON_THPS", "NR_FILE_THPS", "NR_SHMEM_THPS", "NR_SHMEM_PMDMAPPED", "NR_FILE_PMDMAPPED")
 
@@ -57,9 +58,12 @@ class Counters:
     def __getitem__(self, name: str) -> int:
         """A zone's or node's counter, summed; some have moved from zones to nodes.
 
-        :raises KeyError: this kernel has no such counter.
+        :raises NotFoundError: this kernel has no such counter.
         """
-        return self.zone[name] if name in self.zone else self.node[name]
+        value = self.get(name)
+        if value is None:
+            raise NotFoundError(f"the guest's kernel has no counter {name}")
+        return value
 
     def get(self, name: str) -> int | None:
         """As ``[name]``; ``None`` where this kernel has no such counter."""
@@ -108,7 +112,7 @@ class Counters:
         if not 0 < count <= _MAX_ZONES:
             raise CorruptDataError(f"nodes with {count} zones", 0)
         addresses = [
-            pointer + first + index * size
+            (pointer + first + index * size) & _MASK
             for (pointer,) in struct.iter_unpack("<Q", pointers)
             for index in range(count)
         ]

@@ -30,7 +30,7 @@ _MAX_HSTATES = 16
 #: Pages of a huge page, as a power of two: 1 GiB has 18.
 _MAX_ORDER = 30
 #: MAX_SWAPFILES is at most 32; each has a ``struct address_space`` for every 64 MiB.
-_MAX_SWAPFILES, _MAX_SPACES = 32, 1 << 17
+_MAX_SWAPFILES, _MAX_SPACES, _MAX_SPACE_SIZE = 32, 1 << 17, 4096
 #: SWP_USED, SWP_WRITEOK (include/linux/swap.h).
 _SWP_USED, _SWP_WRITEOK = 1, 2
 #: SWAP_USAGE_OFFLIST_BIT of ``inuse_pages`` (mm/swapfile.c, 6.13).
@@ -109,6 +109,8 @@ class _Memory:
             return counted or 0
         guest = self.guest
         size = guest.types.sizeof("address_space")
+        if not 0 < size <= _MAX_SPACE_SIZE:
+            raise CorruptDataError(f"a struct address_space of {size} bytes", 0)
         spaces: list[int] = []
         for index in range(min(self.number("nr_swapfiles", 4), _MAX_SWAPFILES)):
             at = guest.symbols.address("nr_swapper_spaces") + 4 * index

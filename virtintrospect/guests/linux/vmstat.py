@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from virtintrospect.errors import CorruptDataError, FaultError, TypeNotFoundError
+from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.guests.linux import percpu
 from virtintrospect.guests.linux.counters import HUGE_PAGE, PAGE, Counters, items, number
 from virtintrospect.model import Counter
@@ -93,10 +93,10 @@ def _numa(guest: LinuxGuest, counters: Counters) -> list[int]:
 
 def _limits(guest: LinuxGuest, counters: Counters) -> list[int]:
     """Dirty limits, and since 6.12 the pages that ``struct page`` itself takes."""
-    try:
+    if "vm_stat_item" in guest.types:
         names = guest.types.enumerators("vm_stat_item")
         total = items(names, "NR_VM_STAT_ITEMS")
-    except TypeNotFoundError:
+    else:
         names = guest.types.enumerators("writeback_stat_item")
         total = items(names, "NR_VM_WRITEBACK_STAT_ITEMS")
     background, limit = dirty_limits(guest, counters)
@@ -140,5 +140,7 @@ def _events(guest: LinuxGuest) -> list[int]:
     base = guest.symbols.address("vm_event_states")
     values = percpu.sums(guest, base, list(percpu.online(guest).values()), total)
     for name in ("PGPGIN", "PGPGOUT"):
-        values[names[name]] //= 2
+        index = names.get(name, total)
+        if 0 <= index < total:
+            values[index] //= 2
     return values
