@@ -8,7 +8,10 @@ import pytest
 
 from virtintrospect.cli.main import cli, run
 
-COMMANDS = ["dmesg", "info", "modules", "ps", "read", "symbols", "translate", "types"]
+COMMANDS = [
+    *("cpu", "dmesg", "info", "load", "memory", "modules", "pressure", "ps", "read", "symbols"),
+    *("translate", "types", "vmstat"),
+]
 
 
 def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:

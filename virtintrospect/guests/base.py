@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import abc
 
-from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.model import (
+    Counter,
+    CpuTimes,
+    Load,
+    LogRecord,
+    MemoryInfo,
+    Module,
+    Pressure,
+    Problem,
+    Process,
+    SystemInfo,
+)
 from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
@@ -50,6 +61,29 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def dmesg(self) -> list[LogRecord]:
         """The kernel's log buffer, oldest record first."""
+
+    @abc.abstractmethod
+    def meminfo(self) -> MemoryInfo:
+        """The guest's own account of its memory, as /proc/meminfo has it."""
+
+    @abc.abstractmethod
+    def pressure(self) -> list[Pressure]:
+        """How much time tasks lose for want of CPU, memory and I/O.
+
+        :raises NotFoundError: the kernel does not measure it (built without, or switched off).
+        """
+
+    @abc.abstractmethod
+    def cpu(self) -> list[CpuTimes]:
+        """What each CPU that is online has spent its time on."""
+
+    @abc.abstractmethod
+    def load(self) -> Load:
+        """Load averages, and how many tasks run, wait for I/O, and are there."""
+
+    @abc.abstractmethod
+    def vmstat(self) -> list[Counter]:
+        """Every counter of /proc/vmstat, in its order."""
 
     @abc.abstractmethod
     def module_types(self, name: str) -> Types:

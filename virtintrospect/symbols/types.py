@@ -179,28 +179,24 @@ class Types(abc.ABC):
 
         :raises TypeNotFoundError: there is none; the hint names similar ones.
         """
-        tag, bare = "", name
-        for prefix in _TAGS:
-            if name.startswith(prefix):
-                tag, bare = prefix.strip(), name[len(prefix) :].strip()
+        tag, bare = _split_tag(name)
+        found = self._find(tag, bare)
+        if found < 0:
+            raise TypeNotFoundError(name, hint=self._similar_types(bare))
+        return found
+
+    def _find(self, tag: str, bare: str) -> int:
+        """Id of a type, below zero where there is none: no search for similar names."""
         best, best_rank = -1, len(_PREFERENCE)
         for type_id in islice(self.candidates(bare), MAX_NAMESAKES):
             kind = self.node(type_id).kind
             rank = _PREFERENCE.get(kind, best_rank)
             if rank < best_rank and (not tag or kind == tag):
                 best, best_rank = type_id, rank
-        if best < 0:
-            raise TypeNotFoundError(name, hint=self._similar_types(bare))
         return best
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        try:
-            self.find(name)
-        except TypeNotFoundError:
-            return False
-        return True
+        return isinstance(name, str) and self._find(*_split_tag(name)) >= 0
 
     def sizeof(self, name: str) -> int:
         """Size in bytes of the type called ``name``.
@@ -212,6 +208,8 @@ class Types(abc.ABC):
 
     def has(self, name: str, path: str) -> bool:
         """Whether the type ``name`` exists and has a member ``path``: ask this, not a version."""
+        if name not in self:
+            return False
         try:
             self.resolve(name, path)
         except TypeNotFoundError:
@@ -451,6 +449,14 @@ class Types(abc.ABC):
         near = [other for other, _ in self.all_names() if other.startswith(head)][:4000]
         found = difflib.get_close_matches(name[:128], near, n=3, cutoff=0.6)
         return f"similar: {', '.join(found)}" if found else ""
+
+
+def _split_tag(name: str) -> tuple[str, str]:
+    """``struct x`` as its tag and its name; the tag may be empty."""
+    for prefix in _TAGS:
+        if name.startswith(prefix):
+            return prefix.strip(), name[len(prefix) :].strip()
+    return "", name
 
 
 #: Without a tag, which of several types of one name is meant.

@@ -12,7 +12,18 @@ from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.locate import KernelMapping, image_range
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.model import (
+    Counter,
+    CpuTimes,
+    Load,
+    LogRecord,
+    MemoryInfo,
+    Module,
+    Pressure,
+    Problem,
+    Process,
+    SystemInfo,
+)
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.layout import Layout
 from virtintrospect.symbols.table import Symbols
@@ -31,6 +42,10 @@ GLOBALS = {
     "shadow_timekeeper": "timekeeper",
     "timekeeper_data": "tk_data",
     "tk_core": "tk_data",
+    "vm_committed_as": "percpu_counter",
+    "init_pid_ns": "pid_namespace",
+    "psi_system": "psi_group",
+    "psi_disabled": "static_key_false",
 }
 
 
@@ -91,6 +106,36 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.printk import records
 
         return records(self)
+
+    def meminfo(self) -> MemoryInfo:
+        """Memory as /proc/meminfo: :mod:`~virtintrospect.guests.linux.meminfo`."""
+        from virtintrospect.guests.linux.meminfo import meminfo
+
+        return meminfo(self)
+
+    def pressure(self) -> list[Pressure]:
+        """Pressure stall information: :mod:`~virtintrospect.guests.linux.psi`."""
+        from virtintrospect.guests.linux.psi import pressure
+
+        return pressure(self)
+
+    def cpu(self) -> list[CpuTimes]:
+        """CPU times: :mod:`~virtintrospect.guests.linux.cpu`."""
+        from virtintrospect.guests.linux.cpu import times
+
+        return times(self)
+
+    def load(self) -> Load:
+        """Load averages: :mod:`~virtintrospect.guests.linux.cpu`."""
+        from virtintrospect.guests.linux.cpu import load
+
+        return load(self)
+
+    def vmstat(self) -> list[Counter]:
+        """Counters: :mod:`~virtintrospect.guests.linux.vmstat`."""
+        from virtintrospect.guests.linux.vmstat import vmstat
+
+        return vmstat(self)
 
     @cached_property
     def tasks(self) -> Tasks:

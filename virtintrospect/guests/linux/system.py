@@ -60,6 +60,15 @@ def _clock(guest: LinuxGuest) -> tuple[int, int] | None:
     return booted // _NANOSECONDS, max(0, now - booted) // _NANOSECONDS
 
 
+def monotonic_time(guest: LinuxGuest) -> int | None:
+    """Nanoseconds of CLOCK_MONOTONIC at the last timer tick."""
+    keeper = _timekeeper(guest)
+    if keeper is None:
+        return None
+    wall = keeper["xtime_sec"] * _NANOSECONDS + (keeper["nsec"] >> (keeper["shift"] & 63))
+    return max(0, wall - keeper["offs_real"])
+
+
 def _timekeeper(guest: LinuxGuest) -> dict[str, int] | None:
     """The kernel's timekeeper.
 

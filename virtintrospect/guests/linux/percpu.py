@@ -1,0 +1,38 @@
+"""Per-CPU variables (include/linux/percpu-defs.h): one copy at each CPU's offset."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from virtintrospect.guests.linux import bitmap
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+_MASK = (1 << 64) - 1
+
+
+def online(guest: LinuxGuest) -> dict[int, int]:
+    """Offset of each CPU that is online, by its number, in ascending order.
+
+    :raises FaultError: the masks or the offsets cannot be read.
+    :raises SymbolNotFoundError: the kernel has no such tables.
+    """
+    possible = bitmap.read(guest, "__cpu_possible_mask")
+    offsets = dict(zip(possible, guest.cpu_offsets, strict=False))
+    numbers = bitmap.read(guest, "__cpu_online_mask")
+    return {number: offsets[number] for number in numbers if number in offsets}
+
+
+def addresses(base: int, offsets: Sequence[int]) -> list[int]:
+    """Addresses of the CPUs' copies of what ``base`` stands for."""
+    return [(base + offset) & _MASK for offset in offsets]
+
+
+def sums(guest: LinuxGuest, base: int, offsets: Sequence[int], count: int) -> list[int]:
+    """Sums over CPUs of an array of ``count`` unsigned longs."""
+    data = guest.kernel.gather(addresses(base, offsets), 8 * count)
+    rows = struct.Struct(f"<{count}Q").iter_unpack(data)
+    return [sum(column) & _MASK for column in zip(*rows, strict=True)] or [0] * count
