@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import abc
 
-from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.model import (
+    EnvironmentVariable,
+    LogRecord,
+    MemoryArea,
+    Module,
+    Mount,
+    OpenFile,
+    Problem,
+    Process,
+    SystemInfo,
+)
 from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
@@ -50,6 +60,31 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def dmesg(self) -> list[LogRecord]:
         """The kernel's log buffer, oldest record first."""
+
+    @abc.abstractmethod
+    def maps(self, pid: int) -> list[MemoryArea]:
+        """Memory mappings of a process, lowest address first.
+
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
+
+    @abc.abstractmethod
+    def files(self, pid: int | None = None) -> list[OpenFile]:
+        """Open files of a process, or of all processes, by descriptor.
+
+        :raises NoSuchTargetError: there is no such process.
+        """
+
+    @abc.abstractmethod
+    def mounts(self) -> list[Mount]:
+        """Mounted file systems of every mount namespace that a process is in, init's first."""
+
+    @abc.abstractmethod
+    def environment(self, pid: int) -> list[EnvironmentVariable]:
+        """The environment of a process, from its own memory.
+
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
 
     @abc.abstractmethod
     def module_types(self, name: str) -> Types:

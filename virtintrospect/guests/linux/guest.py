@@ -7,12 +7,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import FaultError, NoSuchTargetError, VirtIntrospectError
+from virtintrospect.errors import FaultError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.locate import KernelMapping, image_range
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.model import (
+    EnvironmentVariable,
+    LogRecord,
+    MemoryArea,
+    Module,
+    Mount,
+    OpenFile,
+    Problem,
+    Process,
+    SystemInfo,
+)
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.layout import Layout
 from virtintrospect.symbols.table import Symbols
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
 _MAX_PROBLEMS = 1000
 #: Globals have no BTF type; these are the types of those that the tables read.
 GLOBALS = {
+    "gate_vma": "vm_area_struct",
     "init_task": "task_struct",
     "init_uts_ns": "uts_namespace",
     "prb": "printk_ringbuffer",
@@ -92,6 +103,30 @@ class LinuxGuest(Guest):
 
         return records(self)
 
+    def maps(self, pid: int) -> list[MemoryArea]:
+        """Memory mappings: :mod:`~virtintrospect.guests.linux.maps`."""
+        from virtintrospect.guests.linux.maps import maps
+
+        return maps(self, pid)
+
+    def files(self, pid: int | None = None) -> list[OpenFile]:
+        """Open files: :mod:`~virtintrospect.guests.linux.files`."""
+        from virtintrospect.guests.linux.files import files
+
+        return files(self, pid)
+
+    def mounts(self) -> list[Mount]:
+        """Mounted file systems: :mod:`~virtintrospect.guests.linux.mounts`."""
+        from virtintrospect.guests.linux.mounts import mounts
+
+        return mounts(self)
+
+    def environment(self, pid: int) -> list[EnvironmentVariable]:
+        """A process's environment: :mod:`~virtintrospect.guests.linux.environment`."""
+        from virtintrospect.guests.linux.environment import environment
+
+        return environment(self, pid)
+
     @cached_property
     def tasks(self) -> Tasks:
         """The task list, for bulk work: ``guest.tasks.columns(["pid", "comm"])``."""
@@ -101,15 +136,9 @@ class LinuxGuest(Guest):
 
     def process_space(self, pid: int) -> AddressSpace:
         """The page tables of a process (``mm_struct.pgd``)."""
-        for row in self.tasks.rows({"pid": "tgid", "pgd": "mm.pgd"}, text=()):
-            if row["pid"] == pid:
-                if not row["pgd"]:
-                    raise NoSuchTargetError(
-                        f"process {pid} has no memory of its own",
-                        hint="it is a kernel thread or a zombie",
-                    )
-                return self.user_space(row["pgd"])
-        raise NoSuchTargetError(f"the guest has no process {pid}", hint="`ps` shows those it has")
+        from virtintrospect.guests.linux.process import find_user_process
+
+        return self.user_space(find_user_process(self, pid, {})["pgd"])
 
     def module_types(self, name: str) -> Types:
         """The types of a loaded module: its own, and the kernel's.
