@@ -16,7 +16,7 @@ from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import DMESG, INFO, MODULES, PS
+from virtintrospect.insight.tables import DMESG, ENV, FILES, INFO, MAPS, MODULES, MOUNTS, PS
 from virtintrospect.insight.tree import as_tree
 from virtintrospect.symbols.store import Store
 
@@ -107,6 +107,11 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "threads", lambda: _render(PS, guest.processes(threads=True))
     yield "modules", lambda: _render(MODULES, guest.modules())
     yield "dmesg", lambda: _render(DMESG, guest.dmesg())
+    for pid in (1, 2):
+        yield "maps", lambda pid=pid: _render(MAPS, guest.maps(pid))  # type: ignore[misc]
+        yield "env", lambda pid=pid: _render(ENV, guest.environment(pid))  # type: ignore[misc]
+    yield "files", lambda: _render(FILES, guest.files())
+    yield "mounts", lambda: _render(MOUNTS, guest.mounts())
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")

@@ -10,6 +10,7 @@ import pytest
 
 from virtintrospect.errors import NoSuchTargetError
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.maps import keeps_names
 from virtintrospect.model import MemoryArea, OpenFile
 from virtintrospect.session import Session, open_session
 
@@ -76,7 +77,7 @@ def test_maps_of_all_kinds(linux: LinuxGuest, guest: Guest, held: Holder) -> Non
     assert {b"[heap]", b"[stack]", b"[vdso]", b"[vvar]", b"/memfd:mapped (deleted)"} <= paths
     assert {b"/tmp/doomed-map (deleted)", b"/dev/zero (deleted)", b"/tmp/over/file"} <= paths
     assert b"/tmp/odd file \x1b[7m\n\\ \xff" in paths
-    if linux.types.has("vm_area_struct", "anon_name"):
+    if keeps_names(linux):
         assert b"[anon:a name of its own]" in paths
     assert linux.take_problems() == []
 

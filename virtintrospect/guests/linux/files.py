@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError, NoSuchTargetError
@@ -21,6 +22,8 @@ Row = dict[str, Any]
 _MAX_FDS = 1 << 20
 #: Tables up to this size are read together: NR_OPEN_DEFAULT, what every process begins with.
 _SMALL = 64
+#: Descriptors that are passed over at once where none of them is in use.
+_BLOCK = 64
 #: O_CLOEXEC (include/uapi/asm-generic/fcntl.h).
 _O_CLOEXEC = 0o2000000
 #: S_IFMT of ``i_mode`` (include/uapi/linux/stat.h).
@@ -135,29 +138,36 @@ def _slots(guest: LinuxGuest, processes: list[Row], budget: Budget) -> list[_Slo
             mine = found.get(number, [])
             number += 1
         else:
-            mine = [] if budget.late() else _large(guest, row)
+            mine = _large(guest, row, budget)
         slots += mine[: budget.follow(len(mine))]
     return slots
 
 
-def _large(guest: LinuxGuest, row: Row) -> list[_Slot]:
+def _large(guest: LinuxGuest, row: Row, budget: Budget) -> list[_Slot]:
     count = min(row["max"], _MAX_FDS)
     if count < row["max"]:
         guest.note(f"process {row['pid']} claims {row['max']} descriptors", row["fd"])
+    blocks = -(-count // _BLOCK)
+    if budget.late() or budget.follow(blocks) < blocks:
+        return []
     try:
         table = guest.kernel.read(row["fd"], 8 * count)
         cloexec = guest.kernel.read(row["cloexec"] or 0, -(-count // 64) * 8)
     except FaultError as error:
         guest.note("unreadable table of open files", error.address)
         return []
-    return list(_used(row, table, cloexec))
+    return list(islice(_used(row, table, cloexec), budget.entries))
 
 
 def _used(row: Row, table: bytes, cloexec: bytes) -> Iterator[_Slot]:
-    flags = int.from_bytes(cloexec, "little")
-    for fd, file in enumerate(struct.unpack(f"<{len(table) // 8}Q", table)):
-        if file:
-            yield _Slot(row["pid"], fd, file, bool(flags >> fd & 1))
+    for start in range(0, len(table), 8 * _BLOCK):
+        block = table[start : start + 8 * _BLOCK]
+        if not block.strip(b"\0"):
+            continue
+        for number, file in enumerate(struct.unpack(f"<{len(block) // 8}Q", block)):
+            if file:
+                fd = start // 8 + number
+                yield _Slot(row["pid"], fd, file, bool(cloexec[fd >> 3] >> (fd & 7) & 1))
 
 
 def _rows(guest: LinuxGuest, slots: list[_Slot], budget: Budget) -> list[tuple[_Slot, OpenFile]]:

@@ -201,7 +201,7 @@ class _Table:
     def _given_names(self) -> dict[int | None, bytes]:
         """What programs call their memory: prctl(PR_SET_VMA_ANON_NAME), CONFIG_ANON_VMA_NAME."""
         types = self._guest.types
-        if not types.has("vm_area_struct", "anon_name"):
+        if not keeps_names(self._guest):
             return {}
         if _overlap(types):  # until 6.2, with a file mapping's node of i_mmap
             for row in self._rows:
@@ -210,6 +210,11 @@ class _Table:
         offset = types.offsetof("anon_vma_name", "name")
         names = self._guest.kernel.strings([place + offset for place in places], _MAX_NAME)
         return {place: name for place, name in zip(places, names, strict=True) if name is not None}
+
+
+def keeps_names(guest: LinuxGuest) -> bool:
+    """Whether the kernel has CONFIG_ANON_VMA_NAME: 6.1 has the member without it, too."""
+    return "anon_vma_name_free" in guest.symbols and guest.types.has("vm_area_struct", "anon_name")
 
 
 def _overlap(types: Types) -> bool:

@@ -35,6 +35,8 @@ _MOUNT = (
 )
 #: MNT_CURSOR: a reader's place in the list of Linux 5.8 to 6.7, no mount.
 _CURSOR = 0x1000_0000
+#: Most mounts of a namespace: the kernel's own default of fs.mount-max.
+_MAX_MOUNTS = 100_000
 #: Longest device, and longest type of a file system, that is shown.
 _MAX_DEVICE, _MAX_TYPE = 4096, 64
 
@@ -123,7 +125,7 @@ def _members(guest: LinuxGuest, space: _Namespace, budget: Budget) -> list[int]:
         offset = types.offsetof("mount", "mnt_node")
     else:
         head = space.address + types.offsetof("mnt_namespace", "list")
-        nodes, problem = walk_list(guest.kernel, head, budget=budget)
+        nodes, problem = walk_list(guest.kernel, head, limit=_MAX_MOUNTS, budget=budget)
         offset = types.offsetof("mount", "mnt_list")
     guest.note_all([problem])
     return [node - offset for node in nodes if node >= offset]
