@@ -55,6 +55,7 @@ _PROCESS = {
     "files": "files",
     "max": "files.fdt.max_fds",
     "fd": "files.fdt.fd",
+    "open": "files.fdt.open_fds",
     "cloexec": "files.fdt.close_on_exec",
 }
 _MEMBERS = {
@@ -113,7 +114,21 @@ def _processes(
     for address, row in zip(addresses, rows, strict=False) if pid is None and not gone else ():
         if row["pid"] is None or (row["files"] and row["fd"] is None):
             guest.note("unreadable table of open files", address)
-    return [row for row in rows if row["pid"] is not None and row["fd"]]
+    rows = [row for row in rows if row["pid"] is not None and row["fd"]]
+    for row in rows:
+        _check_size(guest, row)
+    return rows
+
+
+def _check_size(guest: LinuxGuest, row: Row) -> None:
+    """Two bitmaps of a larger table lie one behind the other (``alloc_fdtable()``, fs/file.c).
+
+    A table that has another size is believed as far as every table goes.
+    """
+    bitmap = ((row["cloexec"] or 0) - (row["open"] or 0)) * 8
+    if row["max"] > _SMALL and row["max"] != bitmap:
+        guest.note(f"process {row['pid']} claims {row['max']} descriptors", row["fd"])
+        row["max"] = _SMALL
 
 
 def _slots(guest: LinuxGuest, processes: list[Row], budget: Budget) -> list[_Slot]:
