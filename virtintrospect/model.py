@@ -132,7 +132,7 @@ class OpenFile:
     #: regular, directory, character, block, fifo, socket, symlink, memfd, eventpoll, …
     type: str | None
     #: O_RDONLY, O_APPEND … (include/uapi/asm-generic/fcntl.h), as /proc/PID/fdinfo/FD has them.
-    flags: int
+    flags: int | None
     #: Bytes: the file position.
     offset: int
     inode: int | None

@@ -76,7 +76,8 @@ class _Slot(NamedTuple):
     pid: int
     fd: int
     file: int
-    cloexec: bool
+    #: ``None`` where the table's bitmap cannot be read.
+    cloexec: bool | None
 
 
 def files(guest: LinuxGuest, pid: int | None = None) -> list[OpenFile]:
@@ -136,16 +137,19 @@ def _slots(guest: LinuxGuest, processes: list[Row], budget: Budget) -> list[_Slo
     small = [row for row in processes if row["max"] <= _SMALL]
     faults: list[int] = []
     tables = guest.kernel.gather([row["fd"] for row in small], 8 * _SMALL, faults)
-    bits = guest.kernel.gather([row["cloexec"] or 0 for row in small], _SMALL // 8, [])
-    bad = set(faults)
+    unknown: list[int] = []
+    bits = guest.kernel.gather([row["cloexec"] or 0 for row in small], _SMALL // 8, unknown)
+    bad, without = set(faults), set(unknown)
     found: dict[int, list[_Slot]] = {}
     for index, row in enumerate(small):
         if index in bad:
             guest.note("unreadable table of open files", row["fd"])
             continue
+        if index in without:
+            guest.note("unreadable bitmap of open files: no flags", row["cloexec"] or 0)
         table = tables[index * 8 * _SMALL : (index * _SMALL + row["max"]) * 8]
         cloexec = bits[index * _SMALL // 8 : (index + 1) * _SMALL // 8]
-        found[index] = list(_used(row, table, cloexec))
+        found[index] = list(_used(row, table, None if index in without else cloexec))
     slots: list[_Slot] = []
     number = 0
     for row in processes:
@@ -167,14 +171,18 @@ def _large(guest: LinuxGuest, row: Row, budget: Budget) -> list[_Slot]:
         return []
     try:
         table = guest.kernel.read(row["fd"], 8 * count)
-        cloexec = guest.kernel.read(row["cloexec"] or 0, -(-count // 64) * 8)
     except FaultError as error:
         guest.note("unreadable table of open files", error.address)
         return []
+    cloexec = None
+    try:
+        cloexec = guest.kernel.read(row["cloexec"] or 0, -(-count // 64) * 8)
+    except FaultError as error:
+        guest.note("unreadable bitmap of open files: no flags", error.address)
     return list(islice(_used(row, table, cloexec), budget.entries))
 
 
-def _used(row: Row, table: bytes, cloexec: bytes) -> Iterator[_Slot]:
+def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
     for start in range(0, len(table), 8 * _BLOCK):
         block = table[start : start + 8 * _BLOCK]
         if not block.strip(b"\0"):
@@ -182,7 +190,8 @@ def _used(row: Row, table: bytes, cloexec: bytes) -> Iterator[_Slot]:
         for number, file in enumerate(struct.unpack(f"<{len(block) // 8}Q", block)):
             if file:
                 fd = start // 8 + number
-                yield _Slot(row["pid"], fd, file, bool(cloexec[fd >> 3] >> (fd & 7) & 1))
+                closes = None if cloexec is None else bool(cloexec[fd >> 3] >> (fd & 7) & 1)
+                yield _Slot(row["pid"], fd, file, closes)
 
 
 def _rows(guest: LinuxGuest, slots: list[_Slot], budget: Budget) -> list[tuple[_Slot, OpenFile]]:
@@ -216,7 +225,9 @@ def _record(slot: _Slot, row: Row, budget: Budget) -> OpenFile:
         fd=slot.fd,
         path=path if path is None or budget.keep(len(path)) else None,
         type=row["type"],
-        flags=row["flags"] & ~_O_CLOEXEC | (_O_CLOEXEC if slot.cloexec else 0),
+        flags=None
+        if slot.cloexec is None
+        else row["flags"] & ~_O_CLOEXEC | (_O_CLOEXEC if slot.cloexec else 0),
         offset=row["offset"],
         inode=row["inode"],
         device=device_name(row["device"]),
