@@ -19,10 +19,14 @@ from virtintrospect.insight.columns import Table, record
 from virtintrospect.insight.tables import (
     CPU,
     DMESG,
+    ENV,
+    FILES,
     INFO,
     LOAD,
+    MAPS,
     MEMORY,
     MODULES,
+    MOUNTS,
     PRESSURE,
     PS,
     VMSTAT,
@@ -122,6 +126,11 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "cpu", lambda: _render(CPU, guest.cpu())
     yield "load", lambda: _render(LOAD, [guest.load()])
     yield "vmstat", lambda: _render(VMSTAT, guest.vmstat())
+    for pid in (1, 2):
+        yield "maps", lambda pid=pid: _render(MAPS, guest.maps(pid))  # type: ignore[misc]
+        yield "env", lambda pid=pid: _render(ENV, guest.environment(pid))  # type: ignore[misc]
+    yield "files", lambda: _render(FILES, guest.files())
+    yield "mounts", lambda: _render(MOUNTS, guest.mounts())
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")

@@ -94,11 +94,15 @@ MEMBERS = {
     ],
     "mm_struct": [
         "pgd", "exe_file", "arg_start", "arg_end", "env_end", "total_vm", "rss_stat",
+        "env_start", "brk", "map_count", "mm_mt.ma_root", "mm_rb.rb_node",
     ],
     "fs_struct": ["pwd.mnt", "pwd.dentry", "root.mnt", "root.dentry"],
     "cred": ["uid", "gid", "euid", "egid"],
     "dentry": ["d_parent", "d_name.name", "d_name.len", "d_hash.pprev"],
-    "mount": ["mnt.mnt_root", "mnt_parent", "mnt_mountpoint"],
+    "mount": [
+        "mnt.mnt_root", "mnt_parent", "mnt_mountpoint", "mnt.mnt_sb", "mnt.mnt_flags",
+        "mnt_devname", "mnt_node.rb_left", "mnt_node.rb_right", "mnt_list.next",
+    ],
     "kernfs_node": ["parent|__parent", "name"],
     "kthread": ["data", "full_name"],
     "module": [
@@ -115,6 +119,17 @@ MEMBERS = {
     "timekeeper": [
         "offs_real", "offs_boot", "xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift",
     ],
+    "files_struct": ["fdt"],
+    "fdtable": ["max_fds", "fd", "close_on_exec"],
+    "file": ["f_flags", "f_pos", "f_mode", "f_inode", "f_path.mnt", "f_path.dentry"],
+    "inode": ["i_mode", "i_ino", "i_sb"],
+    "vm_area_struct": [
+        "vm_mm", "vm_start", "vm_end", "vm_flags", "vm_ops", "vm_private_data", "vm_file",
+        "vm_rb.rb_left", "vm_rb.rb_right",
+    ],
+    "maple_node": ["mr64.pivot", "mr64.slot", "ma64.pivot", "ma64.slot"],
+    "nsproxy": ["mnt_ns"],
+    "mnt_namespace": ["mounts.rb_node", "list.next", "ns.inum"],
 }  # fmt: skip
 
 #: Globals whose first words are worth bending.
@@ -138,6 +153,7 @@ class Anatomy:
         self._paths()
         self._modules()
         self._log()
+        self._files_and_mappings()
         if "shadow_timekeeper" in guest.symbols:
             self.objects["timekeeper"] = [guest.symbols.address("shadow_timekeeper")]
         self.objects = {name: found for name, found in self.objects.items() if found}
@@ -191,6 +207,29 @@ class Anatomy:
                 offset = guest.types.offsetof(name, "list")
                 nodes = walk_list(guest.kernel, guest.symbols.address(symbol)).nodes
                 self.objects[name] = [node - offset for node in nodes]
+
+    def _files_and_mappings(self) -> None:
+        guest = self.guest
+        wanted = {
+            "files_struct": "files", "fdtable": "files.fdt", "nsproxy": "nsproxy",
+            "mnt_namespace": "nsproxy.mnt_ns", "fd": "files.fdt.fd",
+            "maple_node": "mm.mm_mt.ma_root?",
+        }  # fmt: skip
+        tasks = self.objects["task_struct"]
+        columns = guest.layout("task_struct", wanted).lists(guest.kernel, tasks, [])
+        nodes = sorted({node & -256 for node in columns.pop("maple_node") if node})
+        tables = sorted({table for table in columns.pop("fd") if table})
+        for name, column in columns.items():
+            self.objects[name] = sorted({address for address in column if address})
+        files = memoryview(guest.kernel.gather(tables, 8 * 3)).cast("Q")
+        self.objects["file"] = sorted({file for file in files if file})
+        layout = guest.layout("file", {"inode": "f_inode"})
+        inodes = layout.lists(guest.kernel, self.objects["file"], [])["inode"]
+        self.objects["inode"] = sorted({inode for inode in inodes if inode})
+        self.objects["maple_node"] = nodes
+        slots = memoryview(guest.kernel.gather([node + 128 for node in nodes], 128)).cast("Q")
+        areas = {slot for slot in slots if slot >> 47 and not slot & 7}
+        self.objects["vm_area_struct"] = sorted(areas)
 
     def _log(self) -> None:
         guest = self.guest

@@ -20,7 +20,11 @@ from tests.fuzz.image import CONFIG, copy_ram
 from tests.fuzz.mutate import EXTRA, Image, ImageTarget, seeds
 from virtintrospect.errors import CorruptDataError, VirtIntrospectError
 from virtintrospect.guests import identify
+from virtintrospect.guests.linux import maps
+from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.maple import walk_maple
+from virtintrospect.guests.linux.process import find_user_process
 from virtintrospect.symbols.store import Store
 
 from .conftest import Lab
@@ -293,6 +297,109 @@ def test_many_processes_with_long_strings(liar: Liar) -> None:
     head = guest.symbols.address("init_task")
     liar.set("task_struct", "tasks.next", liar.room + (count - 1) * size, head + node)
     quickly(guest.processes, 60)
+
+
+@pytest.mark.parametrize("slot", [0, 1, 7])
+def test_maple_tree_in_a_ring(liar: Liar, slot: int) -> None:
+    """A node that is its own child, in every tree; then one with endless children of its own."""
+    guest = liar.guest
+    root_at = guest.types.offsetof("mm_struct", "mm_mt.ma_root")
+    slots = guest.types.offsetof("maple_node", "ma64.slot")
+    range_64 = guest.types.enumerators("maple_type")["maple_arange_64"]
+    for mm in liar.pointers("mm"):
+        node = liar.room + 0x100
+        liar.write(node + slots, struct.pack("<Q", node | range_64 << 3 | 4) * (slot + 1))
+        liar.write(mm + root_at, struct.pack("<Q", node | range_64 << 3 | 2))
+    quickly(lambda: guest.maps(1), 5)
+    assert "maple tree with a cycle" in whats(guest)
+
+
+def test_wide_and_endless_maple_tree(liar: Liar) -> None:
+    """Each of many nodes leads to ten others, level after level."""
+    guest = liar.guest
+    root_at = guest.types.offsetof("mm_struct", "mm_mt.ma_root")
+    slots = guest.types.offsetof("maple_node", "ma64.slot")
+    pivots = guest.types.offsetof("maple_node", "ma64.pivot")
+    kind = guest.types.enumerators("maple_type")["maple_arange_64"] << 3 | 4
+    count = (256 << 20) // 256
+    block = bytearray(count * 256)
+    for number in range(count):
+        children = [(10 * number + child + 1) % count for child in range(10)]
+        entries = [liar.room + child * 256 | kind for child in children]
+        struct.pack_into("<9Q", block, number * 256 + pivots, *range(1000, 10_000, 1000))
+        struct.pack_into("<10Q", block, number * 256 + slots, *entries)
+    liar.write(liar.room, bytes(block))
+    for mm in liar.pointers("mm"):
+        liar.write(mm + root_at, struct.pack("<Q", liar.room | kind))
+    quickly(lambda: guest.maps(1))
+
+
+def test_list_of_mounts_in_a_ring(liar: Liar) -> None:
+    guest = liar.guest
+    expected = guest.mounts()
+    cycle = liar.long_cycle(50_000)
+    for namespace in liar.pointers("nsproxy.mnt_ns"):
+        liar.set("mnt_namespace", "list.next", namespace, cycle)
+    quickly(guest.mounts)
+    # Found backwards; what the cycle leads to is no mount of the namespace's.
+    assert set(guest.mounts()) <= set(expected)
+    assert "list with a cycle" in whats(guest)
+
+
+def test_memory_with_a_name(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's kernels are built without CONFIG_ANON_VMA_NAME: the names are made up here."""
+    guest = liar.guest
+    monkeypatch.setattr(maps, "keeps_names", lambda _: True)
+    name = liar.room + 64
+    liar.write(name + guest.types.offsetof("anon_vma_name", "name"), b"pool \x1b[2J\0")
+    before = guest.maps(1)
+    process = find_user_process(guest, 1, {"tree": "mm.mm_mt.ma_root"})
+    areas = walk_maple(guest, process["tree"], Budget()).nodes
+    for area in areas:
+        liar.set("vm_area_struct", "anon_name", area, name)
+    after = guest.maps(1)
+    for old, new in zip(before, after, strict=True):
+        assert new.path == (old.path or b"[anon:pool \x1b[2J]")
+    assert before != after
+
+
+@pytest.mark.parametrize("count", [128, 1 << 20, 0xFFFF_FFF8, 0xFFFF_FFFF])
+def test_tables_of_files_without_end(liar: Liar, count: int) -> None:
+    """Everybody has the same table of a million files, each in use."""
+    guest = liar.guest
+    file = guest.kernel.read_u64(liar.pointers("files.fdt.fd")[0])
+    liar.write(liar.room, struct.pack("<Q", file) * (8 << 20 >> 3))
+    for table in liar.pointers("files.fdt"):
+        liar.set("fdtable", "max_fds", table, count)
+        liar.set("fdtable", "fd", table, liar.room)
+        liar.set("fdtable", "open_fds", table, liar.room)
+        liar.set("fdtable", "close_on_exec", table, liar.room + count // 8)
+    quickly(guest.files, 60)
+    mine = guest.files(1)
+    assert {row.pid for row in mine} == {1}
+    # The bitmap of the largest ones is not in memory.
+    assert {row.flags is None for row in mine} == {count > 1 << 20}
+
+
+def test_environment_that_is_not_all_there(liar: Liar) -> None:
+    guest = liar.guest
+    whole = guest.environment(1)
+    assert len(whole) > 1
+    layout = guest.layout("task_struct", {"mm": "mm", "start": "mm.env_start", "end": "mm.env_end"})
+    init = layout.read(guest.kernel, liar.tasks[0])
+    # The environment now begins a page that is not there before the real one.
+    size = init["end"] - (init["start"] & -4096)
+    begin = 0x1000_0000 - 4096
+    assert guest.process_space(1).read_available(begin, 4096) == []
+    liar.set("mm_struct", "env_start", init["mm"], begin)
+    liar.set("mm_struct", "env_end", init["mm"], begin + 4096)
+    assert guest.environment(1) == []
+    assert "4096 bytes of the environment of process 1 are not in memory" in whats(guest)
+    # Up to the end of the stack's last page: what is behind the environment is there, too.
+    liar.set("mm_struct", "env_start", init["mm"], init["start"])
+    liar.set("mm_struct", "env_end", init["mm"], init["start"] + size + (1 << 20))
+    assert guest.environment(1)[: len(whole)] == whole
+    assert any("are not in memory" in what for what in whats(guest))
 
 
 def _module_struct(guest: LinuxGuest, name: bytes) -> int:

@@ -9,8 +9,23 @@ import pytest
 from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
-    *("cpu", "dmesg", "info", "load", "memory", "modules", "pressure", "ps", "read", "symbols"),
-    *("translate", "types", "vmstat"),
+    "cpu",
+    "dmesg",
+    "env",
+    "files",
+    "info",
+    "load",
+    "maps",
+    "memory",
+    "modules",
+    "mounts",
+    "pressure",
+    "ps",
+    "read",
+    "symbols",
+    "translate",
+    "types",
+    "vmstat",
 ]
 
 

@@ -7,10 +7,14 @@ import abc
 from virtintrospect.model import (
     Counter,
     CpuTimes,
+    EnvironmentVariable,
     Load,
     LogRecord,
+    MemoryArea,
     MemoryInfo,
     Module,
+    Mount,
+    OpenFile,
     Pressure,
     Problem,
     Process,
@@ -84,6 +88,30 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def vmstat(self) -> list[Counter]:
         """Every counter of /proc/vmstat, in its order."""
+
+    def maps(self, pid: int) -> list[MemoryArea]:
+        """Memory mappings of a process, lowest address first.
+
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
+
+    @abc.abstractmethod
+    def files(self, pid: int | None = None) -> list[OpenFile]:
+        """Open files of a process, or of all processes, by descriptor.
+
+        :raises NoSuchTargetError: there is no such process.
+        """
+
+    @abc.abstractmethod
+    def mounts(self) -> list[Mount]:
+        """Mounted file systems of every mount namespace that a process is in, init's first."""
+
+    @abc.abstractmethod
+    def environment(self, pid: int) -> list[EnvironmentVariable]:
+        """The environment of a process, from its own memory.
+
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
 
     @abc.abstractmethod
     def module_types(self, name: str) -> Types:

@@ -104,6 +104,65 @@ DMESG = Table(
     examples=("dmesg web01", "dmesg ./crashed.core | tail"),
 )
 
+MAPS = Table(
+    "maps",
+    (
+        Column("pid", _N, brief=False),
+        Column("start", _A),
+        Column("end", _A),
+        Column("permissions"),
+        Column("offset", _N),
+        Column("device"),
+        Column("inode", _N),
+        Column("path", wrap=True),
+    ),
+    source="maps",
+    help="List the memory mappings of a process.",
+    examples=("maps web01 1", "maps web01 1234 -o json | jq 'map(select(.path == \"[heap]\"))'"),
+    argument="pid",
+)
+
+FILES = Table(
+    "files",
+    (
+        Column("pid", _N),
+        Column("fd", _N),
+        Column("path", wrap=True),
+        Column("type"),
+        Column("flags", _N, brief=False),
+        Column("offset", _N, brief=False),
+        Column("inode", _N),
+        Column("device", brief=False),
+    ),
+    source="files",
+    help="List the open files of TARGET's processes.",
+    examples=("files web01", "files web01 --pid 1234", "files web01 | grep '(deleted)'"),
+    by_pid=True,
+)
+
+MOUNTS = Table(
+    "mounts",
+    (
+        Column("device"),
+        Column("path", wrap=True),
+        Column("type"),
+        Column("flags", wrap=True),
+        Column("namespace", _N),
+    ),
+    source="mounts",
+    help="List the mounted file systems of TARGET, in all its mount namespaces.",
+    examples=("mounts web01", "mounts web01 -o csv --columns device,path"),
+)
+
+ENV = Table(
+    "env",
+    (Column("name"), Column("value", wrap=True)),
+    source="environment",
+    help="Show the environment of a process.",
+    examples=("env web01 1", "env web01 1234 -o json"),
+    argument="pid",
+)
+
 SYMBOLS = Table(
     "symbols",
     (Column("address", _A), Column("type"), Column("name"), Column("offset", _N)),
@@ -273,4 +332,17 @@ VMSTAT = Table(
 )
 
 #: Tables that need no more than their declaration to be commands.
-COMMANDS = (INFO, MODULES, DMESG, MEMORY, PRESSURE, CPU, LOAD, VMSTAT)
+COMMANDS = (
+    INFO,
+    MODULES,
+    DMESG,
+    MEMORY,
+    PRESSURE,
+    CPU,
+    LOAD,
+    VMSTAT,
+    MAPS,
+    FILES,
+    MOUNTS,
+    ENV,
+)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import FaultError, NoSuchTargetError, VirtIntrospectError
+from virtintrospect.errors import FaultError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.locate import KernelMapping, image_range
@@ -15,10 +15,14 @@ from virtintrospect.memory import PhysicalMemory
 from virtintrospect.model import (
     Counter,
     CpuTimes,
+    EnvironmentVariable,
     Load,
     LogRecord,
+    MemoryArea,
     MemoryInfo,
     Module,
+    Mount,
+    OpenFile,
     Pressure,
     Problem,
     Process,
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 _MAX_PROBLEMS = 1000
 #: Globals have no BTF type; these are the types of those that the tables read.
 GLOBALS = {
+    "gate_vma": "vm_area_struct",
     "init_task": "task_struct",
     "init_uts_ns": "uts_namespace",
     "prb": "printk_ringbuffer",
@@ -137,6 +142,30 @@ class LinuxGuest(Guest):
 
         return vmstat(self)
 
+    def maps(self, pid: int) -> list[MemoryArea]:
+        """Memory mappings: :mod:`~virtintrospect.guests.linux.maps`."""
+        from virtintrospect.guests.linux.maps import maps
+
+        return maps(self, pid)
+
+    def files(self, pid: int | None = None) -> list[OpenFile]:
+        """Open files: :mod:`~virtintrospect.guests.linux.files`."""
+        from virtintrospect.guests.linux.files import files
+
+        return files(self, pid)
+
+    def mounts(self) -> list[Mount]:
+        """Mounted file systems: :mod:`~virtintrospect.guests.linux.mounts`."""
+        from virtintrospect.guests.linux.mounts import mounts
+
+        return mounts(self)
+
+    def environment(self, pid: int) -> list[EnvironmentVariable]:
+        """A process's environment: :mod:`~virtintrospect.guests.linux.environment`."""
+        from virtintrospect.guests.linux.environment import environment
+
+        return environment(self, pid)
+
     @cached_property
     def tasks(self) -> Tasks:
         """The task list, for bulk work: ``guest.tasks.columns(["pid", "comm"])``."""
@@ -146,15 +175,9 @@ class LinuxGuest(Guest):
 
     def process_space(self, pid: int) -> AddressSpace:
         """The page tables of a process (``mm_struct.pgd``)."""
-        for row in self.tasks.rows({"pid": "tgid", "pgd": "mm.pgd"}, text=()):
-            if row["pid"] == pid:
-                if not row["pgd"]:
-                    raise NoSuchTargetError(
-                        f"process {pid} has no memory of its own",
-                        hint="it is a kernel thread or a zombie",
-                    )
-                return self.user_space(row["pgd"])
-        raise NoSuchTargetError(f"the guest has no process {pid}", hint="`ps` shows those it has")
+        from virtintrospect.guests.linux.process import find_user_process
+
+        return self.user_space(find_user_process(self, pid, {})["pgd"])
 
     def module_types(self, name: str) -> Types:
         """The types of a loaded module: its own, and the kernel's.

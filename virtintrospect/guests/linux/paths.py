@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from virtintrospect.errors import FaultError
+from virtintrospect.guests.linux.dnames import made_up_names
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
@@ -61,18 +62,20 @@ class PathReader:
         self._dentries: dict[int, _Dentry | None] = {}
         self._mounts: dict[int, _Mount | None] = {}
         self._nodes: dict[int, tuple[int, bytes] | None] = {}
+        self._made_up: dict[int, bytes] = {}
 
     def files(self, wanted: Iterable[FilePath]) -> dict[FilePath, bytes | None]:
         """The path of each file, seen from the root of its mount namespace.
 
-        A file whose last link is gone ends in `` (deleted)``, as in /proc/PID/exe. ``None``
-        where the chain is broken.
+        A file whose last link is gone ends in `` (deleted)``, as in /proc/PID/exe; pipes,
+        sockets and the like are shown as in /proc/PID/fd. ``None`` where the chain is broken.
         """
         paths = set(wanted)
         self._load_mounts({path.mount for path in paths})
         starts = {path.dentry for path in paths}
         starts |= {mount.mountpoint for mount in self._mounts.values() if mount}
         self._load_dentries(starts)
+        self._make_up_names(paths)
         return self._kept(paths, self._file)
 
     def cgroups(self, nodes: Iterable[int]) -> dict[int, bytes | None]:
@@ -99,15 +102,25 @@ class PathReader:
         mount, dentry = self._mounts.get(path.mount), self._dentries.get(path.dentry)
         if mount is None or dentry is None:
             return None
+        made_up = self._made_up.get(path.dentry)
+        if made_up is not None and path.dentry != mount.root:
+            return made_up
         at_root = dentry.parent == path.dentry
-        if at_root and path.dentry != mount.root:
-            # No directory holds it: a memfd or another anonymous file (simple_dname()).
-            return b"/" + dentry.name + b" (deleted)"
         names = self._names(path)
         if names is None:
             return None
         whole = b"/" + b"/".join(reversed(names))
         return whole if dentry.hashed or at_root else whole + b" (deleted)"
+
+    def _make_up_names(self, paths: set[FilePath]) -> None:
+        """Name the files that no directory holds; a mounted one has its mount's path."""
+        names: dict[int, bytes] = {}
+        for path in paths:
+            mount, dentry = self._mounts.get(path.mount), self._dentries.get(path.dentry)
+            if mount and dentry and dentry.parent == path.dentry != mount.root:
+                names[path.dentry] = dentry.name
+        made_up = made_up_names(self._guest, list(names), list(names.values()))
+        self._made_up.update(zip(names, made_up, strict=True))
 
     def _names(self, path: FilePath) -> list[bytes] | None:
         """Names from the file up to its namespace's root."""

@@ -1,0 +1,256 @@
+"""Open files, as /proc/PID/fd and /proc/PID/fdinfo show them (fs/proc/fd.c, fs/file.c)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtintrospect.errors import FaultError, NoSuchTargetError
+from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.device import device_name
+from virtintrospect.guests.linux.paths import FilePath, PathReader
+from virtintrospect.model import OpenFile
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+Row = dict[str, Any]
+
+#: Descriptors of one process that are looked at: the kernel's own default of fs.nr_open.
+_MAX_FDS = 1 << 20
+#: Tables up to this size are read together: NR_OPEN_DEFAULT, what every process begins with.
+_SMALL = 64
+#: Descriptors that are passed over at once where none of them is in use.
+_BLOCK = 64
+#: O_CLOEXEC (include/uapi/asm-generic/fcntl.h).
+_O_CLOEXEC = 0o2000000
+#: S_IFMT of ``i_mode`` (include/uapi/linux/stat.h).
+_FORMAT = 0o170000
+_FORMATS = {
+    0o010000: "fifo",
+    0o020000: "character",
+    0o040000: "directory",
+    0o060000: "block",
+    0o100000: "regular",
+    0o120000: "symlink",
+    0o140000: "socket",
+}
+#: File systems whose files are of one kind, whatever their mode says.
+_SYSTEMS = {b"pidfs": "pidfd", b"nsfs": "namespace", b"dmabuf": "dmabuf"}
+_ANONYMOUS = b"anon_inode:"
+#: Anonymous inodes by name; one that is not among them is an ``anon_inode``.
+_KINDS = frozenset(
+    {
+        "bpf-map", "bpf-prog", "bpf_link", "eventfd", "eventpoll", "fanotify", "fscontext",
+        "inotify", "io_uring", "kvm-vcpu", "kvm-vm", "landlock-ruleset", "mount", "perf_event",
+        "pidfd", "seccomp", "secretmem", "signalfd", "timerfd", "userfaultfd", "vfio-device",
+    }
+)  # fmt: skip
+
+_PROCESS = {
+    "pid": "tgid",
+    "start": "start_boottime|real_start_time",
+    "files": "files",
+    "max": "files.fdt.max_fds",
+    "fd": "files.fdt.fd",
+    "open": "files.fdt.open_fds",
+    "cloexec": "files.fdt.close_on_exec",
+}
+_MEMBERS = {
+    "flags": "f_flags",
+    "offset": "f_pos",
+    "mount": "f_path.mnt",
+    "dentry": "f_path.dentry",
+    "inode": "f_inode.i_ino",
+    "mode": "f_inode.i_mode",
+    "device": "f_inode.i_sb.s_dev",
+    "system": "f_inode.i_sb.s_type.name",
+}
+
+
+class _Slot(NamedTuple):
+    """A descriptor in use."""
+
+    pid: int
+    fd: int
+    file: int
+    #: ``None`` where the table's bitmap cannot be read.
+    cloexec: bool | None
+
+
+def files(guest: LinuxGuest, pid: int | None = None) -> list[OpenFile]:
+    """The rows of ``files``, by process in the order of the task list.
+
+    :param pid: of one process; ``None`` for all.
+    :raises NoSuchTargetError: there is no such process.
+    """
+    budget = Budget()
+    addresses = guest.tasks.addresses(budget)
+    slots = _slots(guest, _processes(guest, addresses, pid), budget)
+    rows = _rows(guest, slots, budget)
+    if guest.live:
+        again = set(_slots(guest, _processes(guest, addresses, pid, gone=True), Budget()))
+        rows = [(slot, row) for slot, row in rows if slot in again]
+    guest.note_all([budget.problem])
+    return [row for _, row in rows]
+
+
+def _processes(
+    guest: LinuxGuest, addresses: list[int], pid: int | None, *, gone: bool = False
+) -> list[Row]:
+    """Descriptor tables of the processes; a process that is ending has none any more."""
+    layout = guest.layout("task_struct", _PROCESS, text=())
+    columns = layout.lists(guest.kernel, addresses, [])
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    if pid is not None:
+        rows = [row for row in rows if row["pid"] == pid]
+        if not rows and not gone:
+            raise NoSuchTargetError(
+                f"the guest has no process {pid}", hint="`ps` shows those it has"
+            )
+    for address, row in zip(addresses, rows, strict=False) if pid is None and not gone else ():
+        if row["pid"] is None or (row["files"] and row["fd"] is None):
+            guest.note("unreadable table of open files", address)
+    rows = [row for row in rows if row["pid"] is not None and row["fd"]]
+    for row in rows:
+        _check_size(guest, row)
+    return rows
+
+
+def _check_size(guest: LinuxGuest, row: Row) -> None:
+    """Two bitmaps of a larger table lie one behind the other (``alloc_fdtable()``, fs/file.c).
+
+    A table that has another size is believed as far as every table goes.
+    """
+    bitmap = ((row["cloexec"] or 0) - (row["open"] or 0)) * 8
+    if row["max"] > _SMALL and row["max"] != bitmap:
+        guest.note(f"process {row['pid']} claims {row['max']} descriptors", row["fd"])
+        row["max"] = _SMALL
+
+
+def _slots(guest: LinuxGuest, processes: list[Row], budget: Budget) -> list[_Slot]:
+    """All descriptors in use: small tables in one read, larger ones each by itself."""
+    small = [row for row in processes if row["max"] <= _SMALL]
+    faults: list[int] = []
+    tables = guest.kernel.gather([row["fd"] for row in small], 8 * _SMALL, faults)
+    unknown: list[int] = []
+    bits = guest.kernel.gather([row["cloexec"] or 0 for row in small], _SMALL // 8, unknown)
+    bad, without = set(faults), set(unknown)
+    found: dict[int, list[_Slot]] = {}
+    for index, row in enumerate(small):
+        if index in bad:
+            guest.note("unreadable table of open files", row["fd"])
+            continue
+        if index in without:
+            guest.note("unreadable bitmap of open files: no flags", row["cloexec"] or 0)
+        table = tables[index * 8 * _SMALL : (index * _SMALL + row["max"]) * 8]
+        cloexec = bits[index * _SMALL // 8 : (index + 1) * _SMALL // 8]
+        found[index] = list(_used(row, table, None if index in without else cloexec))
+    slots: list[_Slot] = []
+    number = 0
+    for row in processes:
+        if row["max"] <= _SMALL:
+            mine = found.get(number, [])
+            number += 1
+        else:
+            mine = _large(guest, row, budget)
+        slots += mine[: budget.follow(len(mine))]
+    return slots
+
+
+def _large(guest: LinuxGuest, row: Row, budget: Budget) -> list[_Slot]:
+    count = min(row["max"], _MAX_FDS)
+    if count < row["max"]:
+        guest.note(f"process {row['pid']} claims {row['max']} descriptors", row["fd"])
+    blocks = -(-count // _BLOCK)
+    if budget.late() or budget.follow(blocks) < blocks:
+        return []
+    try:
+        table = guest.kernel.read(row["fd"], 8 * count)
+    except FaultError as error:
+        guest.note("unreadable table of open files", error.address)
+        return []
+    cloexec = None
+    try:
+        cloexec = guest.kernel.read(row["cloexec"] or 0, -(-count // 64) * 8)
+    except FaultError as error:
+        guest.note("unreadable bitmap of open files: no flags", error.address)
+    return list(islice(_used(row, table, cloexec), budget.entries))
+
+
+def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
+    for start in range(0, len(table), 8 * _BLOCK):
+        block = table[start : start + 8 * _BLOCK]
+        if not block.strip(b"\0"):
+            continue
+        for number, file in enumerate(struct.unpack(f"<{len(block) // 8}Q", block)):
+            if file:
+                fd = start // 8 + number
+                closes = None if cloexec is None else bool(cloexec[fd >> 3] >> (fd & 7) & 1)
+                yield _Slot(row["pid"], fd, file, closes)
+
+
+def _rows(guest: LinuxGuest, slots: list[_Slot], budget: Budget) -> list[tuple[_Slot, OpenFile]]:
+    addresses = list(dict.fromkeys(slot.file for slot in slots))
+    columns = guest.layout("file", _MEMBERS, text=()).lists(guest.kernel, addresses, [])
+    paths = PathReader(guest, budget)
+    wanted = [
+        FilePath(mount, dentry) if mount and dentry else None
+        for mount, dentry in zip(columns["mount"], columns["dentry"], strict=True)
+    ]
+    names = paths.files(path for path in wanted if path)
+    systems = _system_names(guest, columns["system"])
+    shared: dict[int, Row] = {}
+    for address, path, *values in zip(addresses, wanted, *columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        if row["flags"] is None:
+            guest.note("unreadable file", address)
+            continue
+        row["path"] = names.get(path) if path else None
+        row["type"] = _type(row["mode"], systems.get(row["system"]), row["path"])
+        shared[address] = row
+    return [
+        (slot, _record(slot, shared[slot.file], budget)) for slot in slots if slot.file in shared
+    ]
+
+
+def _record(slot: _Slot, row: Row, budget: Budget) -> OpenFile:
+    path = row["path"]
+    return OpenFile(
+        pid=slot.pid,
+        fd=slot.fd,
+        path=path if path is None or budget.keep(len(path)) else None,
+        type=row["type"],
+        flags=None
+        if slot.cloexec is None
+        else row["flags"] & ~_O_CLOEXEC | (_O_CLOEXEC if slot.cloexec else 0),
+        offset=row["offset"],
+        inode=row["inode"],
+        device=device_name(row["device"]),
+    )
+
+
+def _system_names(guest: LinuxGuest, pointers: list[int | None]) -> dict[int | None, bytes]:
+    """Names of file system types: few, however many files there are."""
+    places = list({pointer for pointer in pointers if pointer})
+    names = guest.kernel.strings(places, 32)
+    return {place: name for place, name in zip(places, names, strict=True) if name is not None}
+
+
+def _type(mode: int | None, system: bytes | None, path: bytes | None) -> str | None:
+    """What kind of file it is; since 6.16 anonymous inodes call themselves regular."""
+    if mode is None:
+        return None
+    if path is not None and path.startswith(_ANONYMOUS):
+        kind = path.removeprefix(_ANONYMOUS).strip(b"[]").decode("ascii", "replace")
+        return kind if kind in _KINDS else "anon_inode"
+    kind = _FORMATS.get(mode & _FORMAT, "")
+    if system in _SYSTEMS:
+        return _SYSTEMS[system]
+    if kind == "regular" and path is not None and path.startswith(b"/memfd:"):
+        return "memfd" if path.endswith(b" (deleted)") else kind
+    return kind or "anon_inode"
