@@ -16,7 +16,7 @@ from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import DMESG, INFO, MODULES, PS
+from virtintrospect.insight.tables import DMESG, INFO, INTERFACES, MODULES, PS, SOCKETS
 from virtintrospect.insight.tree import as_tree
 from virtintrospect.symbols.store import Store
 
@@ -107,6 +107,8 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "threads", lambda: _render(PS, guest.processes(threads=True))
     yield "modules", lambda: _render(MODULES, guest.modules())
     yield "dmesg", lambda: _render(DMESG, guest.dmesg())
+    yield "interfaces", lambda: _render(INTERFACES, guest.interfaces())
+    yield "sockets", lambda: _render(SOCKETS, guest.sockets())
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")

@@ -8,7 +8,10 @@ import pytest
 
 from virtintrospect.cli.main import cli, run
 
-COMMANDS = ["dmesg", "info", "modules", "ps", "read", "symbols", "translate", "types"]
+COMMANDS = [
+    "dmesg", "info", "interfaces", "modules", "ps", "read", "sockets", "symbols", "translate",
+    "types",
+]  # fmt: skip
 
 
 def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:

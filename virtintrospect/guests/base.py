@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 
-from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.model import Interface, LogRecord, Module, Problem, Process, Socket, SystemInfo
 from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
@@ -50,6 +50,18 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def dmesg(self) -> list[LogRecord]:
         """The kernel's log buffer, oldest record first."""
+
+    @abc.abstractmethod
+    def interfaces(self) -> list[Interface]:
+        """Network interfaces of all namespaces, one row for each address."""
+
+    @abc.abstractmethod
+    def sockets(self, pid: int | None = None, *, listening: bool = False) -> list[Socket]:
+        """Sockets of all families and namespaces, one row for each descriptor.
+
+        :param pid: only those that this process has open.
+        :param listening: only those that wait for others to connect, or to send.
+        """
 
     @abc.abstractmethod
     def module_types(self, name: str) -> Types:

@@ -12,7 +12,7 @@ from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.locate import KernelMapping, image_range
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.model import LogRecord, Module, Problem, Process, SystemInfo
+from virtintrospect.model import Interface, LogRecord, Module, Problem, Process, Socket, SystemInfo
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.layout import Layout
 from virtintrospect.symbols.table import Symbols
@@ -91,6 +91,18 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.printk import records
 
         return records(self)
+
+    def interfaces(self) -> list[Interface]:
+        """Network interfaces: :mod:`~virtintrospect.guests.linux.interfaces`."""
+        from virtintrospect.guests.linux.interfaces import interfaces
+
+        return interfaces(self)
+
+    def sockets(self, pid: int | None = None, *, listening: bool = False) -> list[Socket]:
+        """Sockets: :mod:`~virtintrospect.guests.linux.sockets`."""
+        from virtintrospect.guests.linux.sockets import sockets
+
+        return sockets(self, pid=pid, listening=listening)
 
     @cached_property
     def tasks(self) -> Tasks:
