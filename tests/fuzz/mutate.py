@@ -14,6 +14,8 @@ from virtintrospect.driver import Target
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.interfaces import device_links
+from virtintrospect.guests.linux.netns import namespaces
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.memory import Mapped, PhysicalMemory, Region
 from virtintrospect.symbols.btf import Btf
@@ -115,13 +117,37 @@ MEMBERS = {
     "timekeeper": [
         "offs_real", "offs_boot", "xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift",
     ],
+    "net": [
+        "list.next", "ns.inum", "dev_base_head.next", "unx.table.buckets", "packet.sklist.first",
+        "ipv4.tcp_death_row.hashinfo", "ipv4.udp_table",
+    ],
+    "net_device": [
+        "dev_list.next", "name", "mtu", "flags", "state", "operstate", "dev_addr", "addr_len",
+        "ip_ptr", "ip6_ptr", "netdev_ops", "tstats", "ifindex", "stats.rx_bytes",
+    ],
+    "in_device": ["ifa_list"],
+    "inet6_dev": ["addr_list.next"],
+    "sock": [
+        "__sk_common.skc_node.next", "__sk_common.skc_family", "__sk_common.skc_state",
+        "__sk_common.skc_net", "__sk_common.skc_num", "sk_type", "sk_protocol", "sk_socket",
+    ],
+    "unix_sock": ["addr"],
+    "files_struct": ["fdt"],
+    "fdtable": ["fd", "max_fds"],
+    "file": ["f_op", "private_data"],
+    "socket": ["sk"],
+    "inet_hashinfo": ["ehash", "ehash_mask", "lhash2", "lhash2_mask"],
+    "udp_table": ["hash", "mask"],
+    "netlink_table": ["hash.tbl"],
+    "bucket_table": ["size", "nest", "future_tbl", "buckets"],
 }  # fmt: skip
 
 #: Globals whose first words are worth bending.
 GLOBALS = [
     "init_task", "modules", "btf_modules", "prb", "saved_command_line", "vmcoreinfo_data",
     "page_offset_base", "__per_cpu_offset", "__cpu_possible_mask", "__cpu_online_mask",
-    "init_uts_ns", "linux_banner", "init_top_pgt",
+    "init_uts_ns", "linux_banner", "init_top_pgt", "net_namespace_list", "tcp_hashinfo",
+    "udp_table", "raw_v4_hashinfo", "nl_table",
 ]  # fmt: skip
 
 
@@ -138,6 +164,7 @@ class Anatomy:
         self._paths()
         self._modules()
         self._log()
+        self._network()
         if "shadow_timekeeper" in guest.symbols:
             self.objects["timekeeper"] = [guest.symbols.address("shadow_timekeeper")]
         self.objects = {name: found for name, found in self.objects.items() if found}
@@ -191,6 +218,29 @@ class Anatomy:
                 offset = guest.types.offsetof(name, "list")
                 nodes = walk_list(guest.kernel, guest.symbols.address(symbol)).nodes
                 self.objects[name] = [node - offset for node in nodes]
+
+    def _network(self) -> None:
+        guest = self.guest
+        symbols = guest.symbols
+        rows = guest.sockets()
+        self.objects["sock"] = sorted({row.address for row in rows})
+        self.objects["unix_sock"] = sorted({row.address for row in rows if row.family == "unix"})
+        self.objects["inet_hashinfo"] = [symbols.address("tcp_hashinfo")]
+        self.objects["udp_table"] = [symbols.address("udp_table")]
+        tables, size = guest.pointer("nl_table"), guest.types.sizeof("netlink_table")
+        self.objects["netlink_table"] = [tables + number * size for number in range(32)]
+        self.objects["net"] = list(namespaces(guest, Budget()))
+        self.objects["net_device"] = [device for device, _, _ in device_links(guest, Budget())]
+        for owner, name, member in (
+            ("net_device", "in_device", "ip_ptr"), ("net_device", "inet6_dev", "ip6_ptr"),
+            ("netlink_table", "bucket_table", "hash.tbl"), ("sock", "socket", "sk_socket"),
+            ("task_struct", "files_struct", "files"), ("files_struct", "fdtable", "fdt"),
+            ("socket", "file", "file"),
+        ):  # fmt: skip
+            column = guest.layout(owner, {"it": member}).lists(
+                guest.kernel, self.objects[owner], []
+            )["it"]
+            self.objects[name] = sorted({address for address in column if address})
 
     def _log(self) -> None:
         guest = self.guest

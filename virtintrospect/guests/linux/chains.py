@@ -10,13 +10,16 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.budget import Budget
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 #: Longest chain that is followed; hash chains of a table that is full have a few entries.
-LONGEST = 1 << 17
+LONGEST = 1 << 16
+#: Entries between two looks at the clock.
+_STRIDE = 1024
 #: Bytes of an array of pointers that are looked at together.
 _STEP = 1 << 19
 
@@ -47,13 +50,12 @@ def walk_chains(
     seen: set[int] = set()
     level = [Link(chain, node) for chain, node in enumerate(firsts) if node is not None]
     for _ in range(LONGEST):
-        level = [link for link in level if not _ends(link, ends)]
-        repeated = [link for link in level if link.node in seen]
-        if repeated:
-            guest.note("chain with a cycle", repeated[0].node)
-            level = [link for link in level if link.node not in seen]
+        level = _new(guest, level, ends, seen)
         level = level[: budget.follow(len(level))]
         if not level or budget.late():
+            return found
+        if len(level) == 1:
+            _follow_one(guest, level[0], budget, next_at, ends, seen, found)
             return found
         seen.update(link.node for link in level)
         faults: list[int] = []
@@ -62,12 +64,63 @@ def walk_chains(
             guest.note("chain leads to an unreadable entry", level[index].node)
         bad = set(faults)
         nexts = struct.unpack(f"<{len(level)}Q", data)
-        level = [link for index, link in enumerate(level) if index not in bad]
-        found += level
-        following = (node for index, node in enumerate(nexts) if index not in bad)
-        level = [Link(link.chain, node) for link, node in zip(level, following, strict=True)]
-    guest.note(f"chain longer than {LONGEST} entries", level[0].node if level else 0)
+        found += (link for index, link in enumerate(level) if index not in bad)
+        level = [
+            Link(link.chain, following)
+            for index, (link, following) in enumerate(zip(level, nexts, strict=True))
+            if index not in bad
+        ]
+    guest.note(f"chain longer than {LONGEST} entries", level[0].node)
     return found
+
+
+def _new(
+    guest: LinuxGuest, level: list[Link], ends: Sequence[int] | None, seen: set[int]
+) -> list[Link]:
+    """Those links that are no end, and that no chain has had before."""
+    fresh: dict[int, Link] = {}
+    repeated = 0
+    for link in level:
+        if _ends(link, ends):
+            continue
+        if link.node in seen or link.node in fresh:
+            repeated = link.node
+        else:
+            fresh[link.node] = link
+    if repeated:
+        guest.note("chain with a cycle", repeated)
+    return list(fresh.values())
+
+
+def _follow_one(
+    guest: LinuxGuest,
+    link: Link,
+    budget: Budget,
+    next_at: int,
+    ends: Sequence[int] | None,
+    seen: set[int],
+    found: list[Link],
+) -> None:
+    """The rest of the last chain, entry by entry; its first one is paid for."""
+    chain, node = link
+    read = guest.kernel.read_u64
+    for number in range(LONGEST):
+        try:
+            following = read(node + next_at)
+        except FaultError:
+            guest.note("chain leads to an unreadable entry", node)
+            return
+        found.append(Link(chain, node))
+        seen.add(node)
+        node = following
+        if _ends(Link(chain, node), ends):
+            return
+        if node in seen:
+            guest.note("chain with a cycle", node)
+            return
+        if not budget.follow(1) or (not number % _STRIDE and budget.late()):
+            return
+    guest.note(f"chain longer than {LONGEST} entries", node)
 
 
 def _ends(link: Link, ends: Sequence[int] | None) -> bool:
@@ -79,6 +132,7 @@ def heads(
     guest: LinuxGuest,
     array: int,
     count: int,
+    budget: Budget,
     *,
     stride: int = 8,
     offset: int = 0,
@@ -98,6 +152,8 @@ def heads(
         size = min(step, count * stride - start)
         words = memoryview(guest.kernel.read(array + start, size)).cast("Q")
         buckets = words[offset // 8 :: stride // 8]
+        if len(found) > budget.entries or budget.late():
+            break  # whoever walks them finds that there are too many
         if locks:
             found += [word & ~1 for word in buckets if word > 1]
         else:

@@ -74,7 +74,7 @@ def interfaces(guest: LinuxGuest) -> list[Interface]:
     ]
 
 
-def _links(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int, int]]:
+def device_links(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int, int]]:
     """Every device of every namespace (``net.dev_base_head``): device, its net, that's inode."""
     nets = namespaces(guest, budget)
     head_at = guest.types.offsetof("net", "dev_base_head")
@@ -89,7 +89,7 @@ def _links(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int, int]]:
 
 def device_names(guest: LinuxGuest, budget: Budget) -> dict[tuple[int, int], bytes]:
     """Name of each interface by the address of its ``struct net`` and its index there."""
-    links = _links(guest, budget)
+    links = device_links(guest, budget)
     layout = guest.layout("net_device", {"name": "name", "index": "ifindex"}, text=("name",))
     columns = layout.lists(guest.kernel, [device for device, _, _ in links], [])
     return {
@@ -101,7 +101,7 @@ def device_names(guest: LinuxGuest, budget: Budget) -> dict[tuple[int, int], byt
 
 def _devices(guest: LinuxGuest, budget: Budget) -> list[Row]:
     """Chosen members of every device."""
-    links = _links(guest, budget)
+    links = device_links(guest, budget)
     layout = guest.layout("net_device", _MEMBERS | netstats.MEMBERS, text=("name",))
     columns = layout.lists(guest.kernel, [device for device, _, _ in links], [])
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError
@@ -34,8 +35,6 @@ def holders(guest: LinuxGuest, budget: Budget, pid: int | None) -> dict[int, lis
     slots: list[tuple[int, int, int]] = []  # files_struct, descriptor, file
     for files, array, count in _arrays(guest, list(tables)):
         slots += _slots(guest, files, array, count, budget)
-        if budget.late():
-            break
     sockets = _sockets(guest, list(dict.fromkeys(slot[2] for slot in slots)))
     found: dict[int, list[Holder]] = {}
     for files, fd, file in slots:
@@ -94,14 +93,16 @@ def _arrays(guest: LinuxGuest, tables: list[int]) -> list[tuple[int, int, int]]:
 def _slots(
     guest: LinuxGuest, files: int, array: int, count: int, budget: Budget
 ) -> list[tuple[int, int, int]]:
-    budget.follow(count >> _DENSITY)
+    if not budget.follow(count >> _DENSITY or 1) or budget.late():
+        return []
     try:
         words: Any = memoryview(guest.kernel.read(array, count * 8)).cast("Q")
     except FaultError as error:
         guest.note("unreadable table of open files", error.address)
         return []
-    used = [(files, fd, file) for fd, file in enumerate(words) if file]
-    return used[: budget.follow(len(used))]
+    used = ((files, fd, file) for fd, file in enumerate(words) if file)
+    found = list(islice(used, budget.entries + 1))
+    return found[: budget.follow(len(found))]
 
 
 def _sockets(guest: LinuxGuest, files: list[int]) -> dict[int, int]:

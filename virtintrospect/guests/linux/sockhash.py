@@ -70,7 +70,8 @@ class _Tables:
     def tcp(self) -> Iterator[Chains]:
         """Connections, TIME_WAIT and requests (``ehash``), and listeners.
 
-        See net/ipv4/inet_hashtables.c. A namespace may have an ``ehash`` of its own since 6.1 (net.ipv4.tcp_child_ehash_entries).
+        See net/ipv4/inet_hashtables.c. Since 6.1 a namespace may have an ``ehash`` of its own
+        (net.ipv4.tcp_child_ehash_entries).
         """
         types, node_at = self._guest.types, self._node
         main = self._guest.symbols.address("tcp_hashinfo")
@@ -175,11 +176,12 @@ class _Tables:
         if not array or not count or count > _MAX_BUCKETS or not 0 < stride <= 4096 or stride % 8:
             self._guest.note(f"table of sockets with {count} buckets", array or 0)
             return []
-        self._budget.follow(count >> _DENSITY)
-        if self._budget.late():
+        if not self._budget.follow(count >> _DENSITY or 1) or self._budget.late():
             return []
         try:
-            return heads(self._guest, array, count, stride=stride, offset=head_at, locks=locks)
+            return heads(
+                self._guest, array, count, self._budget, stride=stride, offset=head_at, locks=locks
+            )
         except FaultError as error:
             self._guest.note("unreadable table of sockets", error.address)
             return []
