@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from virtintrospect.errors import NoSuchTargetError
 from virtintrospect.guests.linux import sockets as source
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model import Socket
@@ -134,8 +135,9 @@ def test_sockets_of_a_process(linux: LinuxGuest, busy: Guest) -> None:
     assert {(row.pid, row.fd, row.socket) for row in ours} == {
         file for file in truth(busy).files if file[0] == pid
     }
-    assert linux.sockets(4_000_000) == []
     assert linux.sockets(2) == []
+    with pytest.raises(NoSuchTargetError):
+        linux.sockets(4_000_000)
 
 
 def test_listening(linux: LinuxGuest, busy: Guest) -> None:

@@ -61,6 +61,7 @@ class Guest(abc.ABC):
 
         :param pid: only those that this process has open.
         :param listening: only those that wait for others to connect, or to send.
+        :raises NoSuchTargetError: there is no such process.
         """
 
     @abc.abstractmethod

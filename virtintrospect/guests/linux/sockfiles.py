@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import FaultError, NoSuchTargetError
 from virtintrospect.guests.linux.ps import thread_group
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def holders(guest: LinuxGuest, budget: Budget, pid: int | None) -> dict[int, lis
     """Address of each open ``struct sock``: the descriptors through which it is open.
 
     :param pid: only this process's.
+    :raises NoSuchTargetError: there is no such process.
     """
     tables = _file_tables(guest, budget, pid)
     slots: list[tuple[int, int, int]] = []  # files_struct, descriptor, file
@@ -58,6 +59,8 @@ def _file_tables(guest: LinuxGuest, budget: Budget, pid: int | None) -> dict[int
     layout = guest.layout("task_struct", members, text=())
     tasks = guest.tasks.addresses(budget)
     columns = layout.lists(guest.kernel, tasks, [])
+    if pid is not None and pid not in columns["pid"]:
+        raise NoSuchTargetError(f"the guest has no process {pid}", hint="`ps` shows those it has")
     tables: dict[int, list[int]] = {}
     for tgid, files, signal, threads in zip(*columns.values(), strict=True):
         if tgid is None or not 0 < tgid <= _MAX_PID or (pid is not None and tgid != pid):
