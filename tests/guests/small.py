@@ -132,7 +132,7 @@ def small_guest(
     try:
         handle = connection.createXML(f"""
 <domain type='qemu'><name>{name}</name>{maximum}<memory unit='MiB'>{mib}</memory>
-{BACKINGS[backing]}<vcpu>2</vcpu>
+{BACKINGS[backing]}<vcpu>1</vcpu>
 <os><type arch='x86_64' machine='{machine}'>hvm</type><kernel>{kernel("6.1").vmlinuz}</kernel>
 <initrd>{store("small", archive.finish())}</initrd><cmdline>console=ttyS0 quiet</cmdline></os>
 <features><acpi/></features><cpu mode='maximum'>{cpu}</cpu>

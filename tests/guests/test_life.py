@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -14,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from virtintrospect.driver import Target
 from virtintrospect.errors import GuestNotRecognisedError, TargetGoneError
 from virtintrospect.guests.linux import locate
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.memory import PhysicalMemory
 from virtintrospect.memory.image import open_image
 from virtintrospect.session import Session, open_session
+from virtintrospect.symbols.store import Store
 
 from . import compare
 from .lab.domain import Config
@@ -190,6 +194,57 @@ def test_kernel_is_found_without_its_trampoline(images: dict[str, Any], tmp_path
         assert isinstance(guest, LinuxGuest)
         assert guest.mapping.found_by == "VMCOREINFO"
         assert guest.processes() == images["live"]
+
+
+class Flicker(PhysicalMemory):
+    """An image in which one pointer leads nowhere for a number of looks, as in a live guest."""
+
+    def __init__(self, inner: PhysicalMemory) -> None:
+        self.inner = inner
+        self.regions = inner.regions
+        self.paddr = 0
+        self.looks = 0
+
+    def _read_within(self, index: int, paddr: int, size: int) -> bytes:  # noqa: ARG002
+        data = self.inner.read(paddr, size)
+        at = self.paddr - paddr
+        if self.looks and 0 <= at <= size - 8:
+            self.looks -= 1
+            data = data[:at] + struct.pack("<Q", 0xDEAD_0000_0000) + data[at + 8 :]
+        return data
+
+
+class FlickerTarget(Target):
+    """As if it were live, so that rows are confirmed."""
+
+    def __init__(self, memory: Flicker) -> None:
+        self._memory = memory
+
+    @property
+    def memory(self) -> Flicker:
+        return self._memory
+
+    def close(self) -> None:
+        """The image belongs to the test."""
+
+
+@pytest.mark.parametrize(("looks", "confidence"), [(1, 1.0), (2, 1.0), (1000, 0.8)])
+def test_torn_row_is_read_again_then_marked(
+    images: dict[str, Any], looks: int, confidence: float
+) -> None:
+    with open_image(images["raw"]) as image:
+        memory = Flicker(image)
+        guest = Session(FlickerTarget(memory), store=Store(None)).guest
+        assert isinstance(guest, LinuxGuest)
+        victim = next(row for row in images["live"] if row.name == b"init")
+        pointer = victim.address + guest.types.offsetof("task_struct", "real_cred")
+        memory.paddr, memory.looks = guest.kernel.translate(pointer), looks
+        rows = guest.processes()
+    assert [row.pid for row in rows] == [row.pid for row in images["live"]]
+    torn = next(row for row in rows if row.pid == victim.pid)
+    assert torn.confidence == confidence
+    assert torn.uid == (0 if confidence == 1.0 else None)
+    assert all(row.confidence == 1.0 for row in rows if row.pid != victim.pid)
 
 
 def test_kernel_is_found_by_cr3(images: dict[str, Any]) -> None:

@@ -173,13 +173,20 @@ def test_closed_target_reads_no_more(guest: SmallGuest) -> None:
         target.memory.read(0x100000, 8)
 
 
+#: In one process, since nobody may not even reach this Python: once as root, to have all
+#: modules loaded, then as nobody.
 _AS_NOBODY = """
-import sys
+import os, sys
 from virtintrospect.domain import Domain
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect_kvm.driver import KvmDriver
+domain = Domain(sys.argv[1], sys.argv[2], 1, "running", "QEMU", "qemu:///system")
+KvmDriver().open(domain).close()
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
 try:
-    KvmDriver().open(Domain(sys.argv[1], sys.argv[2], 1, "running", "QEMU", "qemu:///system"))
+    KvmDriver().open(domain)
 except VirtIntrospectError as error:
     print(type(error).__name__, error.exit_code, error, error.hint, sep="|")
 """
@@ -188,8 +195,7 @@ except VirtIntrospectError as error:
 def test_nobody_is_refused(guest: SmallGuest) -> None:
     path = os.pathsep.join(str(ROOT / part) for part in ("", "kvm", "xen"))
     answer = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-B", "-c",
-         _AS_NOBODY, guest.name, guest.handle.UUIDString()],
+        [sys.executable, "-B", "-c", _AS_NOBODY, guest.name, guest.handle.UUIDString()],
         env={"PYTHONPATH": path, "PATH": os.environ["PATH"]}, capture_output=True, text=True,
         check=True, cwd="/",
     )  # fmt: skip
@@ -243,7 +249,7 @@ def test_without_the_pid_file(guest: SmallGuest) -> None:
 
 _CELLS = (
     "<numa><cell id='0' cpus='0' memory='2048' unit='MiB'/>"
-    "<cell id='1' cpus='1' memory='3072' unit='MiB'/></numa>"
+    "<cell id='1' memory='3072' unit='MiB'/></numa>"
 )
 
 

@@ -69,6 +69,9 @@ _MEMBERS = {
     "cgroup": "cgroups.dfl_cgrp.kn?",
     "kthread": "worker_private|set_child_tid",
 }
+#: How often a row is read whose structures could not all be read: the guest may have been
+#: changing them just then.
+_ATTEMPTS = 3
 #: What must not have changed for a row to be believed.
 _IDENTITY = {"tid": "pid", "start": "start_boottime|real_start_time"}
 
@@ -78,10 +81,17 @@ def processes(guest: LinuxGuest, *, threads: bool = False) -> list[Process]:
     budget = Budget()
     leaders = guest.tasks.addresses(budget)
     addresses = _with_threads(guest, leaders, budget) if threads else leaders
-    rows = _read(guest, addresses)
-    records = _Table(guest, rows, budget, threads=threads).records()
+    found: dict[int, Process] = {}
+    doubtful = addresses
+    for _ in range(_ATTEMPTS if guest.live else 1):
+        rows = _read(guest, doubtful)
+        records = _confirmed(guest, rows, _Table(guest, rows, budget, threads=threads).records())
+        found |= {record.address: record for record in records}
+        doubtful = [record.address for record in records if record.confidence < 1.0]
+        if not doubtful or budget.late():
+            break
     guest.note_all([budget.problem])
-    return _confirmed(guest, rows, records)
+    return [found[address] for address in addresses if address in found]
 
 
 def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list[int]:
