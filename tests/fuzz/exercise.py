@@ -22,6 +22,7 @@ from virtintrospect.insight.tables import (
     ENV,
     FILES,
     INFO,
+    INTERFACES,
     LOAD,
     MAPS,
     MEMORY,
@@ -29,6 +30,7 @@ from virtintrospect.insight.tables import (
     MOUNTS,
     PRESSURE,
     PS,
+    SOCKETS,
     VMSTAT,
 )
 from virtintrospect.insight.tree import as_tree
@@ -131,6 +133,8 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
         yield "env", lambda pid=pid: _render(ENV, guest.environment(pid))  # type: ignore[misc]
     yield "files", lambda: _render(FILES, guest.files())
     yield "mounts", lambda: _render(MOUNTS, guest.mounts())
+    yield "interfaces", lambda: _render(INTERFACES, guest.interfaces())
+    yield "sockets", lambda: _render(SOCKETS, guest.sockets())
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")

@@ -8,13 +8,23 @@ from pathlib import Path
 
 from tests.guests.lab.domain import Config
 from tests.guests.lab.guest import Guest
+from tests.guests.lab.initramfs import program
 
 #: All RAM of so small a guest lies below the PCI hole: file offset is guest-physical address.
 CONFIG = Config(os.environ.get("FUZZ_KERNEL", "6.1"), ram_mib=256, cmdline="lab.sleepers=10")
 
 
 def copy_ram(guest: Guest, path: Path) -> None:
-    """Copy the RAM of a guest of :data:`CONFIG`, paused meanwhile."""
+    """Copy the RAM of a guest of :data:`CONFIG`, paused meanwhile.
+
+    It has sockets of every kind open, and addresses; afterwards it has them no more.
+    """
+    guest.put("/tmp/sockets", program("sockets").read_bytes(), 0o755)
+    guest.run(
+        "ip link set lo up; ip addr add 10.99.0.1/16 dev dummy0; ip link set dummy0 up;"
+        "/tmp/sockets fuzz > /tmp/fuzz.log 2>&1 & until grep -q ready /tmp/fuzz.log; do"
+        " usleep 100000; done"
+    )
     guest.domain.suspend()
     try:
         for descriptor in Path(f"/proc/{guest.pid}/fd").iterdir():
@@ -24,4 +34,5 @@ def copy_ram(guest: Guest, path: Path) -> None:
                 return
     finally:
         guest.domain.resume()
+        guest.run("killall sockets; ip addr flush dev dummy0; ip link set dummy0 down")
     raise AssertionError("QEMU holds no memfd")

@@ -14,6 +14,8 @@ from virtintrospect.driver import Target
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.interfaces import device_links
+from virtintrospect.guests.linux.netns import namespaces
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.memory import Mapped, PhysicalMemory, Region
 from virtintrospect.symbols.btf import Btf
@@ -121,7 +123,8 @@ MEMBERS = {
     ],
     "files_struct": ["fdt"],
     "fdtable": ["max_fds", "fd", "close_on_exec"],
-    "file": ["f_flags", "f_pos", "f_mode", "f_inode", "f_path.mnt", "f_path.dentry"],
+    "file": ["f_flags", "f_pos", "f_mode", "f_inode", "f_path.mnt", "f_path.dentry", "f_op",
+        "private_data"],
     "inode": ["i_mode", "i_ino", "i_sb"],
     "vm_area_struct": [
         "vm_mm", "vm_start", "vm_end", "vm_flags", "vm_ops", "vm_private_data", "vm_file",
@@ -130,13 +133,34 @@ MEMBERS = {
     "maple_node": ["mr64.pivot", "mr64.slot", "ma64.pivot", "ma64.slot"],
     "nsproxy": ["mnt_ns"],
     "mnt_namespace": ["mounts.rb_node", "list.next", "ns.inum"],
+    "net": [
+        "list.next", "ns.inum", "dev_base_head.next", "unx.table.buckets", "packet.sklist.first",
+        "ipv4.tcp_death_row.hashinfo", "ipv4.udp_table",
+    ],
+    "net_device": [
+        "dev_list.next", "name", "mtu", "flags", "state", "operstate", "dev_addr", "addr_len",
+        "ip_ptr", "ip6_ptr", "netdev_ops", "tstats", "ifindex", "stats.rx_bytes",
+    ],
+    "in_device": ["ifa_list"],
+    "inet6_dev": ["addr_list.next"],
+    "sock": [
+        "__sk_common.skc_node.next", "__sk_common.skc_family", "__sk_common.skc_state",
+        "__sk_common.skc_net", "__sk_common.skc_num", "sk_type", "sk_protocol", "sk_socket",
+    ],
+    "unix_sock": ["addr"],
+    "socket": ["sk"],
+    "inet_hashinfo": ["ehash", "ehash_mask", "lhash2", "lhash2_mask"],
+    "udp_table": ["hash", "mask"],
+    "netlink_table": ["hash.tbl"],
+    "bucket_table": ["size", "nest", "future_tbl", "buckets"],
 }  # fmt: skip
 
 #: Globals whose first words are worth bending.
 GLOBALS = [
     "init_task", "modules", "btf_modules", "prb", "saved_command_line", "vmcoreinfo_data",
     "page_offset_base", "__per_cpu_offset", "__cpu_possible_mask", "__cpu_online_mask",
-    "init_uts_ns", "linux_banner", "init_top_pgt",
+    "init_uts_ns", "linux_banner", "init_top_pgt", "net_namespace_list", "tcp_hashinfo",
+    "udp_table", "raw_v4_hashinfo", "nl_table",
 ]  # fmt: skip
 
 
@@ -154,6 +178,7 @@ class Anatomy:
         self._modules()
         self._log()
         self._files_and_mappings()
+        self._network()
         if "shadow_timekeeper" in guest.symbols:
             self.objects["timekeeper"] = [guest.symbols.address("shadow_timekeeper")]
         self.objects = {name: found for name, found in self.objects.items() if found}
@@ -230,6 +255,29 @@ class Anatomy:
         slots = memoryview(guest.kernel.gather([node + 128 for node in nodes], 128)).cast("Q")
         areas = {slot for slot in slots if slot >> 47 and not slot & 7}
         self.objects["vm_area_struct"] = sorted(areas)
+
+    def _network(self) -> None:
+        guest = self.guest
+        symbols = guest.symbols
+        rows = guest.sockets()
+        self.objects["sock"] = sorted({row.address for row in rows})
+        self.objects["unix_sock"] = sorted({row.address for row in rows if row.family == "unix"})
+        self.objects["inet_hashinfo"] = [symbols.address("tcp_hashinfo")]
+        self.objects["udp_table"] = [symbols.address("udp_table")]
+        tables, size = guest.pointer("nl_table"), guest.types.sizeof("netlink_table")
+        self.objects["netlink_table"] = [tables + number * size for number in range(32)]
+        self.objects["net"] = list(namespaces(guest, Budget()))
+        self.objects["net_device"] = [device for device, _, _ in device_links(guest, Budget())]
+        for owner, name, member in (
+            ("net_device", "in_device", "ip_ptr"), ("net_device", "inet6_dev", "ip6_ptr"),
+            ("netlink_table", "bucket_table", "hash.tbl"), ("sock", "socket", "sk_socket"),
+            ("task_struct", "files_struct", "files"), ("files_struct", "fdtable", "fdt"),
+            ("socket", "file", "file"),
+        ):  # fmt: skip
+            column = guest.layout(owner, {"it": member}).lists(
+                guest.kernel, self.objects[owner], []
+            )["it"]
+            self.objects[name] = sorted({address for address in column if address})
 
     def _log(self) -> None:
         guest = self.guest

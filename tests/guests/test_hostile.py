@@ -402,6 +402,60 @@ def test_environment_that_is_not_all_there(liar: Liar) -> None:
     assert any("are not in memory" in what for what in whats(guest))
 
 
+def test_sockets_in_a_long_cycle(liar: Liar) -> None:
+    """Long chains of what is no socket, in every table that has sockets."""
+    guest = liar.guest
+    real = {row.address for row in guest.sockets() if row.pid is not None}
+    cycle = liar.long_cycle(1_000_000)
+    for address in {row.address for row in guest.sockets()}:
+        liar.set("sock", "__sk_common.skc_node.next", address, cycle)
+    quickly(guest.sockets)
+    assert real <= {row.address for row in guest.sockets()}  # processes still have them open
+    assert "chain longer than 65536 entries" in whats(guest)
+
+
+@pytest.mark.parametrize("buckets", [1 << 20, 1 << 22, 1 << 31])
+def test_sockets_in_a_huge_table(liar: Liar, buckets: int) -> None:
+    """A table of buckets that all lead to different places, or to the same one."""
+    guest = liar.guest
+    info = guest.symbols.address("tcp_hashinfo")
+    many = min(buckets, 1 << 21)
+    for stride in (0, 256):
+        words = [liar.room + (64 << 20) + stride * number for number in range(many)]
+        liar.write(liar.room, struct.pack(f"<{many}Q", *words))
+        liar.set("inet_hashinfo", "ehash", info, liar.room)
+        liar.set("inet_hashinfo", "ehash_mask", info, buckets - 1)
+        quickly(guest.sockets)
+
+
+def test_every_process_claims_many_files(liar: Liar) -> None:
+    guest = liar.guest
+    socket = next(row for row in guest.sockets() if row.pid is not None)
+    layout = guest.layout("task_struct", {"fdt": "files.fdt", "fd": "files.fdt.fd"}, text=())
+    columns = layout.lists(guest.kernel, liar.tasks, [])
+    process = next(row for row in guest.processes() if row.pid == socket.pid)
+    assert socket.fd is not None
+    array = columns["fd"][liar.tasks.index(process.address)]
+    file = guest.kernel.read_u64(array + 8 * socket.fd)
+    liar.write(liar.room, struct.pack("<Q", file) * (1 << 20))
+    for table in filter(None, columns["fdt"]):
+        liar.set("fdtable", "fd", table, liar.room)
+        liar.set("fdtable", "max_fds", table, 1 << 20)
+    quickly(guest.sockets)
+    assert any("not complete" in what for what in whats(guest))
+
+
+def test_interfaces_in_a_ring(liar: Liar) -> None:
+    guest = liar.guest
+    net = guest.symbols.address("init_net")
+    cycle = liar.long_cycle(1_000_000)
+    liar.set("net", "dev_base_head.next", net, cycle)
+    quickly(guest.interfaces)
+    liar.set("net", "list.next", net, cycle)
+    quickly(guest.interfaces)
+    quickly(guest.sockets)
+
+
 def _module_struct(guest: LinuxGuest, name: bytes) -> int:
     """Address of a ``struct module``."""
     offset = guest.types.offsetof("module", "list")

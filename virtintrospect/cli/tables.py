@@ -34,6 +34,8 @@ def _command(table: Table) -> click.Command:
     show.__doc__ = f"{table.help}\n\n\b\n{examples}\n"
     function: Any = pass_settings(show)
     function = common(function)
+    for name, text in reversed(table.switches):
+        function = click.option(f"--{name}", is_flag=True, help=text)(function)
     if table.by_pid:
         help_text = "Only this process."
         function = click.option("--pid", type=int, default=None, help=help_text)(function)

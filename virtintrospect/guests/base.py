@@ -8,6 +8,7 @@ from virtintrospect.model import (
     Counter,
     CpuTimes,
     EnvironmentVariable,
+    Interface,
     Load,
     LogRecord,
     MemoryArea,
@@ -18,6 +19,7 @@ from virtintrospect.model import (
     Pressure,
     Problem,
     Process,
+    Socket,
     SystemInfo,
 )
 from virtintrospect.space import AddressSpace
@@ -89,6 +91,7 @@ class Guest(abc.ABC):
     def vmstat(self) -> list[Counter]:
         """Every counter of /proc/vmstat, in its order."""
 
+    @abc.abstractmethod
     def maps(self, pid: int) -> list[MemoryArea]:
         """Memory mappings of a process, lowest address first.
 
@@ -99,6 +102,19 @@ class Guest(abc.ABC):
     def files(self, pid: int | None = None) -> list[OpenFile]:
         """Open files of a process, or of all processes, by descriptor.
 
+        :raises NoSuchTargetError: there is no such process.
+        """
+
+    @abc.abstractmethod
+    def interfaces(self) -> list[Interface]:
+        """Network interfaces of all namespaces, one row for each address."""
+
+    @abc.abstractmethod
+    def sockets(self, pid: int | None = None, *, listening: bool = False) -> list[Socket]:
+        """Sockets of all families and namespaces, one row for each descriptor.
+
+        :param pid: only those that this process has open.
+        :param listening: only those that wait for others to connect, or to send.
         :raises NoSuchTargetError: there is no such process.
         """
 

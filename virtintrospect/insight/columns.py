@@ -57,6 +57,8 @@ class Table(NamedTuple):
     argument: str = ""
     #: The method takes ``pid``, an int or ``None`` for all processes: the option ``--pid``.
     by_pid: bool = False
+    #: Further options without a value that the method takes: name and help of each.
+    switches: tuple[tuple[str, str], ...] = ()
 
     def column(self, name: str) -> Column | None:
         """The column of that name."""

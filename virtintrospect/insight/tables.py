@@ -331,6 +331,56 @@ VMSTAT = Table(
     examples=("vmstat web01", "vmstat web01 | grep pgmajfault"),
 )
 
+INTERFACES = Table(
+    "interfaces",
+    (
+        Column("interface"),
+        Column("mac"),
+        Column("mtu", _N),
+        Column("state"),
+        Column("flags", Unit.LIST, brief=False),
+        Column("address"),
+        Column("prefix", _N),
+        Column("family", brief=False),
+        Column("rx_bytes", _B),
+        Column("tx_bytes", _B),
+        Column("rx_packets", _N, brief=False),
+        Column("tx_packets", _N, brief=False),
+        Column("net_namespace", _N, brief=False),
+    ),
+    source="interfaces",
+    help="List the network interfaces of TARGET and their addresses, in all namespaces.",
+    examples=("interfaces web01", "interfaces web01 --columns interface,flags,net_namespace"),
+)
+
+SOCKETS = Table(
+    "sockets",
+    (
+        Column("pid", _N),
+        Column("fd", _N),
+        Column("socket", _N, brief=False),
+        Column("family"),
+        Column("protocol"),
+        Column("local_address"),
+        Column("local_port", _N),
+        Column("remote_address"),
+        Column("remote_port", _N),
+        Column("state"),
+        Column("path"),
+        Column("net_namespace", _N, brief=False),
+        Column("address", _A, brief=False),
+    ),
+    source="sockets",
+    help="List the sockets of TARGET and who has them open, in all namespaces.",
+    examples=(
+        "sockets web01 --listening",
+        "sockets web01 --pid 1",
+        "sockets web01 -o json | jq '.[] | select(.remote_port == 5432)'",
+    ),
+    by_pid=True,
+    switches=(("listening", "Only those that wait for others to connect, or to send."),),
+)
+
 #: Tables that need no more than their declaration to be commands.
 COMMANDS = (
     INFO,
@@ -345,4 +395,6 @@ COMMANDS = (
     FILES,
     MOUNTS,
     ENV,
+    INTERFACES,
+    SOCKETS,
 )

@@ -16,6 +16,7 @@ from virtintrospect.model import (
     Counter,
     CpuTimes,
     EnvironmentVariable,
+    Interface,
     Load,
     LogRecord,
     MemoryArea,
@@ -26,6 +27,7 @@ from virtintrospect.model import (
     Pressure,
     Problem,
     Process,
+    Socket,
     SystemInfo,
 )
 from virtintrospect.space import AddressSpace, LinearRange
@@ -165,6 +167,18 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.environment import environment
 
         return environment(self, pid)
+
+    def interfaces(self) -> list[Interface]:
+        """Network interfaces: :mod:`~virtintrospect.guests.linux.interfaces`."""
+        from virtintrospect.guests.linux.interfaces import interfaces
+
+        return interfaces(self)
+
+    def sockets(self, pid: int | None = None, *, listening: bool = False) -> list[Socket]:
+        """Sockets: :mod:`~virtintrospect.guests.linux.sockets`."""
+        from virtintrospect.guests.linux.sockets import sockets
+
+        return sockets(self, pid=pid, listening=listening)
 
     @cached_property
     def tasks(self) -> Tasks:

@@ -1,0 +1,220 @@
+"""``sockets`` against /proc/PID/net and /proc/PID/fd, in two namespaces, on every guest."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from virtintrospect.errors import NoSuchTargetError
+from virtintrospect.guests.linux import sockets as source
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.model import Socket
+from virtintrospect.session import open_session
+
+from .lab.guest import Guest
+from .lab.initramfs import program
+
+_SETUP = """
+cd /tmp; echo "0 0" > /proc/sys/net/ipv4/ping_group_range
+ip link set lo up; ip addr add 10.99.0.1/16 dev dummy0; ip link set dummy0 up
+for table in tcp_child_ehash udp_child_hash; do  # the second namespace has tables of its own
+echo 256 > /proc/sys/net/ipv4/${table}_entries; done 2>/dev/null
+/tmp/sockets init > /tmp/init.log 2>&1 & first=$!
+unshare -n sh -c 'echo "0 0" > /proc/sys/net/ipv4/ping_group_range
+ip link set lo up; ip link add dummy0 type dummy; ip addr add 10.99.0.1/16 dev dummy0
+ip link set dummy0 up; exec /tmp/sockets other' > /tmp/other.log 2>&1 & second=$!
+until grep -q ready /tmp/init.log && grep -q ready /tmp/other.log; do usleep 100000; done
+echo $first $second > /tmp/owners; cat /tmp/init.log /tmp/other.log
+"""
+_TABLES = "tcp tcp6 udp udp6 udplite udplite6 raw raw6 icmp icmp6 unix netlink packet"
+_ASK = f"""
+for pid in $(cat /tmp/owners); do readlink /proc/$pid/ns/net
+for table in {_TABLES}; do [ -e /proc/$pid/net/$table ] && echo "table $table" && \
+cat /proc/$pid/net/$table; done; done
+echo files; ls -l /proc/[0-9]*/fd 2>/dev/null
+"""
+_STATES = source._STATES
+
+
+class Truth(NamedTuple):
+    """What the guest says: sockets by namespace, and who has which open."""
+
+    sockets: Counter[tuple[Any, ...]]
+    #: (pid, fd, inode)
+    files: set[tuple[int, int, int]]
+
+
+@pytest.fixture(scope="module")
+def busy(guest: Guest) -> Iterator[Guest]:
+    """The guest with sockets of every kind, in two namespaces."""
+    guest.put("/tmp/sockets", program("sockets").read_bytes(), 0o755)
+    guest.put("/tmp/setup.sh", _SETUP.encode())
+    said = guest.run("sh /tmp/setup.sh", timeout=60).decode()
+    assert said.split() == ["ready", "ready"], said
+    yield guest
+    guest.run("killall sockets; ip addr flush dev dummy0", check=False)
+
+
+@pytest.fixture
+def linux(busy: Guest) -> Iterator[LinuxGuest]:
+    with open_session(busy.name) as session:
+        linux = session.guest
+        assert isinstance(linux, LinuxGuest)
+        yield linux
+
+
+def test_sockets(linux: LinuxGuest, busy: Guest) -> None:
+    before = truth(busy)
+    ours = linux.sockets()
+    after = truth(busy)
+    assert linux.take_problems() == []
+    namespaces = {key[0] for key in before.sockets}
+    assert len(namespaces) == 2
+    by_address = {row.address: row for row in ours if row.net_namespace in namespaces}
+    mine = Counter(as_proc(row) for row in by_address.values())
+    stable = before.sockets & after.sockets
+    assert not stable - mine, "sockets of /proc that we do not have"
+    unseen = mine - (before.sockets | after.sockets)
+    # What no table of the kernel has is there by a descriptor alone.
+    open_only = [row for row in by_address.values() if as_proc(row) in unseen]
+    assert all(row.pid for row in open_only), "sockets that neither /proc/net nor a process has"
+    kinds = {(row.family, row.protocol) for row in open_only}
+    assert kinds <= {
+        ("inet", "tcp"), ("inet", "udp"), ("inet", "mptcp"), ("netlink", "generic"),
+        ("vsock", "stream"), ("inet", "icmp"),
+    }, kinds  # fmt: skip
+    held = {(row.pid, row.fd, row.socket) for row in ours if row.pid is not None}
+    assert before.files & after.files <= held
+    assert held <= before.files | after.files
+
+
+def test_every_kind_was_there(linux: LinuxGuest) -> None:
+    """So that the comparison above does compare something."""
+    rows = linux.sockets()
+    states = Counter(row.state for row in rows if row.protocol == "tcp")
+    for state in (
+        "LISTEN", "ESTABLISHED", "TIME_WAIT", "FIN_WAIT2", "CLOSE_WAIT", "SYN_SENT", "CLOSE",
+    ):  # fmt: skip
+        assert states[state] >= 2, (state, states)
+    kinds = Counter((row.family, row.protocol) for row in rows)
+    for kind in (
+        ("inet6", "tcp"), ("inet6", "udp"), ("inet", "raw"), ("inet6", "raw"), ("inet", "icmp"),
+        ("unix", "stream"), ("unix", "dgram"), ("unix", "seqpacket"), ("netlink", "route"),
+        ("netlink", "kobject_uevent"), ("packet", "raw"), ("packet", "dgram"), ("vsock", "stream"),
+    ):  # fmt: skip
+        assert kinds[kind] >= 2, (kind, kinds)
+    mapped = [row for row in rows if (row.remote_address or "").startswith("::ffff:127.")]
+    assert len([row for row in mapped if row.protocol == "tcp"]) >= 4
+    paths = {row.path for row in rows}
+    assert b"/tmp/odd \x1b[31m\xff\x01 init" in paths
+    assert b"@abstract\x1b\xff\0middle" in paths
+    assert {len(path) for path in paths if path} >= {108}
+    assert {row.local_address for row in rows if row.family == "packet"} == {None, b"dummy0"}
+    assert [row for row in rows if row.pid is None and row.state == "ESTABLISHED"]
+
+
+def test_requests(linux: LinuxGuest, busy: Guest) -> None:
+    """Half-open connections last a minute only: those of the start may be gone."""
+    busy.run("/tmp/sockets again > /dev/null 2>&1 & usleep 1500000")
+    rows = [row for row in linux.sockets() if row.state == "SYN_RECV"]
+    assert {row.remote_address for row in rows} >= {"10.99.0.77", "::ffff:10.99.0.77"}
+    assert {row.local_port for row in rows} >= {7001, 7002}
+    assert all(row.pid is None and row.remote_port == 4077 for row in rows)
+    again = [row for row in linux.sockets() if row.path and row.path.endswith(b"-again")]
+    busy.run(f"kill {' '.join({str(row.pid) for row in again})}", check=False)
+
+
+def test_sockets_of_a_process(linux: LinuxGuest, busy: Guest) -> None:
+    pid = int(busy.get("/tmp/owners").split()[0])
+    ours = linux.sockets(pid)
+    assert ours == [row for row in linux.sockets() if row.pid == pid]
+    assert {(row.pid, row.fd, row.socket) for row in ours} == {
+        file for file in truth(busy).files if file[0] == pid
+    }
+    assert linux.sockets(2) == []
+    with pytest.raises(NoSuchTargetError):
+        linux.sockets(4_000_000)
+
+
+def test_listening(linux: LinuxGuest, busy: Guest) -> None:
+    pid = int(busy.get("/tmp/owners").split()[0])
+    rows = linux.sockets(pid, listening=True)
+    ports = {(row.protocol, row.local_port) for row in rows if row.family in ("inet", "inet6")}
+    assert ports >= {("tcp", 7001), ("tcp", 7002), ("udp", 7003), ("udp", 7004), ("raw", 1)}
+    assert {row.local_port for row in rows} & {7010} == set()
+    assert {row.path for row in rows if row.family == "unix"} == {
+        b"/tmp/stream-init", b"@abstract\x1b\xff\0middle",
+    }  # fmt: skip
+
+
+def as_proc(row: Socket) -> tuple[Any, ...]:
+    """A row in the terms of /proc/net."""
+    namespace, inode = row.net_namespace, row.socket or 0
+    if row.family in ("inet", "inet6"):
+        state = "CLOSE" if row.state == "UNCONNECTED" else row.state
+        local, remote = (row.local_address, row.local_port), (row.remote_address, row.remote_port)
+        return namespace, row.family, row.protocol, local, remote, state, inode
+    if row.family == "unix":
+        path = (row.path or b"").replace(b"\0", b"@")
+        return namespace, "unix", row.protocol, row.state, path, inode
+    if row.family == "netlink":
+        numbers = {name: number for number, name in source._NETLINKS.items()}
+        number = numbers.get(row.protocol or "", row.protocol)
+        return namespace, "netlink", number, row.local_port, inode
+    interface = row.local_address
+    return namespace, row.family, row.protocol, interface, row.local_port, inode
+
+
+def truth(guest: Guest) -> Truth:
+    found: Counter[tuple[Any, ...]] = Counter()
+    files: set[tuple[int, int, int]] = set()
+    namespace = pid = 0
+    table = ""
+    for line in guest.run(_ASK, timeout=60).split(b"\n"):
+        if match := re.fullmatch(rb"net:\[(\d+)\]", line):
+            namespace, table = int(match[1]), ""
+        elif match := re.fullmatch(rb"table (\w+)", line):
+            table = match[1].decode()
+        elif line == b"files":
+            table = "files"
+        elif match := re.fullmatch(rb"/proc/(\d+)/fd:", line):
+            pid = int(match[1])
+        elif match := re.search(rb" (\d+) -> socket:\[(\d+)\]$", line):
+            files.add((pid, int(match[1]), int(match[2])))
+        elif table != "files" and re.match(rb" *[0-9a-f]+:? ", line):
+            found[(namespace, *_line(table, line))] += 1
+    return Truth(found, files)
+
+
+def _line(table: str, line: bytes) -> tuple[Any, ...]:
+    """A line of a table of /proc/net."""
+    words = line.split()
+    if table == "unix":
+        _, _, _, flags, kind, state, inode, *_ = words
+        path = re.sub(rb"^(\S+ +){6}\S+ ?", b"", line)
+        connected = "ESTABLISHED" if state in (b"03", b"02") else "UNCONNECTED"
+        shown = "LISTEN" if int(flags, 16) & 0x10000 else connected
+        return "unix", source._TYPES[int(kind, 16)], shown, path, int(inode)
+    if table == "netlink":
+        return "netlink", int(words[1]), int(words[2]), int(words[9])
+    if table == "packet":
+        interface = b"dummy0" if int(words[4]) else None
+        return "packet", source._TYPES[int(words[2])], interface, int(words[3], 16), int(words[8])
+    family = "inet6" if table.endswith("6") else "inet"
+    protocol = {"icmp6": "icmpv6"}.get(table, table.removesuffix("6"))
+    ends = _end(words[1]), _end(words[2])
+    return family, protocol, *ends, _STATES[int(words[3], 16)], int(words[9])
+
+
+def _end(word: bytes) -> tuple[str, int]:
+    from socket import AF_INET, AF_INET6, inet_ntop
+
+    address, port = word.split(b":")
+    raw = b"".join(
+        bytes.fromhex(address[at : at + 8].decode())[::-1] for at in range(0, len(address), 8)
+    )
+    return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw), int(port, 16)

@@ -1,0 +1,230 @@
+"""Network interfaces and their addresses (include/linux/netdevice.h, net/ipv4, net/ipv6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtintrospect.guests.linux import netstats
+from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.chains import Link, walk_chains
+from virtintrospect.guests.linux.netns import namespaces
+from virtintrospect.model import Interface
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+Row = dict[str, Any]
+
+#: MAX_ADDR_LEN (include/linux/netdevice.h).
+_MAX_ADDRESS = 32
+_U32 = 0xFFFF_FFFF
+#: RFC 2863 states (include/uapi/linux/if.h), spelt as net/core/net-sysfs.c does.
+_STATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
+_UNKNOWN, _DOWN, _UP = 0, 2, 6
+#: Bits of ``net_device.state`` (enum netdev_state_t).
+_START, _NOCARRIER, _DORMANT = 1 << 0, 1 << 2, 1 << 4
+#: IFF_* (include/uapi/linux/if.h) in the order in which ip(8) names them.
+_FLAGS = (
+    (0x8, "LOOPBACK"), (0x2, "BROADCAST"), (0x10, "POINTOPOINT"), (0x1000, "MULTICAST"),
+    (0x80, "NOARP"), (0x200, "ALLMULTI"), (0x100, "PROMISC"), (0x400, "MASTER"), (0x800, "SLAVE"),
+    (0x4, "DEBUG"), (0x8000, "DYNAMIC"), (0x4000, "AUTOMEDIA"), (0x2000, "PORTSEL"),
+    (0x20, "NOTRAILERS"), (0x1, "UP"), (0x10000, "LOWER_UP"), (0x20000, "DORMANT"),
+    (0x40000, "ECHO"),
+)  # fmt: skip
+_IFF_UP, _IFF_RUNNING, _IFF_LOWER_UP, _IFF_DORMANT = 0x1, 0x40, 0x10000, 0x20000
+#: IFF_PROMISC and IFF_ALLMULTI: what user space asked for is in ``gflags``.
+_ASKED = 0x300
+
+_MEMBERS = {
+    "name": "name",
+    "mtu": "mtu",
+    "flags": "flags",
+    "gflags": "gflags",
+    "state": "state",
+    "operstate": "operstate",
+    "hardware": "dev_addr",
+    "length": "addr_len",
+    "in4": "ip_ptr",
+    "first": "ip_ptr.ifa_list",
+    "in6": "ip6_ptr",
+}
+
+
+class _Address(NamedTuple):
+    family: str
+    address: str
+    prefix: int
+
+
+def interfaces(guest: LinuxGuest) -> list[Interface]:
+    """The rows of ``interfaces``: namespace by namespace, in the order of ``ip link``."""
+    budget = Budget()
+    rows = _devices(guest, budget)
+    addresses: list[list[_Address]] = [[] for _ in rows]
+    for index, address in (*_inet(guest, rows, budget), *_inet6(guest, rows, budget)):
+        addresses[index].append(address)
+    macs = _hardware(guest, rows)
+    counters = netstats.counters(guest, rows, budget)
+    guest.note_all([budget.problem])
+    nothing: list[_Address | None] = [None]
+    return [
+        _record(row, mac, counted, address)
+        for row, mac, counted, found in zip(rows, macs, counters, addresses, strict=True)
+        for address in found or nothing
+    ]
+
+
+def device_links(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int, int]]:
+    """Every device of every namespace (``net.dev_base_head``): device, its net, that's inode."""
+    nets = namespaces(guest, budget)
+    head_at = guest.types.offsetof("net", "dev_base_head")
+    node_at = guest.types.offsetof("net_device", "dev_list")
+    layout = guest.layout("net", {"first": "dev_base_head.next"}, text=())
+    starts = layout.lists(guest.kernel, list(nets), [])["first"]
+    links = walk_chains(guest, starts, budget, ends=[net + head_at for net in nets])
+    links.sort(key=lambda link: link.chain)  # stable: a namespace's devices stay in their order
+    found = list(nets.items())
+    return [(link.node - node_at, *found[link.chain]) for link in links if link.node >= node_at]
+
+
+def device_names(guest: LinuxGuest, budget: Budget) -> dict[tuple[int, int], bytes]:
+    """Name of each interface by the address of its ``struct net`` and its index there."""
+    links = device_links(guest, budget)
+    layout = guest.layout("net_device", {"name": "name", "index": "ifindex"}, text=("name",))
+    columns = layout.lists(guest.kernel, [device for device, _, _ in links], [])
+    return {
+        (net, index): name.split(b"\0", 1)[0]
+        for (_, net, _), name, index in zip(links, columns["name"], columns["index"], strict=True)
+        if name is not None
+    }
+
+
+def _devices(guest: LinuxGuest, budget: Budget) -> list[Row]:
+    """Chosen members of every device."""
+    links = device_links(guest, budget)
+    layout = guest.layout("net_device", _MEMBERS | netstats.MEMBERS, text=("name",))
+    columns = layout.lists(guest.kernel, [device for device, _, _ in links], [])
+    rows = []
+    for (device, _, inode), values in zip(links, zip(*columns.values(), strict=True), strict=True):
+        row = dict(zip(columns, values, strict=True)) | {"namespace": inode}
+        if row["name"] is None or row["flags"] is None or row["state"] is None:
+            guest.note("unreadable interface", device)
+            continue
+        rows.append(row)
+    return rows
+
+
+def _inet(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[tuple[int, _Address]]:
+    """IPv4 addresses (``in_device.ifa_list``): which device has which."""
+    from socket import AF_INET, inet_ntop
+
+    next_at = guest.types.offsetof("in_ifaddr", "ifa_next")
+    links = walk_chains(guest, [row["first"] for row in rows], budget, next_at=next_at)
+    members = {"local": "ifa_local", "prefix": "ifa_prefixlen"}
+    found = _read(guest, "in_ifaddr", members, links, 0)
+    return [
+        (
+            link.chain,
+            _Address("inet", inet_ntop(AF_INET, (local & _U32).to_bytes(4, "little")), prefix),
+        )
+        for link, local, prefix in found
+    ]
+
+
+def _inet6(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[tuple[int, _Address]]:
+    """IPv6 addresses (``inet6_dev.addr_list``)."""
+    from socket import AF_INET6, inet_ntop
+
+    if "inet6_dev" not in guest.types:
+        return []  # built without IPv6
+    head_at = guest.types.offsetof("inet6_dev", "addr_list")
+    node_at = guest.types.offsetof("inet6_ifaddr", "if_list")
+    devices = [row["in6"] for row in rows]
+    layout = guest.layout("inet6_dev", {"first": "addr_list.next"}, text=())
+    there = [device for device in devices if device]
+    columns = layout.lists(guest.kernel, there, [])["first"]
+    starts = dict(zip(there, columns, strict=True))
+    links = walk_chains(
+        guest,
+        [starts.get(device) for device in devices],
+        budget,
+        ends=[(device or 0) + head_at for device in devices],
+    )
+    members = {"local": "addr.in6_u.u6_addr8", "prefix": "prefix_len"}
+    found = _read(guest, "inet6_ifaddr", members, links, node_at, text=("local",))
+    return [
+        (link.chain, _Address("inet6", inet_ntop(AF_INET6, local), prefix))
+        for link, local, prefix in found
+        if len(local) == 16
+    ]
+
+
+def _read(
+    guest: LinuxGuest,
+    name: str,
+    members: dict[str, str],
+    links: list[Link],
+    node_at: int,
+    text: tuple[str, ...] = (),
+) -> list[tuple[Link, Any, int]]:
+    """Address and prefix of each ``struct``; those that cannot be read are noted."""
+    columns = guest.layout(name, members, text=text).lists(
+        guest.kernel, [link.node - node_at for link in links], []
+    )
+    found = []
+    for link, local, prefix in zip(links, columns["local"], columns["prefix"], strict=True):
+        if local is None or prefix is None:
+            guest.note("unreadable address of an interface", link.node)
+        else:
+            found.append((link, local, prefix))
+    return found
+
+
+def _hardware(guest: LinuxGuest, rows: list[Row]) -> list[str | None]:
+    """Hardware addresses, as /sys/class/net/NAME/address has them."""
+    pointers = [row["hardware"] or 0 for row in rows]
+    faults: list[int] = []
+    data = guest.kernel.gather(pointers, _MAX_ADDRESS, faults)
+    bad = set(faults)
+    found: list[str | None] = []
+    for index, row in enumerate(rows):
+        start, length = index * _MAX_ADDRESS, row["length"] or 0
+        whole = index not in bad and 0 < length <= _MAX_ADDRESS
+        found.append(data[start : start + length].hex(":") if whole else None)
+    return found
+
+
+def _record(
+    row: Row, mac: str | None, counted: netstats.Counters, address: _Address | None
+) -> Interface:
+    running = bool(row["state"] & _START)
+    # What is not running is down, whatever its operational state was (operstate_show()).
+    state = row["operstate"] if running else _DOWN
+    return Interface(
+        interface=row["name"].split(b"\0", 1)[0],
+        mac=mac,
+        mtu=row["mtu"],
+        state=_STATES[state] if state in range(len(_STATES)) else None,
+        flags=_flags(row, running),
+        address=address.address if address else None,
+        prefix=address.prefix if address else None,
+        family=address.family if address else None,
+        rx_bytes=counted.rx_bytes,
+        tx_bytes=counted.tx_bytes,
+        rx_packets=counted.rx_packets,
+        tx_packets=counted.tx_packets,
+        net_namespace=row["namespace"],
+    )
+
+
+def _flags(row: Row, running: bool) -> tuple[str, ...]:
+    """``dev_get_flags()`` of net/core/dev.c, in the words of ``ip link``."""
+    flags = row["flags"] & ~(_ASKED | _IFF_RUNNING | _IFF_LOWER_UP | _IFF_DORMANT)
+    flags |= (row["gflags"] or 0) & _ASKED
+    if running:
+        flags |= _IFF_RUNNING if row["operstate"] in (_UP, _UNKNOWN) else 0
+        flags |= 0 if row["state"] & _NOCARRIER else _IFF_LOWER_UP
+        flags |= _IFF_DORMANT if row["state"] & _DORMANT else 0
+    silent = flags & _IFF_UP and not flags & _IFF_RUNNING
+    names = tuple(name for bit, name in _FLAGS if flags & bit)
+    return ("NO-CARRIER", *names) if silent else names

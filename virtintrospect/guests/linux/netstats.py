@@ -1,0 +1,133 @@
+"""Packets and bytes of network interfaces (``dev_get_stats()`` of net/core/dev.c).
+
+Where a driver counts is known only to its own function ``ndo_get_stats64``. Those that the
+kernel itself offers are followed; a driver with one of its own has counters that are unknown
+here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtintrospect.errors import FaultError, NotFoundError
+from virtintrospect.guests.linux.modsyms import module_functions
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.budget import Budget
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+Row = dict[str, Any]
+
+
+class Counters(NamedTuple):
+    """Since the interface was made; ``None`` where that is not known."""
+
+    rx_bytes: int | None = None
+    tx_bytes: int | None = None
+    rx_packets: int | None = None
+    tx_packets: int | None = None
+
+
+#: Kinds of per-CPU counters: the structure, and its member for each of :class:`Counters`.
+_KINDS = {
+    "tstats": ("pcpu_sw_netstats", ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")),
+    "dstats": ("pcpu_dstats", ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")),
+    "loopback": ("pcpu_lstats", ("bytes", "bytes", "packets", "packets")),
+    "transmit": ("pcpu_lstats", ("", "bytes", "", "packets")),
+}
+#: Those to which ``dev->stats`` is added.
+_WITH_PLAIN = ("tstats", "dstats")
+#: What the functions behind ``ndo_get_stats64`` add up.
+_FUNCTIONS = {
+    "loopback_get_stats64": "loopback",
+    "dev_get_tstats64": "tstats",
+    "ip_tunnel_get_stats64": "tstats",  # its name until 5.11
+    "dummy_get_stats64": "transmit",
+}
+#: Those of modules, which the kernel's own symbols do not have.
+_MODULES = {"dummy": "dummy_get_stats64"}
+
+
+#: What :func:`counters` needs of each ``net_device``.
+MEMBERS = {
+    "get_stats64": "netdev_ops.ndo_get_stats64",
+    "get_stats": "netdev_ops.ndo_get_stats",
+    "stat_type": "pcpu_stat_type?",
+    "per_cpu": "tstats",
+    **{f"plain_{name}": f"stats.{name}" for name in Counters._fields},
+}
+
+
+def counters(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[Counters]:
+    """The counters of each device, in order."""
+    names = module_functions(guest, _MODULES, budget)
+    names |= {address: name for name in _FUNCTIONS if (address := guest.symbols.get(name))}
+    kinds = [_kind(guest, row, names) for row in rows]
+    found = [
+        _plain(row) if kind == "plain" else Counters()
+        for row, kind in zip(rows, kinds, strict=True)
+    ]
+    for kind, (structure, parts) in _KINDS.items():
+        wanted = [i for i, row in enumerate(rows) if kinds[i] == kind and row["per_cpu"]]
+        if not wanted or structure not in guest.types:
+            continue
+        sums = _summed(guest, structure, parts, [rows[i]["per_cpu"] for i in wanted], budget)
+        for index, values in zip(wanted, sums, strict=True):
+            base = _plain(rows[index]) if kind in _WITH_PLAIN else Counters(0, 0, 0, 0)
+            found[index] = _added(base, values)
+    return found
+
+
+def _kind(guest: LinuxGuest, row: Row, names: dict[int, str]) -> str:
+    """In which way a device counts; ``""`` where that is not known."""
+    if row["get_stats64"]:
+        return _FUNCTIONS.get(names.get(row["get_stats64"], ""), "")
+    if row["get_stats64"] is None or row["get_stats"] is None or row["get_stats"]:
+        return ""
+    # Since 6.9 the core adds up per-CPU counters of drivers that leave it to it.
+    if row["stat_type"] is not None:
+        kinds = guest.types.enumerators("netdev_stat_type")
+        for kind in _WITH_PLAIN:
+            if row["stat_type"] == kinds.get(f"NETDEV_PCPU_STAT_{kind.upper()}"):
+                return kind
+    return "plain"
+
+
+def _plain(row: Row) -> Counters:
+    return Counters(*(row[f"plain_{name}"] for name in Counters._fields))
+
+
+def _added(base: Counters, values: list[int] | None) -> Counters:
+    if values is None or None in base:
+        return Counters()
+    return Counters(*((x or 0) + y for x, y in zip(base, values, strict=True)))
+
+
+def _summed(
+    guest: LinuxGuest,
+    structure: str,
+    parts: tuple[str, ...],
+    pointers: list[int],
+    budget: Budget,
+) -> list[list[int] | None]:
+    """The sum over all CPUs of what each per-CPU pointer leads to."""
+    wanted = {part: f"{part}.v.a.a.counter|{part}" for part in parts if part}
+    layout = guest.layout(structure, wanted, text=())
+    sums: list[list[int] | None] = [[0] * len(parts) for _ in pointers]
+    try:
+        offsets = guest.cpu_offsets
+    except (FaultError, NotFoundError) as error:
+        guest.note(f"no per-CPU counters: {error}", 0)
+        return [None] * len(pointers)
+    for offset in offsets:
+        if budget.late():
+            return [None] * len(pointers)
+        addresses = [(pointer + offset) % (1 << 64) for pointer in pointers]
+        columns = layout.lists(guest.kernel, addresses, [])
+        for index, total in enumerate(sums):
+            values = [columns[part][index] if part else 0 for part in parts]
+            if total is None or None in values:
+                sums[index] = None
+            else:
+                sums[index] = [x + y % (1 << 64) for x, y in zip(total, values, strict=True)]
+    return sums

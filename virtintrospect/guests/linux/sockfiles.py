@@ -1,0 +1,124 @@
+"""Which processes have which sockets open (``files_struct`` → ``file`` → ``socket`` → ``sock``)."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtintrospect.errors import FaultError, NoSuchTargetError
+from virtintrospect.guests.linux.ps import thread_group
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.budget import Budget
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+#: sysctl_nr_open_max is 2^20 unless root raises it (fs/file.c).
+_MAX_FDS = 1 << 20
+#: Slots, as a power of two, that cost as much as one entry.
+_DENSITY = 6
+_MAX_PID = 4 << 20
+
+
+class Holder(NamedTuple):
+    """A descriptor of a process."""
+
+    pid: int
+    fd: int
+
+
+def holders(guest: LinuxGuest, budget: Budget, pid: int | None) -> dict[int, list[Holder]]:
+    """Address of each open ``struct sock``: the descriptors through which it is open.
+
+    :param pid: only this process's.
+    :raises NoSuchTargetError: there is no such process.
+    """
+    tables = _file_tables(guest, budget, pid)
+    slots: list[tuple[int, int, int]] = []  # files_struct, descriptor, file
+    for files, array, count in _arrays(guest, list(tables)):
+        slots += _slots(guest, files, array, count, budget)
+    sockets = _sockets(guest, list(dict.fromkeys(slot[2] for slot in slots)))
+    found: dict[int, list[Holder]] = {}
+    for files, fd, file in slots:
+        if sock := sockets.get(file):
+            owners = tables[files]
+            owners = owners[: budget.follow(len(owners))]
+            found.setdefault(sock, []).extend(Holder(owner, fd) for owner in owners)
+    for many in found.values():
+        many.sort()
+    return found
+
+
+def _file_tables(guest: LinuxGuest, budget: Budget, pid: int | None) -> dict[int, list[int]]:
+    """Each ``files_struct``: the processes that use it."""
+    members = {
+        "pid": "tgid",
+        "files": "files",
+        "signal": "signal",
+        "threads": "signal.nr_threads",
+    }
+    layout = guest.layout("task_struct", members, text=())
+    tasks = guest.tasks.addresses(budget)
+    columns = layout.lists(guest.kernel, tasks, [])
+    if pid is not None and pid not in columns["pid"]:
+        raise NoSuchTargetError(f"the guest has no process {pid}", hint="`ps` shows those it has")
+    tables: dict[int, list[int]] = {}
+    for tgid, files, signal, threads in zip(*columns.values(), strict=True):
+        if tgid is None or not 0 < tgid <= _MAX_PID or (pid is not None and tgid != pid):
+            continue
+        if not files and signal and threads and threads > 1:
+            files = _of_threads(guest, signal, budget)
+        if files:
+            tables.setdefault(files, []).append(tgid)
+    return tables
+
+
+def _of_threads(guest: LinuxGuest, signal: int, budget: Budget) -> int | None:
+    """The files of a process whose leading thread has ended."""
+    threads = thread_group(guest, signal, budget)
+    layout = guest.layout("task_struct", {"files": "files"}, text=())
+    found = layout.lists(guest.kernel, threads, [])["files"]
+    return next((files for files in found if files), None)
+
+
+def _arrays(guest: LinuxGuest, tables: list[int]) -> list[tuple[int, int, int]]:
+    """Of each ``files_struct`` its array of files, and how many that has."""
+    layout = guest.layout("files_struct", {"fd": "fdt.fd", "count": "fdt.max_fds"}, text=())
+    columns = layout.lists(guest.kernel, tables, [])
+    found = []
+    for files, array, count in zip(tables, columns["fd"], columns["count"], strict=True):
+        if not array or not count or count > _MAX_FDS:
+            guest.note("unreadable table of open files", files)
+        else:
+            found.append((files, array, count))
+    return found
+
+
+def _slots(
+    guest: LinuxGuest, files: int, array: int, count: int, budget: Budget
+) -> list[tuple[int, int, int]]:
+    if not budget.follow(count >> _DENSITY or 1) or budget.late():
+        return []
+    try:
+        words: Any = memoryview(guest.kernel.read(array, count * 8)).cast("Q")
+    except FaultError as error:
+        guest.note("unreadable table of open files", error.address)
+        return []
+    used = ((files, fd, file) for fd, file in enumerate(words) if file)
+    found = list(islice(used, budget.entries + 1))
+    return found[: budget.follow(len(found))]
+
+
+def _sockets(guest: LinuxGuest, files: list[int]) -> dict[int, int]:
+    """Those of the files that are sockets: file → ``struct sock``."""
+    operations = guest.symbols.address("socket_file_ops")
+    layout = guest.layout("file", {"operations": "f_op", "socket": "private_data"}, text=())
+    columns = layout.lists(guest.kernel, files, [])
+    open_: dict[int, int] = {}
+    for file, kind, socket in zip(files, columns["operations"], columns["socket"], strict=True):
+        if kind is None:
+            guest.note("unreadable open file", file)
+        elif kind == operations and socket:
+            open_[file] = socket
+    layout = guest.layout("socket", {"sock": "sk"}, text=())
+    socks = layout.lists(guest.kernel, list(open_.values()), [])["sock"]
+    return {file: sock for file, sock in zip(open_, socks, strict=True) if sock}
