@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import abc
+from typing import TYPE_CHECKING
 
-from virtintrospect.model import (
-    Counter,
-    CpuTimes,
-    EnvironmentVariable,
-    Interface,
-    Load,
-    LogRecord,
-    MemoryArea,
-    MemoryInfo,
-    Module,
-    Mount,
-    OpenFile,
-    Pressure,
-    Problem,
-    Process,
-    Socket,
-    SystemInfo,
-)
 from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
+
+if TYPE_CHECKING:
+    from virtintrospect.model import (
+        Counter,
+        CpuTimes,
+        EnvironmentVariable,
+        Interface,
+        Load,
+        LogRecord,
+        MemoryArea,
+        MemoryInfo,
+        Module,
+        Mount,
+        OpenFile,
+        Pressure,
+        Problem,
+        Process,
+        Socket,
+        SystemInfo,
+    )
 
 
 class Guest(abc.ABC):

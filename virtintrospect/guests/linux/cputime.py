@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from virtintrospect.guests.linux.tasks import thread_group
+
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
@@ -50,8 +52,6 @@ def task_times(row: dict[str, Any]) -> Times:
 
 def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]], budget: Budget) -> list[Times]:
     """Times of whole processes: their threads', and those of threads that have ended."""
-    from virtintrospect.guests.linux.ps import thread_group
-
     signals = [row["signal"] or 0 for row in rows]
     ended = guest.layout("signal_struct", _SIGNAL, text=()).lists(guest.kernel, signals, [])
     totals: list[Times] = []

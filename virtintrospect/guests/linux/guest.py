@@ -12,24 +12,7 @@ from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.locate import KernelMapping, image_range
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.model import (
-    Counter,
-    CpuTimes,
-    EnvironmentVariable,
-    Interface,
-    Load,
-    LogRecord,
-    MemoryArea,
-    MemoryInfo,
-    Module,
-    Mount,
-    OpenFile,
-    Pressure,
-    Problem,
-    Process,
-    Socket,
-    SystemInfo,
-)
+from virtintrospect.model import Problem
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.layout import Layout
 from virtintrospect.symbols.table import Symbols
@@ -37,6 +20,23 @@ from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.tasks import Tasks
+    from virtintrospect.model import (
+        Counter,
+        CpuTimes,
+        EnvironmentVariable,
+        Interface,
+        Load,
+        LogRecord,
+        MemoryArea,
+        MemoryInfo,
+        Module,
+        Mount,
+        OpenFile,
+        Pressure,
+        Process,
+        Socket,
+        SystemInfo,
+    )
 
 #: Problems remembered until somebody takes them.
 _MAX_PROBLEMS = 1000

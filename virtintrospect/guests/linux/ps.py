@@ -13,10 +13,11 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cmdline import Arguments, command_line
 from virtintrospect.guests.linux.cputime import group_times, task_times
 from virtintrospect.guests.linux.kthread import ThreadNames
-from virtintrospect.guests.linux.lists import LIMIT, walk_list
+from virtintrospect.guests.linux.lists import LIMIT
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.guests.linux.rss import resident_pages, rss_members
 from virtintrospect.guests.linux.state import state_letter
+from virtintrospect.guests.linux.tasks import thread_group
 from virtintrospect.model import Process
 
 if TYPE_CHECKING:
@@ -111,18 +112,6 @@ def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list
     if room <= 0:
         guest.note(f"more than {LIMIT} threads: the rest is left out", leaders[-1])
     return addresses
-
-
-def thread_group(guest: LinuxGuest, signal: int, budget: Budget, limit: int = LIMIT) -> list[int]:
-    """Addresses of the tasks that share a ``signal_struct``.
-
-    ``signal->thread_head`` is there since 3.14; the older ring (``thread_group``) went in 6.7.
-    """
-    head = signal + guest.types.offsetof("signal_struct", "thread_head")
-    offset = guest.types.offsetof("task_struct", "thread_node")
-    nodes, problem = walk_list(guest.kernel, head, limit=limit, budget=budget)
-    guest.note_all([problem])
-    return [node - offset for node in nodes]
 
 
 def _read(guest: LinuxGuest, addresses: list[int]) -> list[Row]:

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError, NoSuchTargetError
-from virtintrospect.guests.linux.ps import thread_group
+from virtintrospect.guests.linux.tasks import thread_group
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget

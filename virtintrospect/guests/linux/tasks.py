@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import CorruptDataError
-from virtintrospect.guests.linux.lists import walk_list
+from virtintrospect.guests.linux.lists import LIMIT, walk_list
 from virtintrospect.symbols.types import Kind
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
+
+#: How often a bulk read is repeated when the list changed meanwhile.
+_ATTEMPTS = 3
 
 
 class Tasks:
@@ -97,5 +100,13 @@ class Tasks:
         )
 
 
-#: How often a bulk read is repeated when the list changed meanwhile.
-_ATTEMPTS = 3
+def thread_group(guest: LinuxGuest, signal: int, budget: Budget, limit: int = LIMIT) -> list[int]:
+    """Addresses of the tasks that share a ``signal_struct``.
+
+    ``signal->thread_head`` is there since 3.14; the older ring (``thread_group``) went in 6.7.
+    """
+    head = signal + guest.types.offsetof("signal_struct", "thread_head")
+    offset = guest.types.offsetof("task_struct", "thread_node")
+    nodes, problem = walk_list(guest.kernel, head, limit=limit, budget=budget)
+    guest.note_all([problem])
+    return [node - offset for node in nodes]

@@ -1,0 +1,66 @@
+"""Records: what the tables are made of. Frozen, flat, and independent of any guest OS.
+
+``None`` means that a field is not known; output leaves such a field out. Strings that came
+from the guest are ``bytes``: what they may contain is up to a stranger, and the one place that
+makes them printable is the output.
+
+Each record is loaded when it is first asked for: making all of these classes takes 9 ms, and a
+command needs one or two.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from virtintrospect.model.counters import Counter, CpuTimes, Load, MemoryInfo, Pressure
+    from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
+    from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
+    from virtintrospect.model.network import Interface, Socket
+    from virtintrospect.model.problem import Problem
+    from virtintrospect.model.process import Process
+
+__all__ = [
+    "Counter",
+    "CpuTimes",
+    "EnvironmentVariable",
+    "Interface",
+    "Load",
+    "LogRecord",
+    "MemoryArea",
+    "MemoryInfo",
+    "Module",
+    "Mount",
+    "OpenFile",
+    "Pressure",
+    "Problem",
+    "Process",
+    "Socket",
+    "SystemInfo",
+]
+
+_WHERE = {
+    "Problem": "problem",
+    "SystemInfo": "kernel",
+    "Module": "kernel",
+    "LogRecord": "kernel",
+    "Process": "process",
+    "MemoryArea": "files",
+    "OpenFile": "files",
+    "Mount": "files",
+    "EnvironmentVariable": "files",
+    "MemoryInfo": "counters",
+    "Pressure": "counters",
+    "CpuTimes": "counters",
+    "Load": "counters",
+    "Counter": "counters",
+    "Interface": "network",
+    "Socket": "network",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -1,0 +1,128 @@
+"""Figures of memory and CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """The record of ``memory``: /proc/meminfo in bytes, ``huge_pages_…`` in huge pages."""
+
+    memory_total: int | None
+    memory_free: int | None
+    memory_available: int | None
+    buffers: int | None
+    cached: int | None
+    swap_cached: int | None
+    active: int | None
+    inactive: int | None
+    active_anon: int | None
+    inactive_anon: int | None
+    active_file: int | None
+    inactive_file: int | None
+    unevictable: int | None
+    mlocked: int | None
+    swap_total: int | None
+    swap_free: int | None
+    zswap: int | None
+    zswapped: int | None
+    dirty: int | None
+    writeback: int | None
+    anon_pages: int | None
+    mapped: int | None
+    shmem: int | None
+    k_reclaimable: int | None
+    slab: int | None
+    s_reclaimable: int | None
+    s_unreclaim: int | None
+    kernel_stack: int | None
+    page_tables: int | None
+    sec_page_tables: int | None
+    nfs_unstable: int | None
+    bounce: int | None
+    writeback_tmp: int | None
+    commit_limit: int | None
+    committed_as: int | None
+    vmalloc_total: int | None
+    vmalloc_used: int | None
+    vmalloc_chunk: int | None
+    percpu: int | None
+    early_memtest_bad: int | None
+    hardware_corrupted: int | None
+    anon_huge_pages: int | None
+    shmem_huge_pages: int | None
+    shmem_pmd_mapped: int | None
+    file_huge_pages: int | None
+    file_pmd_mapped: int | None
+    cma_total: int | None
+    cma_free: int | None
+    unaccepted: int | None
+    balloon: int | None
+    gpu_active: int | None
+    gpu_reclaim: int | None
+    huge_pages_total: int | None
+    huge_pages_free: int | None
+    huge_pages_rsvd: int | None
+    huge_pages_surp: int | None
+    hugepagesize: int | None
+    hugetlb: int | None
+    direct_map_4k: int | None
+    direct_map_2m: int | None
+    direct_map_1g: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """One row of ``pressure``: pressure stall information (PSI)."""
+
+    #: cpu, memory, io or irq.
+    resource: str
+    #: some: at least one task waited; full: all tasks did.
+    kind: str
+    #: Percent of the last 10, 60 and 300 seconds.
+    avg10: float
+    avg60: float
+    avg300: float
+    #: Microseconds since boot.
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """One row of ``cpu``: a CPU's time, in milliseconds."""
+
+    cpu: int
+    user: int
+    nice: int
+    system: int
+    idle: int
+    iowait: int
+    irq: int
+    softirq: int
+    steal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The record of ``load``."""
+
+    load1: float
+    load5: float
+    load15: float
+    #: Tasks that run or want to, at this moment.
+    running: int
+    #: Tasks that wait for I/O.
+    blocked: int
+    #: Tasks there are, threads included.
+    total: int
+    #: The pid given out last, in the initial PID namespace.
+    last_pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One row of ``vmstat``."""
+
+    name: bytes
+    value: int
