@@ -61,7 +61,7 @@ class AddressSpace:
         self.mode = mode
         self.root = root & mode.frame
         self.linear = tuple(linear)
-        self._translate = translator(memory.read_u64, mode)
+        self._translate = translator(memory.reader_u64(), mode)
         #: Reads the 64-bit number at a virtual address.
         self.read_u64: Callable[[int], int] = self._compile_read_u64()
 
@@ -269,7 +269,7 @@ class AddressSpace:
     def _compile_read_u64(self) -> Callable[[int], int]:
         """A function for the most frequent read, with everything it needs bound once."""
         linear = self.linear
-        read_physical: Callable[[int], int] = self.memory.read_u64
+        read_physical = self.memory.reader_u64()
         translate = self.translate
         read = self.read
         unpack: Any = _U64.unpack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from virtintrospect.errors import FaultError
 from virtintrospect.memory import Mapped, PhysicalMemory, Region
@@ -44,6 +44,12 @@ class KvmMemory(PhysicalMemory):
         if start <= paddr <= end - 8:
             return block.read_u64(paddr - shift)
         return super().read_u64(paddr)
+
+    def reader_u64(self) -> Callable[[int], int]:  # noqa: D102 (inherited)
+        start, end, block, shift = max(self._pieces, key=lambda piece: piece[1] - piece[0])
+        if isinstance(block, SharedBlock):
+            return block.reader_u64(start, end, shift, self.read_u64)
+        return self.read_u64
 
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:
         _, _, block, shift = self._last = self._pieces[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic_ns
 
 from virtintrospect.memory import Region
@@ -70,6 +70,27 @@ class SharedBlock:
             number: int = _unpack_u64(self._map, offset)[0]
             return number
         return int.from_bytes(self.read(offset, 8), "little")
+
+    def reader_u64(
+        self, start: int, end: int, shift: int, otherwise: Callable[[int], int]
+    ) -> Callable[[int], int]:
+        """A function that reads 64-bit numbers at guest-physical addresses of this block.
+
+        :param start: first address that it may read by itself; ``end`` is the first beyond.
+        :param shift: what to subtract from an address to get an offset in the block.
+        :param otherwise: reads what is not known to be safe, and notices the guest's end.
+        """
+        process, present, mapped = self._process, self.present, self._map
+
+        def read_u64(paddr: int) -> int:
+            if start <= paddr < end and monotonic_ns() < process.check_at:
+                offset = paddr - shift
+                if present[offset >> 12] and offset & 0xFFF <= 0xFF8:
+                    number: int = _unpack_u64(mapped, offset)[0]
+                    return number
+            return otherwise(paddr)
+
+        return read_u64
 
     def gather(self, offsets: Sequence[int], size: int) -> bytes:
         """Bytes at many offsets, in their order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from virtintrospect.errors import FaultError
@@ -126,6 +126,13 @@ class PhysicalMemory(abc.ABC):
     def read_u64(self, paddr: int) -> int:
         """The little-endian 64-bit number at ``paddr``; raises as :meth:`read`."""
         return int.from_bytes(self.read(paddr, 8), "little")
+
+    def reader_u64(self) -> Callable[[int], int]:
+        """:meth:`read_u64` as a function, for callers that read one number after the other.
+
+        A memory that can spare them look-ups gives another one; it says and raises the same.
+        """
+        return self.read_u64
 
     def gather_u64(self, paddrs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """64-bit little-endian numbers at ``paddrs``; 0 where there is no memory."""
