@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.session import Session, open_session
+
 from .lab import apt, domain, libvirtd, matrix
 from .lab.domain import Config
 from .lab.guest import Guest
@@ -72,6 +75,22 @@ def guest(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
     lab.pinned = None
     if request.param != matrix.DEFAULT:
         lab.release(request.param)
+
+
+@pytest.fixture(scope="session")
+def session(guest: Guest) -> Iterator[Session]:
+    """One session on each guest of the matrix, as long as it runs."""
+    with open_session(guest.name) as session:
+        yield session
+
+
+@pytest.fixture
+def linux(session: Session) -> LinuxGuest:
+    """The kernel of that session, without problems of earlier tests."""
+    linux = session.guest
+    assert isinstance(linux, LinuxGuest)
+    linux.take_problems()
+    return linux
 
 
 @pytest.fixture

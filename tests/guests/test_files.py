@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +11,6 @@ from virtintrospect.errors import NoSuchTargetError
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.maps import keeps_names
 from virtintrospect.model import MemoryArea, OpenFile
-from virtintrospect.session import Session, open_session
 
 from .holder import File, Holder, holder, open_files
 from .lab.guest import Guest
@@ -32,20 +30,6 @@ _FORMATS = {
 @pytest.fixture(scope="session")
 def held(guest: Guest) -> Holder:
     return holder(guest)
-
-
-@pytest.fixture(scope="session")
-def session(guest: Guest) -> Iterator[Session]:
-    with open_session(guest.name) as session:
-        yield session
-
-
-@pytest.fixture
-def linux(session: Session) -> LinuxGuest:
-    linux = session.guest
-    assert isinstance(linux, LinuxGuest)
-    linux.take_problems()
-    return linux
 
 
 def _theirs(guest: Guest, pid: int) -> list[MemoryArea]:

@@ -10,24 +10,10 @@ import pytest
 
 from virtintrospect.errors import FaultError, NoSuchTargetError
 from virtintrospect.guests.linux.guest import LinuxGuest
-from virtintrospect.session import Session, open_session
+from virtintrospect.session import Session
 
 from . import compare
 from .lab.guest import Guest
-
-
-@pytest.fixture(scope="session")
-def session(guest: Guest) -> Iterator[Session]:
-    with open_session(guest.name) as session:
-        yield session
-
-
-@pytest.fixture
-def linux(session: Session) -> LinuxGuest:
-    linux = session.guest
-    assert isinstance(linux, LinuxGuest)
-    linux.take_problems()
-    return linux
 
 
 def test_transport_is_the_best_there_is(session: Session, guest: Guest) -> None:
