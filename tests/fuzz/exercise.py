@@ -16,23 +16,7 @@ from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import (
-    CPU,
-    DMESG,
-    ENV,
-    FILES,
-    INFO,
-    INTERFACES,
-    LOAD,
-    MAPS,
-    MEMORY,
-    MODULES,
-    MOUNTS,
-    PRESSURE,
-    PS,
-    SOCKETS,
-    VMSTAT,
-)
+from virtintrospect.insight.tables import COMMANDS, PS
 from virtintrospect.insight.tree import as_tree
 from virtintrospect.symbols.store import Store
 
@@ -118,23 +102,11 @@ class Fuzzer:
 
 def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     """Everything that can be asked of a guest."""
-    yield "info", lambda: _render(INFO, [guest.info()])
     yield "ps", lambda: _render(PS, guest.processes())
     yield "threads", lambda: _render(PS, guest.processes(threads=True))
-    yield "modules", lambda: _render(MODULES, guest.modules())
-    yield "dmesg", lambda: _render(DMESG, guest.dmesg())
-    yield "memory", lambda: _render(MEMORY, [guest.meminfo()])
-    yield "pressure", lambda: _render(PRESSURE, guest.pressure())
-    yield "cpu", lambda: _render(CPU, guest.cpu())
-    yield "load", lambda: _render(LOAD, [guest.load()])
-    yield "vmstat", lambda: _render(VMSTAT, guest.vmstat())
-    for pid in (1, 2):
-        yield "maps", lambda pid=pid: _render(MAPS, guest.maps(pid))  # type: ignore[misc]
-        yield "env", lambda pid=pid: _render(ENV, guest.environment(pid))  # type: ignore[misc]
-    yield "files", lambda: _render(FILES, guest.files())
-    yield "mounts", lambda: _render(MOUNTS, guest.mounts())
-    yield "interfaces", lambda: _render(INTERFACES, guest.interfaces())
-    yield "sockets", lambda: _render(SOCKETS, guest.sockets())
+    for table in COMMANDS:
+        for arguments in ((1,), (2,)) if table.argument else ((),):
+            yield table.name, lambda t=table, a=arguments: _run(guest, t, a)  # type: ignore[misc]
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")
@@ -143,6 +115,12 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     for name in ("task_struct", "module", "dentry", "list_head"):
         yield "types", lambda name=name: guest.types.describe(name)  # type: ignore[misc]
     yield "is_current", guest.is_current
+
+
+def _run(guest: LinuxGuest, table: Table, arguments: tuple[int, ...]) -> None:
+    """The command that a table's declaration makes."""
+    found = getattr(guest, table.source)(*arguments)
+    _render(table, [found] if table.single else found)
 
 
 def _user_memory(guest: LinuxGuest) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from virtintrospect_kvm.driver import KvmDriver, KvmTarget
 
+from tests.descriptors import descriptors
 from virtintrospect.errors import (
     AccessDeniedError,
     EncryptedMemoryError,
@@ -164,11 +165,12 @@ def test_destroyed_in_mid_read(backing: str) -> None:
 
 
 def test_closed_target_reads_no_more(guest: SmallGuest) -> None:
-    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     target = KvmDriver().open(guest.domain)
+    assert descriptors() - before
     target.close()
     target.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert descriptors() - before == set()
     with pytest.raises(MemoryAccessError):
         target.memory.read(0x100000, 8)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from virtintrospect_kvm.process import QemuProcess
 
+from tests.descriptors import descriptors
 from virtintrospect.errors import TargetGoneError
 
 _WAIT = "import sys; print(flush=True); sys.stdin.read()"
@@ -75,9 +76,9 @@ def test_reused_pid() -> None:
 
 
 def test_no_process() -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     process = pretender("x")
     end(process)
     with pytest.raises(TargetGoneError):
         QemuProcess(process.pid, "x", "gone")
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() - before == set()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.descriptors import descriptors
 from virtintrospect.errors import (
     AccessDeniedError,
     FaultError,
@@ -136,12 +137,12 @@ BROKEN = {
 
 @pytest.mark.parametrize(("content", "offset"), BROKEN.values(), ids=BROKEN)
 def test_broken_elf(tmp_path: Path, content: bytes, offset: int | None) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     with pytest.raises(ImageFormatError) as caught:
         open_image(write(tmp_path, content))
     if offset is not None:
         assert caught.value.offset == offset
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() - before == set()
 
 
 @settings(
