@@ -1,27 +1,31 @@
 """ELF cores of whole guests, as ``virsh dump --memory-only`` writes them (QEMU's dump/dump.c).
 
-Parsed by hand: it is two structures, and pyelftools costs 30 ms to import and believes what
-the file says of itself. QEMU's files are odd: e_ehsize is 8, LOAD offsets are not aligned to
-pages, a 32-bit PAE guest gives ELF64 with EM_386, and from 65,535 segments on their count is
-in the first section header (PN_XNUM, elf(5)).
+pyelftools knows the structures; what they say is checked here, since a file may lie, before
+anything is read or allocated by it. QEMU's files are odd: e_ehsize is 8, LOAD offsets are not
+aligned to pages, a 32-bit PAE guest gives ELF64 with EM_386, and from 65,535 segments on their
+count is in the first section header (PN_XNUM, elf(5)).
 """
 
 from __future__ import annotations
 
+import io
 import os
-import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from elftools.common.exceptions import ELFError
+from elftools.common.utils import struct_parse
+from elftools.elf.elffile import ELFFile
 
 from virtintrospect.errors import ImageFormatError
 from virtintrospect.memory.file import FileImage, Part
 
-_ET_CORE = 4
-_MACHINES = {3: "i386", 62: "x86-64"}
-_PT_LOAD, _PT_NOTE = 1, 4
+_MACHINES = {"EM_386": "i386", "EM_X86_64": "x86-64"}
 _PN_XNUM = 0xFFFF
+#: Bytes of an ELF64 header, the larger one.
+_HEADER = 64
 
 #: More segments than any dump has: guests have tens, filtered dumps some ten thousands.
-_MOST_SEGMENTS = 1 << 20
+_MOST_SEGMENTS = 1 << 18
 #: Notes grow with the number of CPUs, by some 800 bytes each.
 _MOST_NOTE_BYTES = 16 << 20
 _MOST_NOTES = 1 << 16
@@ -37,21 +41,8 @@ class Note(NamedTuple):
     desc: bytes
 
 
-class _Class(NamedTuple):
-    """Sizes and formats of ELF32 or ELF64; header fields without e_ident."""
-
-    header: struct.Struct
-    segment: struct.Struct
-    #: Offset of sh_info in a section header.
-    section_info: int
-
-
-_ELF32 = _Class(struct.Struct("<HHIIIIIHHHHHH"), struct.Struct("<IIIIIIII"), 28)
-_ELF64 = _Class(struct.Struct("<HHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ"), 44)
-
-
 class _Segment(NamedTuple):
-    type: int
+    type: str | int
     offset: int
     paddr: int
     file_size: int
@@ -70,14 +61,14 @@ class ElfCore(FileImage):
     def __init__(self, path: str, descriptor: int, size: int) -> None:
         reader = _Reader(path, descriptor, size)
         segments = reader.segments()
-        loads = [s for s in segments if s.type == _PT_LOAD and s.memory_size]
+        loads = [s for s in segments if s.type == "PT_LOAD" and s.memory_size]
         if not loads:
             raise ImageFormatError(path, 0, "this ELF core holds no memory (no PT_LOAD)")
         super().__init__(path, descriptor, reader.parts(loads))
         #: Architecture of the guest as the file names it: ``x86-64`` or ``i386``.
         self.machine = reader.machine
         #: All notes of the file, in order.
-        self.notes: list[Note] = reader.notes([s for s in segments if s.type == _PT_NOTE])
+        self.notes: list[Note] = reader.notes([s for s in segments if s.type == "PT_NOTE"])
 
 
 class _Reader:
@@ -85,49 +76,53 @@ class _Reader:
 
     def __init__(self, path: str, descriptor: int, size: int) -> None:
         self._path = path
-        self._descriptor = descriptor
         self._size = size
-        ident = self._read(0, 16, "the ELF header")
-        if ident[4] not in (1, 2) or ident[5] != 1:
-            raise self._error(4, "ELF class or byte order is not supported (only little-endian)")
-        self._class = _ELF32 if ident[4] == 1 else _ELF64
-        layout = self._class.header
-        fields = layout.unpack(self._read(16, layout.size, "the ELF header"))
-        kind, machine, _, _, self._phoff, self._shoff, _, _, phentsize, self._phnum, *_ = fields
-        if kind != _ET_CORE:
+        self._stream = io.BufferedReader(io.FileIO(descriptor, closefd=False))
+        self._within(0, _HEADER, "the ELF header")
+        try:
+            elf = ELFFile(self._stream)
+        except ELFError as error:
+            raise self._error(4, f"no ELF file: {error}") from error
+        if not elf.little_endian:
+            raise self._error(4, "big-endian ELF files are not supported")
+        self._header, self._structs = elf.header, elf.structs
+        if self._header.e_type != "ET_CORE":
             raise self._error(
                 16,
-                f"no memory image: an ELF file of type {kind}, not a core (4)",
+                f"no memory image: an ELF file of type {self._header.e_type}, not a core",
                 "`virsh dump --memory-only DOMAIN FILE` makes one",
             )
-        if machine not in _MACHINES:
+        if self._header.e_machine not in _MACHINES:
             raise self._error(
                 18,
-                f"an ELF core of machine {machine}: not supported yet",
+                f"an ELF core of machine {self._header.e_machine}: not supported yet",
                 "x86-64 and i386 guests can be read",
             )
-        if phentsize != self._class.segment.size:
-            raise self._error(16, f"program headers of {phentsize} bytes make no sense")
-        self.machine = _MACHINES[machine]
+        if self._header.e_phentsize != self._structs.Elf_Phdr.sizeof():
+            raise self._error(
+                16, f"program headers of {self._header.e_phentsize} bytes make no sense"
+            )
+        self.machine = _MACHINES[self._header.e_machine]
 
     def segments(self) -> list[_Segment]:
         """All program headers."""
-        count = self._phnum
+        count, table = self._header.e_phnum, self._header.e_phoff
         if count == _PN_XNUM:
-            at = self._shoff + self._class.section_info
-            count = int.from_bytes(self._read(at, 4, "the number of segments"), "little")
-        layout = self._class.segment
+            section = self._parse(
+                self._structs.Elf_Shdr, self._header.e_shoff, "the number of segments"
+            )
+            count = section.sh_info
         if count > _MOST_SEGMENTS:
-            raise self._error(self._phoff, f"{count} segments make no sense")
-        table = self._read(self._phoff, count * layout.size, "the program headers")
+            raise self._error(table, f"{count} segments make no sense")
+        layout = self._structs.Elf_Phdr
+        self._within(table, count * layout.sizeof(), "the table of program headers")
         found = []
-        for index, fields in enumerate(layout.iter_unpack(table)):
-            if layout is _ELF64.segment:
-                kind, _, offset, _, paddr, file_size, memory_size, _ = fields
-            else:
-                kind, offset, _, paddr, file_size, memory_size, _, _ = fields
-            at = self._phoff + index * layout.size
-            found.append(_Segment(kind, offset, paddr, file_size, memory_size, at))
+        for at in range(table, table + count * layout.sizeof(), layout.sizeof()):
+            entry = self._parse(layout, at, "a program header")
+            found.append(
+                _Segment(entry.p_type, entry.p_offset, entry.p_paddr, entry.p_filesz,
+                         entry.p_memsz, at)
+            )  # fmt: skip
         return found
 
     def parts(self, loads: list[_Segment]) -> list[Part]:
@@ -156,28 +151,45 @@ class _Reader:
         return parts
 
     def notes(self, segments: list[_Segment]) -> list[Note]:
-        """The notes of the PT_NOTE segments."""
+        """The notes of the PT_NOTE segments.
+
+        pyelftools' own ``iter_notes`` also decodes what is in them, by counts that the file
+        chooses.
+        """
         found: list[Note] = []
+        layout = self._structs.Elf_Nhdr
         for segment in segments:
             if segment.file_size > _MOST_NOTE_BYTES:
                 raise self._error(segment.header_at, f"notes of {segment.file_size:#x} bytes")
-            data = self._read(segment.offset, segment.file_size, "the notes")
-            at = 0
-            while at + 12 <= len(data) and len(found) < _MOST_NOTES:
-                name_size, desc_size, kind = struct.unpack_from("<III", data, at)
-                desc_at = at + 12 + -(-name_size // 4) * 4
-                if desc_at + desc_size > len(data):
-                    raise self._error(segment.offset + at, "a note reaches beyond its segment")
-                name = data[at + 12 : at + 12 + name_size].rstrip(b"\0").decode("ascii", "replace")
-                found.append(Note(name, kind, data[desc_at : desc_at + desc_size]))
-                at = desc_at + -(-desc_size // 4) * 4
+            at, end = segment.offset, segment.offset + segment.file_size
+            self._within(at, segment.file_size, "the notes")
+            while at + layout.sizeof() <= end and len(found) < _MOST_NOTES:
+                entry = self._parse(layout, at, "a note")
+                name_at = at + layout.sizeof()
+                desc_at = name_at + -(-entry.n_namesz // 4) * 4
+                if desc_at + entry.n_descsz > end:
+                    raise self._error(at, "a note reaches beyond its segment")
+                name = self._read(name_at, entry.n_namesz).rstrip(b"\0").decode("ascii", "replace")
+                # The enumerations of types are those of other systems' notes.
+                kind = int.from_bytes(self._read(at + 8, 4), "little")
+                found.append(Note(name, kind, self._read(desc_at, entry.n_descsz)))
+                at = desc_at + -(-entry.n_descsz // 4) * 4
         return found
 
-    def _read(self, offset: int, size: int, what: str) -> bytes:
-        """Bytes of the file; checked against its length before anything is allocated."""
+    def _parse(self, layout: Any, offset: int, what: str) -> Any:
+        self._within(offset, layout.sizeof(), what)
+        try:
+            return struct_parse(layout, self._stream, offset)
+        except ELFError as error:
+            raise self._error(offset, f"{what} cannot be read: {error}") from error
+
+    def _within(self, offset: int, size: int, what: str) -> None:
+        """Check a range against the file's length before anything is done with it."""
         if offset + size > self._size:
             raise self._error(self._size, f"truncated: {what} would be at {offset:#x}")
-        data = os.pread(self._descriptor, size, offset)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._stream.fileno(), size, offset)
         if len(data) != size:
             raise self._error(offset + len(data), "the file was cut short while in use")
         return data

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from virtintrospect.errors import AccessDeniedError, ImageFormatError, NoSuchTargetError
 from virtintrospect.memory.base import PhysicalMemory
-from virtintrospect.memory.elfcore import ElfCore
 from virtintrospect.memory.raw import open_raw
 
 _UNPACK = "unpack it first"
@@ -63,6 +62,8 @@ def _identify(descriptor: int, shown: str) -> PhysicalMemory:
         raise ImageFormatError(shown, 0, "no memory image: the file is empty", hint=_DUMP)
     start = os.pread(descriptor, 16, 0)
     if start.startswith(b"\x7fELF"):
+        from virtintrospect.memory.elfcore import ElfCore
+
         return ElfCore(shown, descriptor, status.st_size)
     for magic, what, hint in _FOREIGN:
         if start.startswith(magic):
