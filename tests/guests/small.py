@@ -20,7 +20,7 @@ from virtintrospect.domain import Domain
 from .lab import libvirtd
 from .lab.initramfs import Archive, busybox, store
 from .lab.kernels import kernel
-from .lab.paths import runtime
+from .lab.paths import copied, runtime
 
 PATTERN = b"VIRTINTROSPECT_PATTERN=" + b"0123456789abcdef" * 16
 URI = "qemu:///system"
@@ -128,13 +128,15 @@ def small_guest(
     archive.node("dev/console", 5, 1)  # before devtmpfs is mounted
     archive.program("bin/busybox", busybox())
     archive.add("init", _INIT.encode(), 0o100755)
+    image = kernel("6.1").vmlinuz
     handle = None
     try:
         handle = connection.createXML(f"""
 <domain type='qemu'><name>{name}</name>{maximum}<memory unit='MiB'>{mib}</memory>
 {BACKINGS[backing]}<vcpu>1</vcpu>
-<os><type arch='x86_64' machine='{machine}'>hvm</type><kernel>{kernel("6.1").vmlinuz}</kernel>
-<initrd>{store("small", archive.finish())}</initrd><cmdline>console=ttyS0 quiet</cmdline></os>
+<os><type arch='x86_64' machine='{machine}'>hvm</type><kernel>{copied(image, name)}</kernel>
+<initrd>{copied(store("small", archive.finish()), name)}</initrd>
+<cmdline>console=ttyS0 quiet</cmdline></os>
 <features><acpi/></features><cpu mode='maximum'>{cpu}</cpu>
 <devices><controller type='usb' model='none'/><memballoon model='none'/>
 <serial type='file'><source path='{folder}/console.log'/></serial></devices></domain>""")

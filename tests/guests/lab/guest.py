@@ -13,7 +13,7 @@ from .channel import Answer, Channel, GuestError
 from .domain import CHANNEL, PREFIX, Config, destroy, domain_xml, me
 from .initramfs import initramfs
 from .kernels import kernel
-from .paths import runtime
+from .paths import copied, runtime
 
 __all__ = ["Answer", "Guest", "GuestError"]
 
@@ -56,8 +56,8 @@ class Guest(Channel):
             domain_xml(
                 config,
                 self.name,
-                kernel=image.vmlinuz if image else None,
-                initrd=initramfs(image) if image else None,
+                kernel=copied(image.vmlinuz, name) if image else None,
+                initrd=copied(initramfs(image), name) if image else None,
                 log=self.console,
                 owner=f"{PREFIX}kept" if kept else me(),
             )

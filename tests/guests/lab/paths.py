@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def runtime(name: str) -> Path:
     """A directory for the files of one running guest."""
     path = cache() / "run" / name
     path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def copied(source: Path, name: str) -> Path:
+    """A guest's own copy of a file, gone with its folder.
+
+    libvirt changes owner and extended attributes of what a guest opens, and counts its users
+    there: guests that share a kernel get in each other's way when one ends badly.
+    """
+    path = runtime(name) / source.name
+    shutil.copyfile(source, path)
     return path
 
 
