@@ -27,6 +27,7 @@ from virtintrospect.symbols.store import Store
 from . import compare
 from .lab.domain import Config
 from .lab.guest import Guest
+from .lab.images import write_avml, write_kdump, write_lime
 
 PROGRAM = str(Path(sys.executable).with_name("virt-introspect"))
 
@@ -119,23 +120,33 @@ def test_destroyed_guest_is_told(boot: Callable[[Config], Guest]) -> None:
 # -- images ---------------------------------------------------------------------------------
 
 
+#: The first three are QEMU's own work; the others are written by ``lab/images.py`` from them.
+IMAGES = ("core", "kdump", "raw", "lime", "avml", "kdump-lzo", "kdump-snappy", "kdump-zstd")
+
+
 @pytest.fixture(scope="module")
 def images(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A paused guest's truth, its live tables, and its memory in two formats."""
+    """A paused guest's truth, its live tables, and its memory in every format."""
     guest = lab.guest(Config("6.12", cmdline="lab.sleepers=7"))
     folder = tmp_path_factory.mktemp("images")
     before = guest.snapshot()
     guest.domain.suspend()
     with open_session(guest.name) as session:
         live = session.guest.processes()
-    core, raw = folder / "guest.core", folder / "guest.raw"
-    guest.domain.coreDumpWithFormat(str(core), 0, 0x10)  # VIR_DUMP_MEMORY_ONLY
-    _copy_ram(guest.pid, raw)
+    files = {kind: folder / kind for kind in IMAGES}
+    guest.domain.coreDumpWithFormat(str(files["core"]), 0, 0x10)  # VIR_DUMP_MEMORY_ONLY
+    guest.domain.coreDumpWithFormat(str(files["kdump"]), 1, 0x10)  # zlib, flattened
+    _copy_ram(guest.pid, files["raw"])
     guest.domain.resume()
     after = guest.snapshot()
-    yield {"core": core, "raw": raw, "before": before, "after": after, "live": live}
-    core.unlink()
-    raw.unlink()
+    with open_image(files["core"]) as memory:
+        write_lime(memory, files["lime"])
+        write_avml(memory, files["avml"])
+        for codec in ("lzo", "snappy", "zstd"):
+            write_kdump(memory, files[f"kdump-{codec}"], codec)
+    yield {"before": before, "after": after, "live": live, **files}
+    for file in files.values():
+        file.unlink()
 
 
 def _copy_ram(pid: int, path: Path) -> None:
@@ -148,7 +159,7 @@ def _copy_ram(pid: int, path: Path) -> None:
     raise AssertionError("the guest has no memfd")
 
 
-@pytest.mark.parametrize("kind", ["core", "raw"])
+@pytest.mark.parametrize("kind", IMAGES)
 def test_image_gives_what_the_live_guest_gave(images: dict[str, Any], kind: str) -> None:
     with open_session(str(images[kind])) as session:
         guest = session.guest
@@ -160,7 +171,7 @@ def test_image_gives_what_the_live_guest_gave(images: dict[str, Any], kind: str)
         assert guest.take_problems() == []
 
 
-@pytest.mark.parametrize("kind", ["core", "raw"])
+@pytest.mark.parametrize("kind", IMAGES)
 def test_commands_on_an_image(images: dict[str, Any], kind: str) -> None:
     path = str(images[kind])
     assert len(as_json("ps", path)) == len(images["live"])

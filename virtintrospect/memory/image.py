@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from virtintrospect.errors import AccessDeniedError, ImageFormatError, NoSuchTargetError
@@ -22,16 +23,55 @@ _FOREIGN = (
     (b"BZh", "compressed with bzip2", f"{_UNPACK}: bzip2 -d"),
     (b"\x89LZO\0\r\n\x1a\n", "compressed with lzop", f"{_UNPACK}: lzop -d"),
     (b"QFI\xfb", "a qcow2 disk, which holds no memory that can be read", _DUMP),
-    (b"KDUMP   ", "a kdump-compressed dump: not supported yet", _DUMP),
-    (b"DISKDUMP", "a diskdump: not supported yet", _DUMP),
-    (b"makedumpfile\0", "a flattened makedumpfile dump: not supported yet", _DUMP),
-    (b"EMiL", "a LiME image: not supported yet", "take it again with LiME's format=padded (raw)"),
-    (b"AVML", "an AVML image: not supported yet", "avml-convert --format raw turns it into raw"),
     (b"QEVM", "a QEMU migration stream: not supported yet", _DUMP),
     (b"LibvirtQemud", "a domain saved by libvirt: not supported yet", "restore and dump it"),
     (b"PAGEDU", "a Windows crash dump: not supported yet", _DUMP),
     (b"\x7fVirtualBox", "a VirtualBox saved state: not supported", _DUMP),
 )  # fmt: skip
+
+
+def _elf(path: str, descriptor: int, size: int) -> PhysicalMemory:
+    from virtintrospect.memory.elfcore import ElfCore
+
+    return ElfCore(path, descriptor, size)
+
+
+def _kdump(path: str, descriptor: int, size: int) -> PhysicalMemory:
+    from virtintrospect.memory.kdump import SIGNATURES, KdumpImage
+    from virtintrospect.memory.source import open_source
+
+    source = open_source(path, descriptor, size)
+    if source.read(0, 8, "the signature") not in SIGNATURES:
+        raise ImageFormatError(
+            path, 0, "a flattened dump that is no kdump", hint="makedumpfile -R makes it plain"
+        )
+    return KdumpImage(source)
+
+
+def _lime(path: str, descriptor: int, size: int) -> PhysicalMemory:
+    from virtintrospect.memory.lime import open_lime
+    from virtintrospect.memory.source import Source
+
+    return open_lime(Source(path, descriptor, size), descriptor)
+
+
+def _avml(path: str, descriptor: int, size: int) -> PhysicalMemory:
+    from virtintrospect.memory.avml import AvmlImage
+    from virtintrospect.memory.source import Source
+
+    return AvmlImage(Source(path, descriptor, size))
+
+
+#: First bytes of each format that can be read, and what opens it: (path for messages,
+#: descriptor, size). Raw memory has no mark: it is what remains.
+_FORMATS: tuple[tuple[bytes, Callable[[str, int, int], PhysicalMemory]], ...] = (
+    (b"\x7fELF", _elf),
+    (b"KDUMP   ", _kdump),
+    (b"DISKDUMP", _kdump),
+    (b"makedumpfile\0", _kdump),
+    (b"EMiL", _lime),
+    (b"AVML", _avml),
+)
 
 
 def open_image(path: str | Path) -> PhysicalMemory:
@@ -61,10 +101,9 @@ def _identify(descriptor: int, shown: str) -> PhysicalMemory:
     if not status.st_size:
         raise ImageFormatError(shown, 0, "no memory image: the file is empty", hint=_DUMP)
     start = os.pread(descriptor, 16, 0)
-    if start.startswith(b"\x7fELF"):
-        from virtintrospect.memory.elfcore import ElfCore
-
-        return ElfCore(shown, descriptor, status.st_size)
+    for magic, open_format in _FORMATS:
+        if start.startswith(magic):
+            return open_format(shown, descriptor, status.st_size)
     for magic, what, hint in _FOREIGN:
         if start.startswith(magic):
             raise ImageFormatError(shown, 0, what, hint=hint)

@@ -194,8 +194,7 @@ def test_cut_short_while_open(tmp_path: Path) -> None:
     ("start", "word"),
     [
         (b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"QFI\xfb", "qcow2"), (b"KDUMP   ", "kdump"), (b"makedumpfile\0\0\0\0", "makedumpfile"),
-        (b"EMiL\x01\0\0\0", "LiME"), (b"AVML", "AVML"), (b"QEVM", "migration"),
+        (b"QFI\xfb", "qcow2"), (b"QEVM", "migration"),
         (b"LibvirtQemudSave", "libvirt"),
     ],
 )  # fmt: skip
