@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from virtintrospect_kvm.layout import FOUR_GIB
+from virtintrospect.memory.pc import FOUR_GIB
 from virtintrospect_kvm.maps import Mapping
 from virtintrospect_kvm.options import CommandLine
 

@@ -25,13 +25,10 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from virtintrospect.errors import EncryptedMemoryError, MemoryAccessError
+from virtintrospect.memory.pc import FOUR_GIB, low_memory, ranges
 from virtintrospect_kvm.options import CommandLine, Options, parse_size
 
 GIB = 1 << 30
-FOUR_GIB = 4 * GIB
-
-#: VGA's window, where RAM lies hidden: no memory for the guest, except SMRAM in SMM.
-VGA_START, VGA_END = 0xA0000, 0xC0000
 
 #: AMD's HyperTransport range (AMD_HT_START, AMD_ABOVE_1TB_START in hw/i386/pc.c).
 HYPERTRANSPORT_START, HYPERTRANSPORT_END = 0xFD_0000_0000, 0x100_0000_0000
@@ -117,13 +114,8 @@ def layout_of(arguments: list[str], xml: str = "") -> Layout:
     low = split(machine, ram_size)
     high_start = _above_4g_start(line, machine, ram_size, low, most)
     pieces = []
-    for start, end, offset in (
-        (0, min(VGA_START, low), 0),
-        (VGA_END, low, VGA_END),
-        (high_start, high_start + ram_size - low, low),
-    ):
-        if end > start:
-            pieces += _place(blocks, start, end, offset)
+    for start, end, offset in ranges(ram_size, low, high_start):
+        pieces += _place(blocks, start, end, offset)
     devices, unplaced = _memory_devices(line, root)
     for block, address in devices:
         pieces.append(Piece(address, address + block.size, len(blocks), 0))
@@ -141,21 +133,13 @@ def split(machine: Options, ram_size: int) -> int:
     :raises MemoryAccessError: the machine type is not known.
     """
     kind = machine.get("type", "")
-    limit = parse_size(machine.get("max-ram-below-4g", "0"))
-    if "q35" in kind:
-        low = 0x80000000 if ram_size >= 0xB0000000 else 0xB0000000
-        low = min(low, limit or FOUR_GIB)
-    elif "i440fx" in kind or kind == "pc" or kind.startswith("pc-"):
-        low = limit or 0xE0000000
-        aligned = re.fullmatch(r"pc(-i440fx)?-[01]\.[0-7](\..*)?", kind) is None
-        if ram_size >= low and aligned:
-            low = min(low, 0xC0000000)
-    else:
+    low = low_memory(kind, ram_size, parse_size(machine.get("max-ram-below-4g", "0")))
+    if low is None:
         raise MemoryAccessError(
             f"QEMU machine {kind or '(none)'!r}: its memory map is not known",
             hint="q35 and pc are; for others use an image made by `virsh dump --memory-only`",
         )
-    return min(low, ram_size)
+    return low
 
 
 def _parse_xml(xml: str) -> ElementTree.Element:

@@ -120,8 +120,11 @@ def test_destroyed_guest_is_told(boot: Callable[[Config], Guest]) -> None:
 # -- images ---------------------------------------------------------------------------------
 
 
-#: The first three are QEMU's own work; the others are written by ``lab/images.py`` from them.
-IMAGES = ("core", "kdump", "raw", "lime", "avml", "kdump-lzo", "kdump-snappy", "kdump-zstd")
+#: The first five are QEMU's and libvirt's own work; the others are written by ``lab/images.py``.
+IMAGES = (
+    "core", "kdump", "raw", "saved", "stream",
+    "lime", "avml", "kdump-lzo", "kdump-snappy", "kdump-zstd",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +140,11 @@ def images(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
     guest.domain.coreDumpWithFormat(str(files["core"]), 0, 0x10)  # VIR_DUMP_MEMORY_ONLY
     guest.domain.coreDumpWithFormat(str(files["kdump"]), 1, 0x10)  # zlib, flattened
     _copy_ram(guest.pid, files["raw"])
+    guest.domain.save(str(files["saved"]))
+    guest.restore(files["saved"])
     guest.domain.resume()
+    saved = files["saved"].read_bytes()
+    files["stream"].write_bytes(saved[saved.index(b"QEVM") :])
     after = guest.snapshot()
     with open_image(files["core"]) as memory:
         write_lime(memory, files["lime"])

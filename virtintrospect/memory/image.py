@@ -23,8 +23,6 @@ _FOREIGN = (
     (b"BZh", "compressed with bzip2", f"{_UNPACK}: bzip2 -d"),
     (b"\x89LZO\0\r\n\x1a\n", "compressed with lzop", f"{_UNPACK}: lzop -d"),
     (b"QFI\xfb", "a qcow2 disk, which holds no memory that can be read", _DUMP),
-    (b"QEVM", "a QEMU migration stream: not supported yet", _DUMP),
-    (b"LibvirtQemud", "a domain saved by libvirt: not supported yet", "restore and dump it"),
     (b"PAGEDU", "a Windows crash dump: not supported yet", _DUMP),
     (b"\x7fVirtualBox", "a VirtualBox saved state: not supported", _DUMP),
 )  # fmt: skip
@@ -62,6 +60,20 @@ def _avml(path: str, descriptor: int, size: int) -> PhysicalMemory:
     return AvmlImage(Source(path, descriptor, size))
 
 
+def _stream(path: str, descriptor: int, size: int) -> PhysicalMemory:
+    from virtintrospect.memory.qemustream import StreamImage
+    from virtintrospect.memory.source import Source
+
+    return StreamImage(Source(path, descriptor, size))
+
+
+def _saved(path: str, descriptor: int, size: int) -> PhysicalMemory:
+    from virtintrospect.memory.qemustream import open_saved
+    from virtintrospect.memory.source import Source
+
+    return open_saved(Source(path, descriptor, size))
+
+
 #: First bytes of each format that can be read, and what opens it: (path for messages,
 #: descriptor, size). Raw memory has no mark: it is what remains.
 _FORMATS: tuple[tuple[bytes, Callable[[str, int, int], PhysicalMemory]], ...] = (
@@ -71,6 +83,8 @@ _FORMATS: tuple[tuple[bytes, Callable[[str, int, int], PhysicalMemory]], ...] = 
     (b"makedumpfile\0", _kdump),
     (b"EMiL", _lime),
     (b"AVML", _avml),
+    (b"QEVM", _stream),
+    (b"LibvirtQemud", _saved),
 )
 
 

@@ -91,6 +91,12 @@ class Guest(Channel):
         self.disconnect()  # after a reboot it may hold half an answer
         super().wait_ready(timeout)
 
+    def restore(self, path: Path) -> None:
+        """Bring the guest back that ``virsh save`` put into a file, in the state it had then."""
+        self.disconnect()
+        self._connection.restore(str(path))
+        self.domain = self._connection.lookupByName(self.name)
+
     def destroy(self) -> None:
         """End the guest and remove what it left; doing so twice is harmless."""
         if self._connection is None:

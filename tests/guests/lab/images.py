@@ -90,3 +90,35 @@ def _codec(name: str) -> tuple[Callable[[bytes], bytes], int]:
     if name == "snappy":
         return lambda data: bytes(snappy.compress_raw(data)), 0x04
     return lambda data: bytes(zstd.compress(data)), 0x20
+
+
+def write_stream(memory: PhysicalMemory, path: Path, *, saved: bool = False) -> None:
+    """A QEMU migration stream (version 3) of RAM below VGA's window; ``saved``: as by virsh."""
+    size = memory.end
+
+    def text(value: bytes) -> bytes:
+        return bytes([len(value)]) + value
+
+    machine = b"pc-q35-7.2"
+    out = bytearray(struct.pack(">4sIBI", b"QEVM", 3, 7, len(machine)) + machine)
+    out += b"\x05" + text(b"configuration/target-page-bits") + struct.pack(">II", 1, 12)
+    out += struct.pack(">BI", 1, 2) + text(b"ram") + struct.pack(">II", 0, 4)
+    out += struct.pack(">Q", size + _PAGE | 0x04)
+    for name, length in ((b"pc.ram", size), (b"vga.vram", _PAGE)):
+        out += text(name) + struct.pack(">Q", length)
+    out += struct.pack(">Q", 0x10) + struct.pack(">BI", 0x7E, 2)
+    out += struct.pack(">BI", 2, 2)
+    # A page of another block, and a first version of page 1 that is sent again below.
+    out += struct.pack(">Q", 0x02) + text(b"vga.vram") + b"\0"
+    out += struct.pack(">Q", _PAGE | 0x08) + text(b"pc.ram") + b"old." * (_PAGE // 4)
+    for address in range(0, size, _PAGE):
+        data = memory.read(address, _PAGE)
+        if data == data[:1] * _PAGE:
+            out += struct.pack(">Q", address | 0x02 | 0x20) + data[:1]
+        else:
+            out += struct.pack(">Q", address | 0x08 | 0x20) + data
+    out += struct.pack(">Q", 0x10) + struct.pack(">BI", 0x7E, 2)
+    out += struct.pack(">BIQ", 3, 2, 0x10) + struct.pack(">BI", 0x7E, 2) + b"\x04devices"
+    xml = b"<domain/>\0"
+    header = struct.pack("<16sIIII", b"LibvirtQemudSave", 2, len(xml), 1, 0).ljust(92, b"\0")
+    path.write_bytes((header + xml if saved else b"") + out)

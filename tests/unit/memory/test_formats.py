@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.descriptors import descriptors
-from tests.guests.lab.images import write_avml, write_kdump, write_lime
+from tests.guests.lab.images import write_avml, write_kdump, write_lime, write_stream
 from virtintrospect.errors import FaultError, ImageFormatError, VirtIntrospectError
 from virtintrospect.memory import PhysicalMemory, Region
 from virtintrospect.memory.image import open_image
@@ -22,13 +22,15 @@ PAGE = 4096
 
 
 class Sample(PhysicalMemory):
-    """Two ranges: pages of zeros, of text, and of noise that no codec makes smaller."""
+    """Pages of zeros, of one letter, of text, and of noise that no codec makes smaller."""
 
-    def __init__(self) -> None:
-        self.regions = (Region(0, 24 * PAGE), Region(64 * PAGE, 104 * PAGE))
+    def __init__(self, *regions: Region) -> None:
+        self.regions = regions or (Region(0, 24 * PAGE), Region(64 * PAGE, 104 * PAGE))
         noise = random.Random(1)  # the same bytes at each run
         self._pages = {
-            number: [bytes(PAGE), b"text%4d" % number * 512, noise.randbytes(PAGE)][number % 3]
+            number: (bytes(PAGE), b"text%4d" % number * 512, noise.randbytes(PAGE), b"x" * PAGE)[
+                number % 4
+            ]
             for number in range(104)
         }
 
@@ -58,17 +60,26 @@ def _kdump(codec: str) -> Callable[[PhysicalMemory, Path], None]:
     return lambda memory, path: write_kdump(memory, path, codec)
 
 
+#: What QEMU's stream can hold: RAM is in one piece.
+ONE_PIECE = Region(0, 104 * PAGE)
+
 WRITERS: dict[str, Callable[[PhysicalMemory, Path], None]] = {
     "lime": write_lime,
     "avml": write_avml,
     "flattened": _flattened,
+    "stream": write_stream,
+    "saved": lambda memory, path: write_stream(memory, path, saved=True),
     **{f"kdump-{codec}": _kdump(codec) for codec in ("zlib", "lzo", "snappy", "zstd")},
 }
 
 
+def sample_for(kind: str) -> Sample:
+    return Sample(ONE_PIECE) if kind in ("stream", "saved") else Sample()
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_same_memory_in_every_format(tmp_path: Path, kind: str) -> None:
-    sample = Sample()
+    sample = sample_for(kind)
     WRITERS[kind](sample, tmp_path / "image")
     before = descriptors()
     with open_image(tmp_path / "image") as image:
@@ -78,10 +89,10 @@ def test_same_memory_in_every_format(tmp_path: Path, kind: str) -> None:
         addresses = [70 * PAGE + 5, 3 * PAGE, 0, 65 * PAGE - 4]
         assert image.gather(addresses, 8) == sample.gather(addresses, 8)
         faults: list[int] = []
-        assert image.gather([30 * PAGE, 8], 8, faults) == bytes(8) + sample.read(8, 8)
+        assert image.gather([104 * PAGE, 8], 8, faults) == bytes(8) + sample.read(8, 8)
         assert faults == [0]
         with pytest.raises(FaultError):
-            image.read(23 * PAGE, 2 * PAGE)
+            image.read(103 * PAGE, 2 * PAGE)
         there = {page for r in image.resident() for page in range(r.start, r.end, PAGE)}
         assert all(
             page in there or not any(sample.read(page, PAGE))
@@ -97,8 +108,10 @@ def test_same_memory_in_every_format(tmp_path: Path, kind: str) -> None:
 def test_truncated_anywhere(tmp_path: Path, kind: str) -> None:
     """An error with an offset when it is opened, or at the read that needs what is gone."""
     path = tmp_path / "image"
-    WRITERS[kind](Sample(), path)
+    WRITERS[kind](sample_for(kind), path)
     whole = path.read_bytes()
+    if kind in ("stream", "saved"):
+        whole = whole[: whole.rindex(b"devices") - 15]  # what is behind RAM may be missing
     for cut in range(16, len(whole), max(1, len(whole) // 97)):
         path.write_bytes(whole[:cut])
         with pytest.raises(ImageFormatError):
@@ -121,7 +134,7 @@ def test_any_damage_is_survived(tmp_path: Path, kind: str, data: st.DataObject) 
     """Bytes of headers and tables changed at random: an error of ours, or some memory."""
     whole = tmp_path / "whole"
     if not whole.exists():
-        WRITERS[kind](Sample(), whole)
+        WRITERS[kind](sample_for(kind), whole)
     content = bytearray(whole.read_bytes())
     # Structures are in front and between the data; headers deserve most of it.
     ends = st.sampled_from([64, 512, 2 * PAGE, 6 * PAGE, len(content) - 1])
