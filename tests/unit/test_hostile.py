@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.unit.built import BASE, SIZE, built_guest
 from tests.unit.images import BuiltMemory
 from tests.unit.symbols.btf_blob import FUNC_PROTO, PTR, STRUCT, Blob
 from virtintrospect.arch import X86_64_4LEVEL
@@ -14,16 +15,10 @@ from virtintrospect.errors import CorruptDataError, TypeNotFoundError, VirtIntro
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.lists import walk_list
-from virtintrospect.guests.linux.locate import KernelMapping
 from virtintrospect.guests.linux.printk import records
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.btf import Btf
-from virtintrospect.symbols.index import build_index
 from virtintrospect.symbols.layout import Layout
-from virtintrospect.symbols.table import Symbols, SymbolTable
-
-BASE = 0xFFFF_8880_0000_0000
-SIZE = 4 << 20
 
 
 def space(memory: BuiltMemory) -> AddressSpace:
@@ -166,31 +161,10 @@ def old_guest(memory: BuiltMemory, first: int = 0, following: int = LOG_SIZE) ->
     addresses = {
         "linux_banner": BASE, "log_buf": BASE + 8, "log_buf_len": BASE + 16,
         "log_first_idx": BASE + 24, "log_next_idx": BASE + 32, "log_first_seq": BASE + 40,
-        "swapper_pg_dir": BASE + 0x2000, "page_offset_base": BASE + 48,
+        "page_offset_base": BASE + 48,
     }  # fmt: skip
     memory.write_u64(8, BASE + LOG, LOG_SIZE, first, following, 7, BASE)
-    names = sorted(addresses, key=lambda name: addresses[name])
-    blob, offsets = b"", []
-    for name in names:
-        offsets.append(len(blob) + 2)
-        blob += b"\0d" + name.encode()
-    table = SymbolTable(
-        names=memoryview(blob),
-        offsets=memoryview(struct.pack(f"={len(names) + 1}I", *offsets, len(blob) + 2)),
-        addresses=memoryview(struct.pack(f"={len(names)}Q", *(addresses[n] for n in names))),
-        index=memoryview(build_index(name.encode() for name in names)),
-        first_relative=0,
-        end_relative=0,
-    )
-    image = LinearRange(BASE, BASE + SIZE, 0)
-    mapping = KernelMapping(X86_64_4LEVEL, 0x2000, image, "hand")
-    # One large page of the kernel's own tables maps the image: PGD, PUD, PMD.
-    memory.write_u64(0x2000 + 8 * ((BASE >> 39) & 511), 0x3067)
-    memory.write_u64(0x3000 + 8 * ((BASE >> 30) & 511), 0x4067)
-    for page in (0, 1):
-        memory.write_u64(0x4000 + 8 * (((BASE >> 21) & 511) + page), page << 21 | 0xE7)
-    types = Btf.parse(Blob().build())
-    return LinuxGuest(memory, mapping, Symbols(table, BASE), types, b"", live=False)
+    return built_guest(memory, addresses, Btf.parse(Blob().build()))
 
 
 def put(memory: BuiltMemory, position: int, text: bytes, length: int = 0, claimed: int = 0) -> int:

@@ -36,6 +36,8 @@ def _command(table: Table) -> click.Command:
     function = common(function)
     for name, text in reversed(table.switches):
         function = click.option(f"--{name}", is_flag=True, help=text)(function)
+    for name, text in reversed(table.texts):
+        function = click.option(f"--{name}", metavar=name.upper(), help=text)(function)
     if table.by_pid:
         help_text = "Only this process."
         function = click.option("--pid", type=int, default=None, help=help_text)(function)

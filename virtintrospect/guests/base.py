@@ -11,6 +11,7 @@ from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
     from virtintrospect.model import (
+        ControlGroup,
         Counter,
         CpuTimes,
         EnvironmentVariable,
@@ -80,6 +81,14 @@ class Guest(abc.ABC):
         """How much time tasks lose for want of CPU, memory and I/O.
 
         :raises NotFoundError: the kernel does not measure it (built without, or switched off).
+        """
+
+    @abc.abstractmethod
+    def cgroups(self, path: bytes | str | None = None) -> list[ControlGroup]:
+        """Control groups of all hierarchies, their limits and what they use.
+
+        :param path: only this group and those below it, in any hierarchy.
+        :raises NoSuchTargetError: there is no group of that path.
         """
 
     @abc.abstractmethod

@@ -60,6 +60,9 @@ class Table(NamedTuple):
     #: Further options without a value that the method takes: name and help of each.
     switches: tuple[tuple[str, str], ...] = ()
 
+    #: Further options with a text as their value, ``None`` unless given: name and help of each.
+    texts: tuple[tuple[str, str], ...] = ()
+
     def column(self, name: str) -> Column | None:
         """The column of that name."""
         return next((column for column in self.columns if column.name == name), None)

@@ -331,6 +331,48 @@ VMSTAT = Table(
     examples=("vmstat web01", "vmstat web01 | grep pgmajfault"),
 )
 
+CGROUPS = Table(
+    "cgroups",
+    (
+        Column("path", wrap=True),
+        Column("hierarchy", brief=False),
+        Column("processes", _N),
+        Column("populated", Unit.FLAG, brief=False),
+        Column("frozen", Unit.FLAG, brief=False),
+        Column("memory_current", _B),
+        Column("memory_max", _B),
+        Column("memory_high", _B, brief=False),
+        Column("memory_low", _B, brief=False),
+        Column("memory_min", _B, brief=False),
+        Column("swap_current", _B, brief=False),
+        Column("swap_max", _B, brief=False),
+        Column("memory_events_high", _N, brief=False),
+        Column("memory_events_max", _N, brief=False),
+        Column("memory_events_oom", _N, brief=False),
+        Column("memory_events_oom_kill", _N, brief=False),
+        Column("usage_usec", _N),
+        Column("user_usec", _N, brief=False),
+        Column("system_usec", _N, brief=False),
+        Column("nr_periods", _N, brief=False),
+        Column("nr_throttled", _N, brief=False),
+        Column("throttled_usec", _N),
+        Column("cpu_weight", _N, brief=False),
+        Column("cpu_max", _N, brief=False),
+        Column("cpu_period", _N, brief=False),
+        Column("pids_current", _N),
+        Column("pids_max", _N, brief=False),
+        Column("address", _A, brief=False),
+    ),
+    source="cgroups",
+    help="List the control groups of TARGET: what they use of memory and CPU, and their limits.",
+    examples=(
+        "cgroups web01",
+        "cgroups web01 --path /system.slice",
+        "cgroups web01 -o json | jq '.[] | select(.memory_events_oom_kill > 0) | .path'",
+    ),
+    texts=(("path", "Only this group and those below it."),),
+)
+
 INTERFACES = Table(
     "interfaces",
     (
@@ -391,6 +433,7 @@ COMMANDS = (
     CPU,
     LOAD,
     VMSTAT,
+    CGROUPS,
     MAPS,
     FILES,
     MOUNTS,

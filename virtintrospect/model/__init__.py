@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import Counter, CpuTimes, Load, MemoryInfo, Pressure
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
     from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.process import Process
 
 __all__ = [
+    "ControlGroup",
     "Counter",
     "CpuTimes",
     "EnvironmentVariable",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "ControlGroup": "cgroups",
     "Problem": "problem",
     "SystemInfo": "kernel",
     "Module": "kernel",

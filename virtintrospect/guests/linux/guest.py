@@ -21,6 +21,7 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.tasks import Tasks
     from virtintrospect.model import (
+        ControlGroup,
         Counter,
         CpuTimes,
         EnvironmentVariable,
@@ -125,6 +126,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.psi import pressure
 
         return pressure(self)
+
+    def cgroups(self, path: bytes | str | None = None) -> list[ControlGroup]:
+        """Control groups: :mod:`~virtintrospect.guests.linux.cgroups`."""
+        from virtintrospect.guests.linux.cgroups import cgroups
+
+        return cgroups(self, path)
 
     def cpu(self) -> list[CpuTimes]:
         """CPU times: :mod:`~virtintrospect.guests.linux.cpu`."""
