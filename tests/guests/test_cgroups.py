@@ -186,6 +186,63 @@ def test_time_that_the_guest_has_not_added_up_yet(linux: LinuxGuest, loaded: Gue
     loaded.run(f"rm /tmp/cgidle; rmdir {where}/a {where}")
 
 
+def their_pressure(guest: Guest) -> dict[tuple[str, str, str], tuple[float, ...]]:
+    command = "cd /sys/fs/cgroup; find . -name '[cim]*.pressure' -exec grep -H . {} +"
+    found = {}
+    for line in guest.run(command, 60).decode("utf-8", "surrogateescape").splitlines():
+        name, _, text = line[1:].partition(":")
+        path, _, file = name.rpartition("/")
+        kind, *words = text.split(" ")
+        if file != "cgroup.pressure":
+            values = tuple(float(word.partition("=")[2]) for word in words)
+            found[path or "/", file.partition(".")[0], kind] = values
+    return found
+
+
+def test_pressure_of_each_group(linux: LinuxGuest, loaded: Guest) -> None:
+    """As test_pressure_is_that_of_the_guest in test_counters.py, for every group."""
+    for _ in range(ATTEMPTS):
+        before = their_pressure(loaded)
+        with paused(loaded):
+            rows = linux.pressure(cgroups=True)
+        after = their_pressure(loaded)
+        mine = {
+            ((r.cgroup or b"?").decode("utf-8", "surrogateescape"), r.resource, r.kind): (
+                r.avg10, r.avg60, r.avg300, r.total,
+            )
+            for r in rows
+        }  # fmt: skip
+        assert set(mine) == set(before)
+        bad = [
+            (key, before[key], values, after[key])
+            for key, values in mine.items()
+            if not all(
+                min(pair) <= value <= max(pair)
+                for value, *pair in zip(values, before[key], after[key], strict=True)
+            )
+        ]
+        if not bad:
+            break
+    assert bad == []
+    assert mine["/lab/busy", "cpu", "some"][0] > 1.0
+    assert mine["/lab/busy", "cpu", "some"][3] > mine["/lab/quiet", "cpu", "some"][3]
+    assert mine["/lab/tight", "memory", "some"][3] > 0
+    assert {row.cgroup for row in linux.pressure()} == {None}
+    assert linux.take_problems() == []
+
+
+def test_pressure_of_a_group_can_be_switched_off(linux: LinuxGuest, loaded: Guest) -> None:
+    file = "/sys/fs/cgroup/lab/quiet/cgroup.pressure"
+    if loaded.run(f"test -e {file}; echo $?").strip() != b"0":
+        assert loaded.config.kernel == "5.10"
+        return
+    loaded.run(f"echo 0 > {file}")
+    paths = {row.cgroup for row in linux.pressure(cgroups=True)}
+    loaded.run(f"echo 1 > {file}")
+    assert b"/lab/quiet" not in paths
+    assert b"/lab/quiet/deep" in paths
+
+
 @pytest.mark.usefixtures("loaded")
 def test_path_chooses_a_part_of_the_tree(linux: LinuxGuest) -> None:
     paths = [row.path for row in linux.cgroups("/lab/quiet/")]

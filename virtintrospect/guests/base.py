@@ -77,9 +77,10 @@ class Guest(abc.ABC):
         """The guest's own account of its memory, as /proc/meminfo has it."""
 
     @abc.abstractmethod
-    def pressure(self) -> list[Pressure]:
+    def pressure(self, *, cgroups: bool = False) -> list[Pressure]:
         """How much time tasks lose for want of CPU, memory and I/O.
 
+        :param cgroups: of each control group; the root group is the whole guest.
         :raises NotFoundError: the kernel does not measure it (built without, or switched off).
         """
 

@@ -276,6 +276,7 @@ MEMORY = Table(
 PRESSURE = Table(
     "pressure",
     (
+        Column("cgroup"),
         Column("resource"),
         Column("kind"),
         Column("avg10", _N),
@@ -285,7 +286,12 @@ PRESSURE = Table(
     ),
     source="pressure",
     help="Show what TARGET loses for want of CPU, memory and I/O: PSI, percent and microseconds.",
-    examples=("pressure web01", "-o json pressure web01 | jq '.[] | select(.avg10 > 5)'"),
+    examples=(
+        "pressure web01",
+        "pressure web01 --cgroups",
+        "-o json pressure web01 | jq '.[] | select(.avg10 > 5)'",
+    ),
+    switches=(("cgroups", "Of each control group."),),
 )
 
 CPU = Table(

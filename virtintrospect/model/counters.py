@@ -76,6 +76,8 @@ class MemoryInfo:
 class Pressure:
     """One row of ``pressure``: pressure stall information (PSI)."""
 
+    #: Path of the control group; ``None`` for the whole guest.
+    cgroup: bytes | None
     #: cpu, memory, io or irq.
     resource: str
     #: some: at least one task waited; full: all tasks did.
@@ -84,7 +86,7 @@ class Pressure:
     avg10: float
     avg60: float
     avg300: float
-    #: Microseconds since boot.
+    #: Microseconds since boot, or since the group was made.
     total: int
 
 

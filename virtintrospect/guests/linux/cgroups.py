@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.errors import NoSuchTargetError
 from virtintrospect.guests.linux import cgroupcpu
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.cgrouptree import Tree, below, controllers, in_order, trees
+from virtintrospect.guests.linux.cgrouptree import (
+    CSS_ONLINE,
+    Tree,
+    below,
+    controllers,
+    in_order,
+    trees,
+)
 from virtintrospect.guests.linux.chains import walk_chains
 from virtintrospect.guests.linux.counters import PAGE, number
 from virtintrospect.guests.linux.paths import PathReader
@@ -23,8 +30,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-#: CSS_ONLINE (include/linux/cgroup-defs.h): ``rmdir`` takes it away.
-_CSS_ONLINE = 1 << 1
 #: CGRP_FROZEN, bit 3 of ``cgroup.flags``: an enumerator without a name to ask for.
 _CGRP_FROZEN = 1 << 3
 #: PAGE_COUNTER_MAX: no limit of memory, in pages.
@@ -171,7 +176,7 @@ class _Hierarchy:
             row, address = self._groups[index], self._tree.groups[index]
             if row["css_flags"] is None or row["serial"] is None:
                 self._guest.note("unreadable cgroup", address)
-            elif not row["css_flags"] & _CSS_ONLINE:
+            elif not row["css_flags"] & CSS_ONLINE:
                 continue
             elif again and {name: row[name] for name in _IDENTITY} != again[index]:
                 self._guest.note("a cgroup was removed while it was read", address)

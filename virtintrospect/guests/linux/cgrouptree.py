@@ -17,6 +17,7 @@ from virtintrospect.guests.linux.paths import MAX_DEPTH
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.guests.linux.paths import PathReader
 
 #: Most groups of a guest that are followed: MEM_CGROUP_ID_MAX (include/linux/memcontrol.h).
 LIMIT = 1 << 16
@@ -28,6 +29,8 @@ _MAX_NAME = 64
 _MAX_CONTROLLERS = 32
 #: The hierarchy of cgroup v2; /proc/PID/cgroup shows it as ``0::``.
 UNIFIED = b"unified"
+#: CSS_ONLINE (include/linux/cgroup-defs.h): ``rmdir`` takes it away.
+CSS_ONLINE = 1 << 1
 _SUFFIX = "_cgrp_id"
 #: Controllers that have another name in v1 (``legacy_name``).
 _LEGACY = {"io": "blkio"}
@@ -133,6 +136,21 @@ def _tree(guest: LinuxGuest, hierarchy: bytes, root: int, budget: Budget) -> Tre
         first += len(level)
     guest.note(f"cgroups deeper than {MAX_DEPTH}", root)
     return Tree(hierarchy, groups, parents)
+
+
+def online(guest: LinuxGuest, tree: Tree, paths: PathReader) -> dict[int, bytes | None]:
+    """Address of each group of a tree that has a directory: its path; without the root."""
+    members = {"flags": "self.flags", "node": "kn"}
+    ordered = [tree.groups[index] for index in in_order(tree)[1:]]
+    flags, nodes = (
+        guest.layout("cgroup", members, text=()).lists(guest.kernel, ordered, []).values()
+    )
+    names = paths.cgroups(node for node in nodes if node)
+    return {
+        group: names.get(node)
+        for group, flag, node in zip(ordered, flags, nodes, strict=True)
+        if flag and flag & CSS_ONLINE
+    }
 
 
 def below(tree: Tree, chosen: set[int]) -> Tree:

@@ -53,6 +53,7 @@ GLOBALS = {
     "vm_committed_as": "percpu_counter",
     "init_pid_ns": "pid_namespace",
     "psi_system": "psi_group",
+    "psi_cgroups_enabled": "static_key_true",
     "psi_disabled": "static_key_false",
 }
 
@@ -121,11 +122,11 @@ class LinuxGuest(Guest):
 
         return meminfo(self)
 
-    def pressure(self) -> list[Pressure]:
+    def pressure(self, *, cgroups: bool = False) -> list[Pressure]:
         """Pressure stall information: :mod:`~virtintrospect.guests.linux.psi`."""
         from virtintrospect.guests.linux.psi import pressure
 
-        return pressure(self)
+        return pressure(self, cgroups=cgroups)
 
     def cgroups(self, path: bytes | str | None = None) -> list[ControlGroup]:
         """Control groups: :mod:`~virtintrospect.guests.linux.cgroups`."""

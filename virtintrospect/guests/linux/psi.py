@@ -1,5 +1,7 @@
 """Pressure stall information (kernel/sched/psi.c), as /proc/pressure shows it.
 
+Control groups have the same for themselves, in ``memory.pressure`` and its neighbours.
+
 CPUs measure for how long tasks were stalled. Every two seconds, and whenever somebody reads
 /proc/pressure, the kernel adds what the CPUs have gathered to the totals, and when two seconds
 are over it lets the averages move. An idle guest stops doing so. What has been gathered since
@@ -14,10 +16,12 @@ that sleeps does so when it next wakes, seconds later at most; until then what w
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.errors import CorruptDataError, NotFoundError
 from virtintrospect.guests.linux import percpu, system
+from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.counters import number
 from virtintrospect.guests.linux.cpu import FIXED_SHIFT, fixed
 from virtintrospect.model import Pressure
@@ -67,31 +71,85 @@ class _Clock(NamedTuple):
     tick: int
 
 
-def pressure(guest: LinuxGuest) -> list[Pressure]:
-    """The rows of ``pressure``.
+def pressure(guest: LinuxGuest, *, cgroups: bool = False) -> list[Pressure]:
+    """The rows of ``pressure``: of the whole guest, or with ``cgroups`` of every control group.
+
+    The root group is the whole guest.
 
     :raises NotFoundError: the kernel has no PSI, or it was not switched on.
     """
     _check(guest)
+    budget = Budget()
     states = guest.types.enumerators("psi_states")
     count = states.get("NR_PSI_STATES", 0)
+    system_wide = guest.symbols.address("psi_system")
     if not 1 < count <= _MAX_STATES:
-        raise CorruptDataError(f"{count} states of pressure", guest.symbols.address("psi_system"))
-    group = _group(guest, count - 1)
+        raise CorruptDataError(f"{count} states of pressure", system_wide)
+    places: dict[int, bytes | None] = {system_wide: b"/" if cgroups else None}
+    if cgroups:
+        places |= _of_cgroups(guest, budget)
     clock = _clock(guest)
-    totals = [a + b for a, b in zip(group.totals, _gathered(guest, group, clock), strict=True)]
-    averages = _averages(group, totals, clock)
-    found = []
-    for (resource, kind), state in _ROWS.items():
-        index = states.get(state, count)
-        if index >= count - 1:
+    groups = _groups(guest, list(places), count - 1)
+    recent = _recent(guest, groups, clock, count, budget)
+    found: list[Pressure] = []
+    for (place, cgroup), group, times in zip(places.items(), groups, recent, strict=True):
+        if group is None or not times:
+            guest.note("unreadable pressure", place)
             continue
-        if state == _UNDEFINED:
-            found.append(Pressure(resource, kind, 0.0, 0.0, 0.0, 0))
+        found += _rows(group, times, clock, states, cgroup, whole=place == system_wide)
+    guest.note_all([budget.problem])
+    return found
+
+
+def _rows(
+    group: _Group,
+    recent: list[list[int]],
+    clock: _Clock,
+    states: dict[str, int],
+    cgroup: bytes | None,
+    *,
+    whole: bool,
+) -> Iterator[Pressure]:
+    gathered = _gathered(recent, clock)
+    totals = [a + b for a, b in zip(group.totals, gathered, strict=True)]
+    averages = _averages(group, totals, clock)
+    for (resource, kind), state in _ROWS.items():
+        index = states.get(state, len(totals))
+        if not 0 <= index < len(totals):
+            continue
+        if whole and state == _UNDEFINED:
+            yield Pressure(cgroup, resource, kind, 0.0, 0.0, 0.0, 0)
             continue
         avg10, avg60, avg300 = map(fixed, averages[index])
-        found.append(Pressure(resource, kind, avg10, avg60, avg300, totals[index] // 1000))
-    return found
+        yield Pressure(cgroup, resource, kind, avg10, avg60, avg300, totals[index] // 1000)
+
+
+def _of_cgroups(guest: LinuxGuest, budget: Budget) -> dict[int, bytes | None]:
+    """Address of each control group's ``struct psi_group``: the group's path.
+
+    Groups in which ``cgroup.pressure`` is 0 (6.1) are left out, as the guest has no files there.
+    """
+    from virtintrospect.guests.linux.cgrouptree import online, trees
+    from virtintrospect.guests.linux.paths import PathReader
+    from virtintrospect.symbols.types import Kind
+
+    if "psi_cgroups_enabled" in guest.symbols:
+        key = guest.read_global("psi_cgroups_enabled", {"enabled": "key.enabled.counter"})
+        if not key["enabled"]:
+            raise NotFoundError("the guest's kernel does not measure the pressure of cgroups")
+    paths = online(guest, trees(guest, budget)[0], PathReader(guest, budget))
+    groups = list(paths)
+    member = guest.types.resolve("cgroup", "psi")[-1]
+    if member.kind is not Kind.POINTER:  # within the cgroup until 6.1
+        return {group + member.offset: paths[group] for group in groups}
+    layout = guest.layout("cgroup", {"psi": "psi", "enabled": "psi.enabled?"}, text=())
+    columns = layout.lists(guest.kernel, groups, [])
+    measured = guest.types.has("psi_group", "enabled")
+    return {
+        psi: paths[group]
+        for group, psi, enabled in zip(groups, *columns.values(), strict=True)
+        if psi and (enabled or not measured)
+    }
 
 
 def _check(guest: LinuxGuest) -> None:
@@ -105,25 +163,34 @@ def _check(guest: LinuxGuest) -> None:
         )
 
 
-def _group(guest: LinuxGuest, count: int) -> _Group:
-    members = {"last": "avg_last_update", "next": "avg_next_update", "pcpu": "pcpu"}
-    row = guest.read_global("psi_system", members)
+def _groups(guest: LinuxGuest, places: list[int], count: int) -> list[_Group | None]:
+    """The groups at some addresses; ``None`` for one that cannot be read."""
     # The arrays have two dimensions that BTF of older kernels shows as one: the first part of
     # ``total`` is that of PSI_AVGS, ``avg`` has three numbers a state.
-    averages = struct.iter_unpack("<3Q", _member(guest, "avg", 24 * count))
-    return _Group(
-        last_update=row["last"],
-        next_update=row["next"],
-        pcpu=row["pcpu"],
-        totals=list(struct.unpack(f"<{count}Q", _member(guest, "total", 8 * count))),
-        averaged=list(struct.unpack(f"<{count}Q", _member(guest, "avg_total", 8 * count))),
-        averages=list(averages),
-    )
+    faults: list[int] = []
+    totals = _arrays(guest, "psi_group", "total", places, f"{count}Q", faults)
+    averaged = _arrays(guest, "psi_group", "avg_total", places, f"{count}Q", faults)
+    averages = _arrays(guest, "psi_group", "avg", places, f"{3 * count}Q", faults)
+    members = {"last": "avg_last_update", "next": "avg_next_update", "pcpu": "pcpu"}
+    columns = guest.layout("psi_group", members, text=()).lists(guest.kernel, places, faults)
+    bad = set(faults)
+    return [
+        None
+        if index in bad
+        else _Group(
+            last,
+            following,
+            pcpu,
+            list(totals[index]),
+            list(averaged[index]),
+            _triples(averages[index]),
+        )
+        for index, (last, following, pcpu) in enumerate(zip(*columns.values(), strict=True))
+    ]
 
 
-def _member(guest: LinuxGuest, name: str, size: int) -> bytes:
-    at = guest.symbols.address("psi_system") + guest.types.offsetof("psi_group", name)
-    return guest.kernel.read(at, size)
+def _triples(values: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [values[index : index + 3] for index in range(0, len(values), 3)]
 
 
 def _clock(guest: LinuxGuest) -> _Clock:
@@ -153,14 +220,14 @@ def _clock(guest: LinuxGuest) -> _Clock:
     return _Clock(now, now - offset, period, tick)
 
 
-def _gathered(guest: LinuxGuest, group: _Group, clock: _Clock) -> list[int]:
+def _gathered(recent: list[list[int]], clock: _Clock) -> list[int]:
     """What the CPUs have measured since the last aggregation: collect_percpu_times().
 
     A CPU counts by the time in which it was not idle.
     """
-    count = len(group.totals)
+    count = len(recent[0]) - 1
     sums, weights = [0] * count, 0
-    for times in _recent(guest, group, clock, count + 1):
+    for times in recent:
         weight = times[count] // clock.tick  # PSI_NONIDLE is the last state
         weights += weight
         for state in range(count):
@@ -168,31 +235,42 @@ def _gathered(guest: LinuxGuest, group: _Group, clock: _Clock) -> list[int]:
     return [total // max(weights, 1) for total in sums]
 
 
-def _recent(guest: LinuxGuest, group: _Group, clock: _Clock, states: int) -> list[list[int]]:
-    """Times of each CPU since the last aggregation, by state: get_recent_times()."""
+def _recent(
+    guest: LinuxGuest, groups: list[_Group | None], clock: _Clock, states: int, budget: Budget
+) -> list[list[list[int]]]:
+    """Each group's times of each CPU since its last aggregation, by state: get_recent_times()."""
     layout = guest.layout("psi_group_cpu", {"mask": "state_mask", "start": "state_start"}, text=())
     # Possible CPUs, not those online: what one gathered before it went counts, too.
-    places = percpu.addresses(group.pcpu, guest.cpu_offsets)
-    columns = layout.lists(guest.kernel, places, [])
-    found = []
-    times = _arrays(guest, places, "times", states)
-    before = _arrays(guest, places, "times_prev", states)
-    for mask, start, now, then in zip(*columns.values(), times, before, strict=True):
-        if mask is None:
+    offsets = guest.cpu_offsets
+    room = budget.follow(len(groups) * len(offsets)) // max(1, len(offsets))
+    starts = [group.pcpu if group else 0 for group in groups[:room]]
+    places = [place for start in starts for place in percpu.addresses(start, offsets)]
+    faults: list[int] = []
+    columns = layout.lists(guest.kernel, places, faults)
+    times = _arrays(guest, "psi_group_cpu", "times", places, f"{states}I", faults)
+    before = _arrays(guest, "psi_group_cpu", "times_prev", places, f"{states}I", faults)
+    bad = set(faults)
+    found: list[list[list[int]]] = [[] for _ in groups]
+    for index, (mask, start, now, then) in enumerate(
+        zip(*columns.values(), times, before, strict=True)
+    ):
+        if index in bad:
             continue
         running = max(0, clock.now - start)
-        found.append(
+        found[index // len(offsets)].append(
             [(now[s] + (running if mask >> s & 1 else 0) - then[s]) & _U32 for s in range(states)]
         )
     return found
 
 
 def _arrays(
-    guest: LinuxGuest, places: list[int], member: str, states: int
+    guest: LinuxGuest, name: str, member: str, places: list[int], code: str, faults: list[int]
 ) -> list[tuple[int, ...]]:
-    offset = guest.types.offsetof("psi_group_cpu", member)
-    data = guest.kernel.gather([place + offset for place in places], 4 * states, [])
-    return list(struct.iter_unpack(f"<{states}I", data))
+    """The first numbers of an array that each of many structures has."""
+    offset = guest.types.offsetof(name, member)
+    form = struct.Struct(f"<{code}")
+    data = guest.kernel.gather([place + offset for place in places], form.size, faults)
+    return list(form.iter_unpack(data))
 
 
 def _averages(group: _Group, totals: list[int], clock: _Clock) -> list[tuple[int, ...]]:
