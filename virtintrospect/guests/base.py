@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MemoryInfo,
         Module,
         Mount,
+        Namespace,
         OpenFile,
         Pressure,
         Problem,
@@ -134,6 +135,10 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:
         """Mounted file systems of every mount namespace that a process is in, init's first."""
+
+    @abc.abstractmethod
+    def namespaces(self) -> list[Namespace]:
+        """Namespaces of all types, those of the first process first."""
 
     @abc.abstractmethod
     def environment(self, pid: int) -> list[EnvironmentVariable]:

@@ -154,6 +154,23 @@ MOUNTS = Table(
     examples=("mounts web01", "mounts web01 -o csv --columns device,path"),
 )
 
+NAMESPACES = Table(
+    "namespaces",
+    (
+        Column("inode", _N),
+        Column("type"),
+        Column("processes", _N),
+        Column("pid", _N),
+        Column("user_namespace", _N),
+        Column("owner", _N),
+        Column("parent", _N),
+        Column("address", _A, brief=False),
+    ),
+    source="namespaces",
+    help="List the namespaces of TARGET, of every type, and how many processes are in them.",
+    examples=("namespaces web01", "namespaces web01 -o json | jq '.[] | select(.type == \"net\")'"),
+)
+
 ENV = Table(
     "env",
     (Column("name"), Column("value", wrap=True)),
@@ -443,6 +460,7 @@ COMMANDS = (
     MAPS,
     FILES,
     MOUNTS,
+    NAMESPACES,
     ENV,
     INTERFACES,
     SOCKETS,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.counters import Counter, CpuTimes, Load, MemoryInfo, Pressure
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
     from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
+    from virtintrospect.model.namespaces import Namespace
     from virtintrospect.model.network import Interface, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
@@ -34,6 +35,7 @@ __all__ = [
     "MemoryInfo",
     "Module",
     "Mount",
+    "Namespace",
     "OpenFile",
     "Pressure",
     "Problem",
@@ -58,6 +60,7 @@ _WHERE = {
     "CpuTimes": "counters",
     "Load": "counters",
     "Counter": "counters",
+    "Namespace": "namespaces",
     "Interface": "network",
     "Socket": "network",
 }

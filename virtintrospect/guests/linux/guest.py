@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         MemoryInfo,
         Module,
         Mount,
+        Namespace,
         OpenFile,
         Pressure,
         Process,
@@ -169,6 +170,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.mounts import mounts
 
         return mounts(self)
+
+    def namespaces(self) -> list[Namespace]:
+        """Namespaces: :mod:`~virtintrospect.guests.linux.namespaces`."""
+        from virtintrospect.guests.linux.namespaces import namespaces
+
+        return namespaces(self)
 
     def environment(self, pid: int) -> list[EnvironmentVariable]:
         """A process's environment: :mod:`~virtintrospect.guests.linux.environment`."""
