@@ -70,13 +70,13 @@ def show(
 
 
 def plain_value(unit: Unit, value: Any) -> Any:
-    """A value for programs: a JSON number, string, boolean or list of strings."""
+    """A value for programs: a JSON number, string, boolean or list of these."""
     if unit is Unit.ADDRESS:
         return f"{value:#x}"
     if unit is Unit.HEX:
         return bytes(value).hex()
     if unit is Unit.LIST:
-        return [printable(item) for item in value]
+        return [item if isinstance(item, int) else printable(item) for item in value]
     return printable(value) if isinstance(value, bytes | str) else value
 
 
@@ -88,7 +88,7 @@ def human_value(unit: Unit, value: Any) -> str:
     if formatted is not None:
         return formatted(value)
     value = plain_value(unit, value)
-    return ",".join(value) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def human_size(size: int) -> str:
@@ -177,7 +177,7 @@ def _csv(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> N
 def _csv_value(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return " ".join(value) if isinstance(value, list) else value
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _fields(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:

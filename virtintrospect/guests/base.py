@@ -11,6 +11,7 @@ from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
     from virtintrospect.model import (
+        Container,
         ControlGroup,
         Counter,
         CpuTimes,
@@ -135,6 +136,10 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:
         """Mounted file systems of every mount namespace that a process is in, init's first."""
+
+    @abc.abstractmethod
+    def containers(self) -> list[Container]:
+        """Containers: what control groups and namespaces tell of them."""
 
     @abc.abstractmethod
     def namespaces(self) -> list[Namespace]:

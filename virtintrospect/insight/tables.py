@@ -154,6 +154,31 @@ MOUNTS = Table(
     examples=("mounts web01", "mounts web01 -o csv --columns device,path"),
 )
 
+CONTAINERS = Table(
+    "containers",
+    (
+        Column("id"),
+        Column("runtime"),
+        Column("name"),
+        Column("pod_uid", brief=False),
+        Column("hostname"),
+        Column("processes", _N),
+        Column("pid", _N),
+        Column("pids", Unit.LIST, brief=False),
+        Column("started", Unit.EPOCH),
+        Column("memory_current", _B),
+        Column("cgroup_path", brief=False),
+        Column("namespaces", Unit.LIST, brief=False),
+        Column("root", wrap=True),
+    ),
+    source="containers",
+    help="List the containers of TARGET, as its control groups and namespaces show them.",
+    examples=(
+        "containers web01",
+        "containers web01 -o json | jq '.[] | select(.runtime == \"docker\") | .pids'",
+    ),
+)
+
 NAMESPACES = Table(
     "namespaces",
     (
@@ -460,6 +485,7 @@ COMMANDS = (
     MAPS,
     FILES,
     MOUNTS,
+    CONTAINERS,
     NAMESPACES,
     ENV,
     INTERFACES,

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from virtintrospect.model.counters import Counter, CpuTimes, Load, MemoryInfo, Pressure
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
     from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
-    from virtintrospect.model.namespaces import Namespace
+    from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
 
 __all__ = [
+    "Container",
     "ControlGroup",
     "Counter",
     "CpuTimes",
@@ -60,6 +61,7 @@ _WHERE = {
     "CpuTimes": "counters",
     "Load": "counters",
     "Counter": "counters",
+    "Container": "namespaces",
     "Namespace": "namespaces",
     "Interface": "network",
     "Socket": "network",

@@ -25,3 +25,34 @@ class Namespace:
     parent: int | None
     #: Virtual address of its structure.
     address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One row of ``containers``."""
+
+    #: 64 hexadecimal digits, or the name where the runtime goes by names; of an unknown runtime
+    #: the namespace that makes it one, ``pid:[4026532177]``.
+    id: bytes
+    #: docker, podman, containerd, cri-o, kubernetes, systemd-nspawn, lxc, lxd, incus,
+    #: libvirt-lxc or unknown.
+    runtime: str
+    name: bytes | None
+    #: Of the Kubernetes pod that it belongs to.
+    pod_uid: str | None
+    #: Of its UTS namespace.
+    hostname: bytes | None
+    processes: int
+    #: Its first process, as the guest's initial PID namespace counts.
+    pid: int
+    pids: tuple[int, ...]
+    #: When its first process started: seconds since the epoch, UTC.
+    started: int | None
+    #: Bytes, by its own control group.
+    memory_current: int | None
+    #: Its own control group; of an unknown runtime that of its first process.
+    cgroup_path: bytes | None
+    #: Those that it does not share with process 1: ``pid:[4026532177]``.
+    namespaces: tuple[str, ...]
+    #: Its root directory within the file system that holds it, as /proc/PID/mountinfo has it.
+    root: bytes | None

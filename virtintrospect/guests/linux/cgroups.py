@@ -150,6 +150,18 @@ def groups_of_sets(guest: LinuxGuest, sets: list[int], budget: Budget) -> dict[i
     return found
 
 
+def memory_usage(guest: LinuxGuest, groups: list[int]) -> list[int | None]:
+    """Pages that each group uses; ``None`` where its memory is not counted."""
+    number = controllers(guest).get("memory")
+    if number is None or "mem_cgroup" not in guest.types:
+        return [None] * len(groups)
+    layout = guest.layout("cgroup", {"css": f"subsys[{number}]"}, text=())
+    offset = guest.types.offsetof("mem_cgroup", "css")
+    owners = [max(0, (css or 0) - offset) for css in layout.lists(guest.kernel, groups, [])["css"]]
+    usage = guest.layout("mem_cgroup", {"usage": _MEMORY["current"]}, text=())
+    return usage.lists(guest.kernel, owners, [])["usage"]
+
+
 class _Hierarchy:
     """One hierarchy, or a part of it, and all that is read of its groups."""
 

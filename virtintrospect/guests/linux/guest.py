@@ -21,6 +21,7 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.tasks import Tasks
     from virtintrospect.model import (
+        Container,
         ControlGroup,
         Counter,
         CpuTimes,
@@ -170,6 +171,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.mounts import mounts
 
         return mounts(self)
+
+    def containers(self) -> list[Container]:
+        """Containers: :mod:`~virtintrospect.guests.linux.containers`."""
+        from virtintrospect.guests.linux.containers import containers
+
+        return containers(self)
 
     def namespaces(self) -> list[Namespace]:
         """Namespaces: :mod:`~virtintrospect.guests.linux.namespaces`."""

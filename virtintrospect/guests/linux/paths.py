@@ -78,6 +78,12 @@ class PathReader:
         self._make_up_names(paths)
         return self._kept(paths, self._file)
 
+    def dentries(self, wanted: Iterable[int]) -> dict[int, bytes | None]:
+        """The path of each dentry within its own file system, as in /proc/PID/mountinfo."""
+        starts = set(wanted)
+        self._load_dentries(set(starts))
+        return self._kept(starts, self._dentry)
+
     def cgroups(self, nodes: Iterable[int]) -> dict[int, bytes | None]:
         """The path of each ``kernfs_node`` of a cgroup, the root of its hierarchy being ``/``."""
         wanted = set(nodes)
@@ -111,6 +117,20 @@ class PathReader:
             return None
         whole = b"/" + b"/".join(reversed(names))
         return whole if dentry.hashed or at_root else whole + b" (deleted)"
+
+    def _dentry(self, address: int) -> bytes | None:
+        names: list[bytes] = []
+        length = 0
+        for _ in range(MAX_DEPTH):
+            found = self._dentries.get(address)
+            if found is None or length > MAX_PATH:
+                return None
+            if found.parent == address:
+                return b"/" + b"/".join(reversed(names))
+            names.append(found.name)
+            length += len(found.name) + 1
+            address = found.parent
+        return None
 
     def _make_up_names(self, paths: set[FilePath]) -> None:
         """Name the files that no directory holds; a mounted one has its mount's path."""
