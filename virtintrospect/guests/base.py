@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Pressure,
         Problem,
         Process,
+        SlabCache,
         Socket,
         SystemInfo,
     )
@@ -105,6 +106,13 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def vmstat(self) -> list[Counter]:
         """Every counter of /proc/vmstat, in its order."""
+
+    @abc.abstractmethod
+    def slabs(self) -> list[SlabCache]:
+        """Caches of kernel objects, as /proc/slabinfo has them.
+
+        :raises NotFoundError: the kernel has another allocator than SLUB.
+        """
 
     @abc.abstractmethod
     def maps(self, pid: int) -> list[MemoryArea]:

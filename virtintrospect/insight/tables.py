@@ -421,6 +421,25 @@ CGROUPS = Table(
     texts=(("path", "Only this group and those below it."),),
 )
 
+SLABS = Table(
+    "slabs",
+    (
+        Column("name"),
+        Column("active_objs", _N),
+        Column("num_objs", _N),
+        Column("objsize", _N),
+        Column("objperslab", _N),
+        Column("pagesperslab", _N),
+        Column("active_slabs", _N, brief=False),
+        Column("num_slabs", _N),
+        Column("size", _B),
+        Column("address", _A, brief=False),
+    ),
+    source="slabs",
+    help="Show the caches of TARGET's kernel objects: its own /proc/slabinfo.",
+    examples=("slabs web01", "slabs web01 -o json | jq 'max_by(.size).name'"),
+)
+
 INTERFACES = Table(
     "interfaces",
     (
@@ -481,6 +500,7 @@ COMMANDS = (
     CPU,
     LOAD,
     VMSTAT,
+    SLABS,
     CGROUPS,
     MAPS,
     FILES,

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virtintrospect.model.cgroups import ControlGroup
-    from virtintrospect.model.counters import Counter, CpuTimes, Load, MemoryInfo, Pressure
+    from virtintrospect.model.counters import (
+        Counter,
+        CpuTimes,
+        Load,
+        MemoryInfo,
+        Pressure,
+        SlabCache,
+    )
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
     from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
     from virtintrospect.model.namespaces import Container, Namespace
@@ -41,6 +48,7 @@ __all__ = [
     "Pressure",
     "Problem",
     "Process",
+    "SlabCache",
     "Socket",
     "SystemInfo",
 ]
@@ -61,6 +69,7 @@ _WHERE = {
     "CpuTimes": "counters",
     "Load": "counters",
     "Counter": "counters",
+    "SlabCache": "counters",
     "Container": "namespaces",
     "Namespace": "namespaces",
     "Interface": "network",

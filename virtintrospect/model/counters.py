@@ -128,3 +128,23 @@ class Counter:
 
     name: bytes
     value: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlabCache:
+    """One row of ``slabs``: a line of /proc/slabinfo."""
+
+    name: bytes
+    #: Objects in use, those included that CPUs keep in reserve.
+    active_objs: int | None
+    num_objs: int | None
+    #: Bytes that an object takes up.
+    objsize: int | None
+    objperslab: int
+    pagesperslab: int
+    active_slabs: int | None
+    num_slabs: int | None
+    #: Bytes of all its slabs.
+    size: int | None
+    #: Virtual address of the ``struct kmem_cache``.
+    address: int

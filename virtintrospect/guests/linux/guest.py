@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         OpenFile,
         Pressure,
         Process,
+        SlabCache,
         Socket,
         SystemInfo,
     )
@@ -153,6 +154,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.vmstat import vmstat
 
         return vmstat(self)
+
+    def slabs(self) -> list[SlabCache]:
+        """Slab caches: :mod:`~virtintrospect.guests.linux.slabs`."""
+        from virtintrospect.guests.linux.slabs import slabs
+
+        return slabs(self)
 
     def maps(self, pid: int) -> list[MemoryArea]:
         """Memory mappings: :mod:`~virtintrospect.guests.linux.maps`."""
