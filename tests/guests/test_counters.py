@@ -250,7 +250,7 @@ def test_load(linux: LinuxGuest, loaded: Guest) -> None:
     for _ in range(2):
         words = loadavg(loaded)
         with paused(loaded):
-            record = linux.load()
+            record, cpus = linux.load(), linux.cpu()
         later = loadavg(loaded)
         names = ("load1", "load5", "load15")
         for name in names:
@@ -259,6 +259,9 @@ def test_load(linux: LinuxGuest, loaded: Guest) -> None:
             low, high = sorted((int(words[name]), int(later[name])))
             assert low <= getattr(record, name) <= high
         assert record.blocked == int(blocked(loaded))
+        for row in cpus:  # the whole guest's, in the row of each CPU
+            for name in (*names, "running", "blocked"):
+                assert getattr(row, name) == getattr(record, name)
         loaded.run("for i in 1 2 3; do timeout 9 sh -c 'while :; do :; done' & done; sleep 6")
 
 

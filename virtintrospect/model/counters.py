@@ -92,7 +92,10 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """One row of ``cpu``: a CPU's time, in milliseconds."""
+    """One row of ``cpu``: a CPU's time, in milliseconds.
+
+    What follows is of the whole guest, the same in each row, as :class:`Load` has it.
+    """
 
     cpu: int
     user: int
@@ -103,6 +106,11 @@ class CpuTimes:
     irq: int
     softirq: int
     steal: int
+    load1: float | None
+    load5: float | None
+    load15: float | None
+    running: int | None
+    blocked: int | None
 
 
 @dataclass(frozen=True, slots=True)

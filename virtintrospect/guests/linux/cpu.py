@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
+from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests.linux import percpu, system
 from virtintrospect.guests.linux.counters import number
 from virtintrospect.model import CpuTimes, Load
@@ -16,6 +17,8 @@ _MILLISECOND = 1_000_000
 #: FSHIFT (include/linux/sched/loadavg.h): bits behind the point.
 FIXED_SHIFT = 11
 _FIXED_1 = 1 << FIXED_SHIFT
+#: Columns of ``load`` that ``cpu`` has, too.
+_LOAD = ("load1", "load5", "load15", "running", "blocked")
 #: Column → enumerator of ``enum cpu_usage_stat``.
 _KINDS = {
     "user": "CPUTIME_USER",
@@ -37,13 +40,25 @@ def times(guest: LinuxGuest) -> list[CpuTimes]:
     """
     cpus = percpu.online(guest)
     rows = _statistics(guest, list(cpus.values()))
+    whole = _load_columns(guest)
     found = []
     for cpu, row in zip(cpus, rows, strict=True):
         if None in row.values():
             guest.note(f"unreadable times of CPU {cpu}", guest.symbols.address("kernel_cpustat"))
             continue
-        found.append(CpuTimes(cpu=cpu, **{kind: row[kind] // _MILLISECOND for kind in _KINDS}))
+        spent = {kind: row[kind] // _MILLISECOND for kind in _KINDS}
+        found.append(CpuTimes(cpu=cpu, **spent, **whole))
     return found
+
+
+def _load_columns(guest: LinuxGuest) -> dict[str, Any]:
+    """What ``cpu`` repeats of ``load``; unknown where that cannot be read."""
+    try:
+        record: Load | None = load(guest)
+    except VirtIntrospectError as error:
+        guest.note(f"no load: {error.message}", getattr(error, "address", 0))
+        record = None
+    return {name: getattr(record, name, None) for name in _LOAD}
 
 
 def load(guest: LinuxGuest) -> Load:
