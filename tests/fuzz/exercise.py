@@ -16,7 +16,7 @@ from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import COMMANDS, PS
+from virtintrospect.insight.tables import CGROUPS, COMMANDS, PRESSURE, PS
 from virtintrospect.insight.tree import as_tree
 from virtintrospect.symbols.store import Store
 
@@ -107,6 +107,8 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     for table in COMMANDS:
         for arguments in ((1,), (2,)) if table.argument else ((),):
             yield table.name, lambda t=table, a=arguments: _run(guest, t, a)  # type: ignore[misc]
+    yield "pressure of cgroups", lambda: _render(PRESSURE, guest.pressure(cgroups=True))
+    yield "a cgroup", lambda: _render(CGROUPS, guest.cgroups("/system.slice"))
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")

@@ -17,13 +17,15 @@ CONFIG = Config(os.environ.get("FUZZ_KERNEL", "6.1"), ram_mib=256, cmdline="lab.
 def copy_ram(guest: Guest, path: Path) -> None:
     """Copy the RAM of a guest of :data:`CONFIG`, paused meanwhile.
 
-    It has sockets of every kind open, and addresses; afterwards it has them no more.
+    It has sockets of every kind open, addresses, and control groups with controllers; afterwards
+    it has no sockets and addresses any more.
     """
     guest.put("/tmp/sockets", program("sockets").read_bytes(), 0o755)
     guest.run(
         "ip link set lo up; ip addr add 10.99.0.1/16 dev dummy0; ip link set dummy0 up;"
         "/tmp/sockets fuzz > /tmp/fuzz.log 2>&1 & until grep -q ready /tmp/fuzz.log; do"
-        " usleep 100000; done"
+        " usleep 100000; done;"
+        "cd /sys/fs/cgroup; echo '+memory +cpu +pids' > cgroup.subtree_control; mkdir -p a/b"
     )
     guest.domain.suspend()
     try:

@@ -13,12 +13,15 @@ from pathlib import Path
 from virtintrospect.driver import Target
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.cgrouptree import trees
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.interfaces import device_links
+from virtintrospect.guests.linux.namespaces import KINDS
 from virtintrospect.guests.linux.netns import namespaces
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.memory import Mapped, PhysicalMemory, Region
 from virtintrospect.symbols.btf import Btf
+from virtintrospect.symbols.types import Kind
 
 _U64 = (1 << 64) - 1
 
@@ -131,8 +134,22 @@ MEMBERS = {
         "vm_rb.rb_left", "vm_rb.rb_right",
     ],
     "maple_node": ["mr64.pivot", "mr64.slot", "ma64.pivot", "ma64.slot"],
-    "nsproxy": ["mnt_ns"],
-    "mnt_namespace": ["mounts.rb_node", "list.next", "ns.inum"],
+    "nsproxy": ["mnt_ns", "uts_ns", "net_ns", "pid_ns_for_children", "time_ns"],
+    "mnt_namespace": ["mounts.rb_node", "list.next", "ns.inum", "user_ns"],
+    "pid_namespace": ["parent", "user_ns", "ns.inum"],
+    "user_namespace": ["parent", "owner", "ns.inum"],
+    "uts_namespace": ["name.nodename", "user_ns", "ns.inum"],
+    "pid": ["level", "numbers"],
+    "cgroup": [
+        "self.flags", "self.parent", "self.serial_nr", "self.sibling.next", "self.children.next",
+        "kn", "level", "psi", "rstat_cpu|rstat_base_cpu", "bstat", "last_bstat", "prev_cputime",
+        "subsys[1]", "subsys[4]", "subsys[11]", "nr_populated_domain_children",
+    ],
+    "css_set": ["cgrp_links.next", "cgrp_links.prev", "dfl_cgrp"],
+    "mem_cgroup": ["memory.usage", "memory.max", "swap.usage", "memory_events"],
+    "psi_group": ["pcpu", "avg_last_update", "avg_next_update", "total", "avg", "enabled"],
+    "kmem_cache": ["name", "size", "oo", "list.next", "list.prev", "node[0]|per_node[0].node"],
+    "kmem_cache_node": ["nr_partial", "partial.next", "nr_slabs", "total_objects"],
     "net": [
         "list.next", "ns.inum", "dev_base_head.next", "unx.table.buckets", "packet.sklist.first",
         "ipv4.tcp_death_row.hashinfo", "ipv4.udp_table",
@@ -160,7 +177,8 @@ GLOBALS = [
     "init_task", "modules", "btf_modules", "prb", "saved_command_line", "vmcoreinfo_data",
     "page_offset_base", "__per_cpu_offset", "__cpu_possible_mask", "__cpu_online_mask",
     "init_uts_ns", "linux_banner", "init_top_pgt", "net_namespace_list", "tcp_hashinfo",
-    "udp_table", "raw_v4_hashinfo", "nl_table",
+    "udp_table", "raw_v4_hashinfo", "nl_table", "cgroup_roots", "cgrp_dfl_root", "slab_caches",
+    "nr_node_ids", "psi_period", "ns_unified_root", "mnt_ns_tree",
 ]  # fmt: skip
 
 
@@ -179,6 +197,7 @@ class Anatomy:
         self._log()
         self._files_and_mappings()
         self._network()
+        self._groups_and_caches()
         if "shadow_timekeeper" in guest.symbols:
             self.objects["timekeeper"] = [guest.symbols.address("shadow_timekeeper")]
         self.objects = {name: found for name, found in self.objects.items() if found}
@@ -278,6 +297,31 @@ class Anatomy:
                 guest.kernel, self.objects[owner], []
             )["it"]
             self.objects[name] = sorted({address for address in column if address})
+
+    def _groups_and_caches(self) -> None:
+        guest = self.guest
+        groups = self.objects["cgroup"] = trees(guest, Budget())[0].groups
+        layout = guest.layout("cgroup", {"memory": "subsys[4]"})
+        memory = layout.lists(guest.kernel, groups, [])["memory"]
+        self.objects["mem_cgroup"] = sorted({css for css in memory if css})
+        own = guest.types.resolve("cgroup", "psi")[-1]
+        self.objects["psi_group"] = [guest.symbols.address("psi_system")]
+        if own.kind is Kind.POINTER:
+            found = guest.layout("cgroup", {"psi": "psi"}).lists(guest.kernel, groups, [])["psi"]
+            self.objects["psi_group"] += sorted({address for address in found if address})
+        self.objects["kmem_cache"] = [row.address for row in guest.slabs()]
+        for owner, name, member in (
+            ("task_struct", "css_set", "cgroups"), ("task_struct", "pid", "thread_pid"),
+            ("kmem_cache", "kmem_cache_node", "node[0]|per_node[0].node"),
+        ):  # fmt: skip
+            column = guest.layout(owner, {"it": member}).lists(
+                guest.kernel, self.objects[owner], []
+            )["it"]
+            self.objects[name] = sorted({address for address in column if address})
+        for row in guest.namespaces():
+            name = KINDS[row.type].structure
+            if name in MEMBERS and name not in ("net", "mnt_namespace"):
+                self.objects[name].append(row.address)
 
     def _log(self) -> None:
         guest = self.guest

@@ -1,11 +1,13 @@
 """Containers: real namespaces and control groups, named as the runtimes name theirs.
 
-No runtime runs here: the names are imitated (their sources: containernames.py), all else is
-real. What the guest says of each comes from its own files.
+The names are imitated (their sources: containernames.py), all else is real; and one container
+is made by a real runtime, Debian's runc, as Docker has it make its own. What the guest says of
+each comes from its own files.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +19,11 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model import Container
 from virtintrospect.session import open_session
 
+from .lab import apt
 from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.initramfs import program
+from .lab.runc import runc
 
 HEX = [f"{number:x}" * 64 for number in range(16)]
 POD = "8c5d1f0e-3c4b-4b6a-9d52-0123456789ab"
@@ -171,6 +175,65 @@ def agrees(
     assert boot is not None
     assert row.started is not None
     assert abs(row.started - int(boot[1]) - ticks // 100) <= 1
+
+
+def test_a_container_of_a_real_runtime(one_guest: Guest) -> None:
+    """runc with a bundle of busybox, and the ``cgroupsPath`` that Docker gives it."""
+    guest, identity = one_guest, HEX[15]
+    try:
+        files = runc()
+    except apt.NoSuchPackageError as error:
+        pytest.skip(str(error))
+    guest.run("mkdir -p /lib64 /lib/x86_64-linux-gnu /tmp/bundle/rootfs/bin")
+    for path, content in files.items():
+        guest.put(path, content, 0o755)
+    guest.put("/tmp/bundle/config.json", json.dumps(bundle(identity)).encode())
+    guest.run(
+        "cp /bin/busybox /tmp/bundle/rootfs/bin;"
+        f"runc run --no-pivot -d -b /tmp/bundle {identity} </dev/null >/tmp/runc.log 2>&1",
+        90,
+    )
+    with open_session(guest.name) as session:
+        assert isinstance(session.guest, LinuxGuest)
+        (row,) = (row for row in session.guest.containers() if row.id == identity.encode())
+        (group,) = session.guest.cgroups(f"/docker/{identity}")
+    state = json.loads(guest.run(f"runc state {identity}", 60))
+    assert row.runtime == "docker"
+    assert row.pid == state["pid"]
+    assert row.pids == (row.pid,)
+    assert row.hostname == b"real"
+    assert row.root == b"/bundle/rootfs"
+    assert row.cgroup_path == f"/docker/{identity}".encode()
+    kinds = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+    assert list(row.namespaces) == links(guest, row.pid, kinds)
+    folder = f"/sys/fs/cgroup/docker/{identity}"
+    assert row.memory_current == int(guest.get(f"{folder}/memory.current"))
+    assert (group.memory_max, group.pids_max) == (64 << 20, 20)
+    guest.run(f"runc delete -f {identity}", 60)
+    with open_session(guest.name) as session:
+        assert isinstance(session.guest, LinuxGuest)
+        assert identity.encode() not in {row.id for row in session.guest.containers()}
+
+
+def bundle(identity: str) -> dict[str, object]:
+    """config.json of the OCI runtime specification."""
+    kinds = ("pid", "network", "ipc", "uts", "mount", "cgroup")
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": "real",
+        "root": {"path": "rootfs"},
+        "process": {
+            "args": ["/bin/busybox", "sleep", "99999"],
+            "cwd": "/",
+            "user": {"uid": 0, "gid": 0},
+        },
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {
+            "cgroupsPath": f"/docker/{identity}",
+            "resources": {"memory": {"limit": 64 << 20}, "pids": {"limit": 20}},
+            "namespaces": [{"type": kind} for kind in kinds],
+        },
+    }
 
 
 def test_patterns_in_hierarchies_of_version_1(boot: Callable[[Config], Guest]) -> None:

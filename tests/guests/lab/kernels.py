@@ -195,12 +195,18 @@ def _depends(content: bytes) -> list[str]:
 
 
 def main() -> None:
-    """Fetch every kernel that the tests use, so that no test waits for a download."""
+    """Fetch every kernel that the tests use, and runc, so that no test waits for a download."""
+    from .runc import runc
+
     for name in KERNELS:
         try:
             print(f"kernel {name}: {kernel(name).release}", flush=True)
         except apt.NoSuchPackageError as error:
             print(f"kernel {name}: {error}; its tests will be skipped", flush=True)
+    try:
+        runc()
+    except apt.NoSuchPackageError as error:
+        print(f"runc: {error}; its test will be skipped", flush=True)
 
 
 if __name__ == "__main__":
