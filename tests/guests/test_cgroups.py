@@ -268,7 +268,8 @@ def test_hierarchies_of_version_1(boot: Callable[[Config], Guest]) -> None:
         "sh -c 'for f in memory/a/b cpu,cpuacct/c pids/d systemd/e; do"
         " echo $$ > /sys/fs/cgroup/$f/cgroup.procs; done;"
         " dd if=/dev/zero of=/tmp/v1 bs=64k count=40; touch /tmp/v1done;"
-        " exec sleep 100000' & until test -e /tmp/v1done; do usleep 100000; done"
+        " exec sleep 100000' & until test -e /tmp/v1done -a $(cat pids/d/pids.current) = 1; do"
+        " usleep 100000; done"
     )
     with open_session(guest.name) as session:
         linux = session.guest

@@ -26,7 +26,8 @@ def guest(memory: BuiltMemory) -> LinuxGuest:
     blob = Blob()
     long, int_ = blob.integer("long", 8), blob.integer("int", 4)
     head = blob.struct("list_head", 16, [("next", long, 0, 0), ("prev", long, 64, 0)])
-    counter = blob.struct("atomic_long_t", 8, [("counter", long, 0, 0)])
+    signed = blob.integer("s64", 8, signed=True)
+    counter = blob.struct("atomic_long_t", 8, [("counter", signed, 0, 0)])
     orders = blob.struct("kmem_cache_order_objects", 4, [("x", int_, 0, 0)])
     blob.struct(
         "kmem_cache",
@@ -74,7 +75,7 @@ def slabs(memory: BuiltMemory, count: int, owner: int = CACHE) -> list[int]:
     """Partial slabs, in each of which 40 of 42 objects are in use."""
     found = [SLABS + 64 * number for number in range(count)]
     head = NODE + PARTIAL
-    memory.write_u64(NODE - BASE, 5, 210, count)
+    memory.write_u64(NODE - BASE, max(5, count), 210, count)
     for node, following in zip([head, *(s + 8 for s in found)], [*found, 0], strict=True):
         memory.write_u64(node - BASE, following + 8 if following else head, 0)
     for slab in found:
@@ -121,9 +122,13 @@ def test_a_cache_that_cannot_be_read(guest: LinuxGuest, memory: BuiltMemory) -> 
 
 
 def test_counters_below_zero_and_nodes_out_of_reach(guest: LinuxGuest, memory: BuiltMemory) -> None:
-    memory.write_u64(NODE - BASE, 1 << 63, 1 << 63)
+    memory.write_u64(NODE - BASE, 5, (1 << 64) - 1, 2)
     (row,) = guest.slabs()
-    assert row.num_objs is not None
+    assert (row.active_objs, row.num_slabs) == (0, 5)
+    memory.write_u64(NODE - BASE, 5, 210, 6)
+    (row,) = guest.slabs()
+    assert row.active_objs is None
+    assert "impossible" in guest.take_problems()[0].what
     memory.write_u64(CACHE + NODES - BASE, 0xDEAD_0000_0000_0000)
     (row,) = guest.slabs()
     assert (row.active_objs, row.num_objs, row.num_slabs) == (None, None, None)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: More caches than a guest has; CONFIG_NODES_SHIFT is at most 10.
 _MAX_CACHES, _MAX_NODES = 1 << 14, 1 << 10
+#: Most caches' nodes altogether: 300 caches on 50 nodes have as many.
+_MAX_PLACES = 1 << 14
 #: A name of the kernel's own; modules may make up longer ones.
 _MAX_NAME = 64
 #: OO_SHIFT, OO_MASK of ``kmem_cache_order_objects`` (mm/slub.c).
@@ -60,10 +62,7 @@ def slabs(guest: LinuxGuest) -> list[SlabCache]:
         guest.layout("kmem_cache", _CACHE, text=()).lists(guest.kernel, caches, []).values()
     )
     texts = guest.kernel.strings([name or 0 for name in names], _MAX_NAME)
-    nodes = _nodes(guest, caches)
-    columns = guest.layout("kmem_cache_node", _NODE, text=()).lists(
-        guest.kernel, [node.address for node in nodes], []
-    )
+    nodes, columns = _believed(guest, _nodes(guest, caches))
     free = _free(guest, caches, nodes, columns, budget)
     sums = _sums(nodes, columns, free)
     found = []
@@ -112,7 +111,7 @@ def _nodes(guest: LinuxGuest, caches: list[int]) -> list[_Node]:
         first = types.offsetof("kmem_cache", "per_node[0].node")
         stride = types.sizeof("kmem_cache_per_node_ptrs")
     count = number(guest, "nr_node_ids", 4) if "nr_node_ids" in guest.symbols else 1
-    count = min(count, _MAX_NODES)
+    count = min(count, _MAX_NODES, _MAX_PLACES // max(1, len(caches)))
     found = []
     for node in range(count):
         data = guest.kernel.gather([cache + first + node * stride for cache in caches], 8, [])
@@ -122,6 +121,23 @@ def _nodes(guest: LinuxGuest, caches: list[int]) -> list[_Node]:
             if pointer
         ]
     return sorted(found)
+
+
+def _believed(guest: LinuxGuest, nodes: list[_Node]) -> tuple[list[_Node], dict[str, list[Any]]]:
+    """The nodes whose figures can be, and the figures: partial slabs are some of all slabs."""
+    layout = guest.layout("kmem_cache_node", _NODE, text=())
+    columns = layout.lists(guest.kernel, [node.address for node in nodes], [])
+    kept = []
+    for index, (node, slabs, partial) in enumerate(
+        zip(nodes, columns["slabs"], columns["partial"], strict=True)
+    ):
+        if partial is None or (slabs is not None and partial > slabs):
+            guest.note("slab cache with an impossible node", node.address)
+        else:
+            kept.append(index)
+    return [nodes[index] for index in kept], {
+        name: [column[index] for index in kept] for name, column in columns.items()
+    }
 
 
 def _free(
