@@ -9,6 +9,8 @@ import pytest
 from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
+    "cgroups",
+    "containers",
     "cpu",
     "dmesg",
     "env",
@@ -20,9 +22,11 @@ COMMANDS = [
     "memory",
     "modules",
     "mounts",
+    "namespaces",
     "pressure",
     "ps",
     "read",
+    "slabs",
     "sockets",
     "symbols",
     "translate",
