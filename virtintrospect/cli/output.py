@@ -18,6 +18,7 @@ _WIDEST, _NARROWEST = 32, 16
 #: In a plain table: most characters that shorter cells are padded to.
 _WIDEST_PLAIN = 120
 
+_HEXADECIMAL = (Unit.ADDRESS, Unit.MASK)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -71,12 +72,12 @@ def show(
 
 def plain_value(unit: Unit, value: Any) -> Any:
     """A value for programs: a JSON number, string, boolean or list of strings."""
-    if unit is Unit.ADDRESS:
+    if unit in _HEXADECIMAL:
         return f"{value:#x}"
     if unit is Unit.HEX:
         return bytes(value).hex()
     if unit is Unit.LIST:
-        return [printable(item) for item in value]
+        return [item if isinstance(item, int) else printable(item) for item in value]
     return printable(value) if isinstance(value, bytes | str) else value
 
 
@@ -88,7 +89,7 @@ def human_value(unit: Unit, value: Any) -> str:
     if formatted is not None:
         return formatted(value)
     value = plain_value(unit, value)
-    return ",".join(value) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def human_size(size: int) -> str:
@@ -177,7 +178,7 @@ def _csv(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> N
 def _csv_value(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return " ".join(value) if isinstance(value, list) else value
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _fields(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
