@@ -69,6 +69,11 @@ _TASK = {
 }
 #: What a process is the sum of: its threads', and those of threads that have ended.
 _SUMS = ("read", "written", "minor", "major")
+#: What must not have changed: by these all is found that tasks share.
+_POINTERS = (
+    "group_info", "security", "struct_pid", "level", "group_pid", "session_pid", "tty", "cpus",
+    "user_namespace", *_NAMESPACES, "suid", "sgid", "fsuid", "fsgid", "cap_effective", "oom",
+)  # fmt: skip
 _SECCOMP = ("disabled", "strict", "filter")
 #: SCHED_* (include/uapi/linux/sched.h).
 _POLICIES = {0: "other", 1: "fifo", 2: "rr", 3: "batch", 5: "idle", 6: "deadline", 7: "ext"}
@@ -89,17 +94,19 @@ _UNSET = 0xFFFF_FFFF
 _MAX_PID = 4 << 20
 
 
-def details(
+def details_of(
     guest: LinuxGuest,
     addresses: Sequence[int],
     groups: Sequence[Sequence[int]] | None,
     budget: Budget,
-) -> list[Row]:
+) -> tuple[list[Row], set[int]]:
     """The fields from ``suid`` on of :class:`~virtintrospect.model.Process`, task by task.
 
     :param groups: where the rows are processes, the other threads of each; they are added up.
+    :returns: the fields, and which tasks had others when looked at again.
     """
     rows = _read(guest, addresses)
+    then = [[row[name] for name in _POINTERS] for row in rows]
     if groups is not None:
         _add_threads(guest, rows, groups)
     tables: dict[str, Sequence[Any]] = {
@@ -108,10 +115,16 @@ def details(
         "cpus_allowed": _cpus_allowed(guest, rows),
     }
     _pids(guest, rows)
-    return [
+    moved: set[int] = set()
+    if guest.live:
+        now = ([row[name] for name in _POINTERS] for row in _read(guest, addresses))
+        pairs = enumerate(zip(then, now, strict=True))
+        moved = {index for index, (first, second) in pairs if first != second}
+    fields = [
         _fields(row) | {name: column[index] for name, column in tables.items()}
         for index, row in enumerate(rows)
     ]
+    return fields, moved
 
 
 def _read(guest: LinuxGuest, addresses: Sequence[int]) -> list[Row]:

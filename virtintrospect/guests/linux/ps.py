@@ -74,8 +74,25 @@ _MEMBERS = {
 #: How often a row is read whose structures could not all be read: the guest may have been
 #: changing them just then.
 _ATTEMPTS = 3
-#: What must not have changed for a row to be believed.
-_IDENTITY = {"tid": "pid", "start": "start_boottime|real_start_time"}
+#: What a second look must find again.
+_STILL = (
+    "tid", "start", "comm", "mm", "arg_start", "exe_mount", "exe_dentry", "cwd_mount",
+    "cwd_dentry", "root_mount", "root_dentry", "signal", "parent", "uid", "gid", "euid", "egid",
+)  # fmt: skip
+_OF_MEMORY = ("path", "cmdline", "resident_size", "total_size")
+#: Fields that came from what a member led to.
+_HANGS_ON: dict[str, tuple[str, ...]] = {
+    "mm": _OF_MEMORY,
+    "arg_start": _OF_MEMORY,
+    "exe_mount": ("path",),
+    "exe_dentry": ("path",),
+    "cwd_mount": ("cwd",),
+    "cwd_dentry": ("cwd",),
+    "root_mount": ("root",),
+    "root_dentry": ("root",),
+}
+#: What each structure costs that cannot be read, or that changed meanwhile.
+_DOUBT = 0.2
 
 
 def processes(guest: LinuxGuest, *, threads: bool = False, details: bool = False) -> list[Process]:
@@ -84,15 +101,19 @@ def processes(guest: LinuxGuest, *, threads: bool = False, details: bool = False
     leaders = guest.tasks.addresses(budget)
     addresses = _with_threads(guest, leaders, budget) if threads else leaders
     found: dict[int, Process] = {}
-    doubtful = addresses
+    pending = addresses
     for _ in range(_ATTEMPTS if guest.live else 1):
-        rows = _read(guest, doubtful)
+        rows = _read(guest, pending)
         table = _Table(guest, rows, budget, threads=threads, details=details)
-        records = _confirmed(guest, rows, table.records())
-        table.note_missing(records)
+        records = table.records()
+        if guest.live:
+            records, gone = _confirmed(guest, rows, records, table.moved())
+            for address in gone & found.keys():
+                del found[address]
         found |= {record.address: record for record in records}
-        doubtful = [record.address for record in records if record.confidence < 1.0]
-        if not doubtful or budget.late():
+        pending = [record.address for record in records if record.confidence < 1.0]
+        table.note_missing(record for record in records if record.confidence == 1.0)
+        if not pending or budget.late():
             break
     guest.note_all([budget.problem])
     return [found[address] for address in addresses if address in found]
@@ -157,19 +178,40 @@ def _plausible(guest: LinuxGuest, row: Row) -> bool:
     return True
 
 
-def _confirmed(guest: LinuxGuest, rows: list[Row], records: list[Process]) -> list[Process]:
-    """Look a second time: a task that is no longer the same one is not reported."""
-    if not guest.live:
-        return records
-    layout = guest.layout("task_struct", _IDENTITY, text=())
+def _confirmed(
+    guest: LinuxGuest, rows: list[Row], records: list[Process], moved: set[int]
+) -> tuple[list[Process], set[int]]:
+    """Look a second time: rows that still hold, and addresses of tasks that do not.
+
+    Of a task that has other memory or another directory by now, what was read of the old one
+    may be anybody's: it is left out, and the row doubted.
+    """
+    layout = guest.layout("task_struct", {name: _MEMBERS[name] for name in _STILL}, text=("comm",))
     again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
-    kept = []
-    for row, record, tid, start in zip(rows, records, *again.values(), strict=True):
-        if (tid, start) == (row["tid"], row["start"]):
-            kept.append(record)
-        else:
+    kept: list[Process] = []
+    gone: set[int] = set()
+    for index, (row, record) in enumerate(zip(rows, records, strict=True)):
+        changed = [name for name in _STILL if again[name][index] != row[name]]
+        if "tid" in changed or "start" in changed:
             guest.note(f"task {row['tid']} ended while it was read", row["address"])
-    return kept
+            gone.add(row["address"])
+        elif changed or index in moved:
+            kept.append(_doubted(record, changed))
+        else:
+            kept.append(record)
+    return kept, gone
+
+
+def _doubted(record: Process, changed: list[str]) -> Process:
+    """A record without what can no longer be believed."""
+    from dataclasses import replace
+
+    hidden: dict[str, None] = {}
+    for name in changed:
+        hidden |= dict.fromkeys(_HANGS_ON.get(name, ()))
+    less = _DOUBT * max(1, len({_HANGS_ON.get(name) for name in changed}))
+    changes: dict[str, Any] = hidden | {"confidence": round(max(0.0, record.confidence - less), 1)}
+    return replace(record, **changes)
 
 
 class _Table:
@@ -206,7 +248,12 @@ class _Table:
             if others is None
             else group_times(guest, rows, others)
         )
-        self._details = _details(guest, addresses, others, budget) if details else None
+        self._moved: set[int] = set()
+        self._details: list[Row] = []
+        if details:
+            from virtintrospect.guests.linux.details import details_of
+
+            self._details, self._moved = details_of(guest, addresses, others, budget)
         self._arguments: dict[int, CommandLine] = {}
 
     def records(self) -> list[Process]:
@@ -259,6 +306,10 @@ class _Table:
         """A string, as far as the budget goes: shared by many rows, it is shown in each."""
         return text if text is None or self._budget.keep(len(text)) else None
 
+    def moved(self) -> set[int]:
+        """Rows whose details changed while they were read."""
+        return self._moved
+
     def note_missing(self, records: Iterable[Process]) -> None:
         """Say of rows that are believed what of their command lines is not in memory."""
         mm_of = {row["address"]: row["mm"] for row in self._rows}
@@ -282,15 +333,7 @@ class _Table:
         """1.0, less a fifth for each structure that should be there and cannot be read."""
         broken = sum(row[pointer] is None for pointer in ("parent", "uid", "threads"))
         broken += bool(row["mm"]) and row["pgd"] is None
-        return round(max(0.0, 1.0 - 0.2 * broken), 1)
-
-
-def _details(
-    guest: LinuxGuest, addresses: list[int], others: list[list[int]] | None, budget: Budget
-) -> list[Row]:
-    from virtintrospect.guests.linux.details import details
-
-    return details(guest, addresses, others, budget)
+        return round(max(0.0, 1.0 - _DOUBT * broken), 1)
 
 
 def _file(row: Row, kind: str) -> FilePath | None:

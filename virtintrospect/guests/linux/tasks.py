@@ -42,7 +42,12 @@ class Tasks:
 
         :param budget: of the table that wants them.
         """
-        nodes, problem = walk_list(self._guest.kernel, self._head, guess=self._known, budget=budget)
+        for _ in range(_ATTEMPTS):
+            nodes, problem = walk_list(
+                self._guest.kernel, self._head, guess=self._known, budget=budget
+            )
+            if problem is None or not self._guest.live:
+                break  # else it may have led to a task that ended just then
         self._guest.note_all([problem])
         self._known = nodes
         offset = self._offset
@@ -109,8 +114,12 @@ def thread_group(guest: LinuxGuest, signal: int, budget: Budget, limit: int = LI
     head = signal + guest.types.offsetof("signal_struct", "thread_head")
     offset = guest.types.offsetof("task_struct", "thread_node")
     nodes, problem = walk_list(guest.kernel, head, limit=limit, budget=budget)
+    if problem and guest.live:  # it may have been changing just then
+        first = problem
+        nodes, problem = walk_list(guest.kernel, head, limit=limit, budget=budget)
+        problem = problem if problem == first else None
     guest.note_all([problem])
-    return [node - offset for node in nodes]
+    return [node - offset for node in nodes if node >= offset]
 
 
 def thread_groups(
