@@ -13,7 +13,7 @@ from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import QemuProcess
 
 #: Reads of a session through the file, before it goes over to the mapping.
-_SHORT_LOOK = 1 << 15
+_SHORT_LOOK = 3 << 16
 
 _unpack_u64 = struct.Struct("<Q").unpack_from
 

@@ -153,8 +153,9 @@ def _json(
         out.write(json.dumps(next(objects), ensure_ascii=False, indent=2) + "\n")
         return
     separator = "[\n"
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     for item in objects:
-        out.write(separator + json.dumps(item, ensure_ascii=False))
+        out.write(separator + encode(item))
         separator = ",\n"
     out.write("[]\n" if separator == "[\n" else "\n]\n")
 
@@ -162,8 +163,9 @@ def _json(
 def _jsonl(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
     import json
 
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     for item in _objects(columns, records):
-        out.write(json.dumps(item, ensure_ascii=False) + "\n")
+        out.write(encode(item) + "\n")
 
 
 def _csv(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:

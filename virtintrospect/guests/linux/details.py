@@ -248,7 +248,7 @@ def _pids(guest: LinuxGuest, rows: list[Row]) -> None:
     wanted: list[tuple[Row, str, int]] = []
     for row in rows:
         row |= {"nspid": None, "pgroup": None, "session": None, "pid_namespace": None}
-        if row["struct_pid"] and row["level"] is not None and row["level"] <= _MAX_LEVEL:
+        if row["struct_pid"] and 0 <= (-1 if row["level"] is None else row["level"]) <= _MAX_LEVEL:
             wanted.append((row, "nspid", row["struct_pid"] + first + size * row["level"]))
         for name, pointer in (("pgroup", row["group_pid"]), ("session", row["session_pid"])):
             if pointer:
