@@ -107,9 +107,9 @@ def processes(guest: LinuxGuest, *, threads: bool = False, details: bool = False
         table = _Table(guest, rows, budget, threads=threads, details=details)
         records = table.records()
         if guest.live:
-            records, gone = _confirmed(guest, rows, records, table.moved())
-            for address in gone & found.keys():
-                del found[address]
+            records = _confirmed(guest, rows, records, table.moved())
+        for address in pending:  # what was doubted, and is not there any more, goes
+            found.pop(address, None)
         found |= {record.address: record for record in records}
         pending = [record.address for record in records if record.confidence < 1.0]
         table.note_missing(record for record in records if record.confidence == 1.0)
@@ -130,6 +130,7 @@ def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list
     for leader, group in zip(leaders, others, strict=True):
         addresses.append(leader)
         addresses += group
+    addresses = list(dict.fromkeys(addresses))  # a broken list may lead into another's
     if len(addresses) > LIMIT:
         guest.note(f"more than {LIMIT} threads: the rest is left out", addresses[LIMIT])
     return addresses[:LIMIT]
@@ -180,8 +181,8 @@ def _plausible(guest: LinuxGuest, row: Row) -> bool:
 
 def _confirmed(
     guest: LinuxGuest, rows: list[Row], records: list[Process], moved: set[int]
-) -> tuple[list[Process], set[int]]:
-    """Look a second time: rows that still hold, and addresses of tasks that do not.
+) -> list[Process]:
+    """Look a second time: a task that is no longer the same one is not reported.
 
     Of a task that has other memory or another directory by now, what was read of the old one
     may be anybody's: it is left out, and the row doubted.
@@ -189,17 +190,15 @@ def _confirmed(
     layout = guest.layout("task_struct", {name: _MEMBERS[name] for name in _STILL}, text=("comm",))
     again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
     kept: list[Process] = []
-    gone: set[int] = set()
     for index, (row, record) in enumerate(zip(rows, records, strict=True)):
         changed = [name for name in _STILL if again[name][index] != row[name]]
         if "tid" in changed or "start" in changed:
             guest.note(f"task {row['tid']} ended while it was read", row["address"])
-            gone.add(row["address"])
         elif changed or index in moved:
             kept.append(_doubted(record, changed))
         else:
             kept.append(record)
-    return kept, gone
+    return kept
 
 
 def _doubted(record: Process, changed: list[str]) -> Process:
