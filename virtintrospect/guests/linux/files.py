@@ -96,9 +96,11 @@ def files(guest: LinuxGuest, pid: int | None = None) -> list[OpenFile]:
     if guest.live:
         still: dict[int, str] = {}
         processes = _processes(guest, addresses, pid, still, gone=True)
-        again = set(_slots(guest, processes, Budget(), still))
+        again = _slots(guest, processes, Budget(), still)
         bad = {address: what for address, what in bad.items() if still.get(address) == what}
-        slots = [slot for slot in slots if slot in again and files.same(slot.file)]
+        if files.changed or again != slots:  # most often nothing has
+            now = set(again)
+            slots = [s for s in slots if s in now and s.file not in files.changed]
     bad |= {slot.file: "unreadable file" for slot in slots if slot.file not in files.rows}
     guest.note_all(Problem(what, address) for address, what in bad.items())
     found = [
@@ -204,6 +206,7 @@ def _large(guest: LinuxGuest, row: Row, budget: Budget, noted: dict[int, str]) -
 
 
 def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
+    pid = row["pid"]
     for start in range(0, len(table), 8 * _BLOCK):
         block = table[start : start + 8 * _BLOCK]
         if not block.strip(b"\0"):
@@ -212,7 +215,7 @@ def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
             if file:
                 fd = start // 8 + number
                 closes = None if cloexec is None else bool(cloexec[fd >> 3] >> (fd & 7) & 1)
-                yield _Slot(row["pid"], fd, file, closes)
+                yield _Slot(pid, fd, file, closes)
 
 
 class _Files:
@@ -235,20 +238,17 @@ class _Files:
                 row["path"] = names.get(path) if path else None
                 row["type"] = _type(row["mode"], systems.get(row["system"]), row["path"])
                 self.rows[address] = row
-        self._changed: set[int] = set()
+        #: Those that a second look found to be others: memory of closed ones is reused.
+        self.changed: set[int] = set()
         if guest.live:
             again = guest.layout("file", _IDENTITY, text=()).lists(guest.kernel, addresses, [])
             now = list(zip(*again.values(), strict=True))
             then = list(zip(*(columns[name] for name in _IDENTITY), strict=True))
-            self._changed = {
+            self.changed = {
                 address
                 for address, first, second in zip(addresses, then, now, strict=True)
                 if first != second
             }
-
-    def same(self, address: int) -> bool:
-        """Whether the second look found the same file there: memory of closed ones is reused."""
-        return address not in self._changed
 
 
 def _record(slot: _Slot, row: Row, budget: Budget) -> OpenFile:
