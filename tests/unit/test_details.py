@@ -12,11 +12,12 @@ import pytest
 from tests.unit.images import BuiltMemory
 from tests.unit.symbols.btf_blob import PTR, Blob
 from virtintrospect.arch import X86_64_4LEVEL
-from virtintrospect.guests.linux import details
+from virtintrospect.guests.linux import details, paths, ps
 from virtintrospect.guests.linux.bitmap import spell
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.capabilities import names
 from virtintrospect.guests.linux.cmdline import Arguments, command_line
+from virtintrospect.model import Process
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.layout import Layout
@@ -186,3 +187,38 @@ def test_holes_in_a_command_line(pages: dict[int, bytes], text: bytes | None, mi
 @pytest.mark.parametrize("where", [(5, 5, 0), (9, 3, 0), (1 << 64, 0, 0)])
 def test_arguments_that_end_before_they_begin(where: tuple[int, int, int]) -> None:
     assert command_line(_process({}), 1, Arguments(*where), Budget()) == (b"", 0)
+
+
+# -- second looks ---------------------------------------------------------------------------
+
+
+def _process_record() -> Process:
+    text = {"name": b"n", "path": b"/p", "cmdline": b"c", "cwd": b"/w", "root": b"/", "state": "S"}
+    rest = {name: 1 for name in Process.__slots__ if name not in text}
+    return Process(**(rest | text | {"confidence": 1.0}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "hidden", "confidence"),
+    [
+        ([], set(), 0.8),
+        (["mm", "arg_start"], {"path", "cmdline", "resident_size", "total_size"}, 0.8),
+        (["cwd_dentry", "comm"], {"cwd"}, 0.6),
+        (["mm", "cwd_mount", "root_mount", "exe_dentry", "uid", "comm"],
+         {"path", "cmdline", "resident_size", "total_size", "cwd", "root"}, 0.0),
+    ],
+)  # fmt: skip
+def test_what_hangs_on_a_structure_that_changed(
+    changed: list[str], hidden: set[str], confidence: float
+) -> None:
+    record = ps._doubted(_process_record(), changed)
+    assert {name for name in Process.__slots__ if getattr(record, name) is None} == hidden
+    assert record.confidence == confidence
+
+
+def test_dentries_that_changed_or_are_being_renamed() -> None:
+    before: dict[str, list[Any]] = {"parent": [1, 2, None, 4], "seq": [0, 2, None, 5]}
+    assert paths._changed(before, {"parent": [1, 2, None, 4], "seq": [0, 2, None, 5]}) == [3]
+    assert paths._changed(before, {"parent": [1, 9, None, 4], "seq": [0, 2, 0, 6]}) == [1, 2, 3]
+    still: dict[str, list[Any]] = {"parent": [1], "seq": [None]}
+    assert paths._changed(still, {"parent": [1], "seq": [None]}) == []
