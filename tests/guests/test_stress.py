@@ -38,7 +38,7 @@ for i in $(seq 200); do [ -s /tmp/stress.out ] && break; usleep 50000; done
 """
 _STOP = """
 rm -f /tmp/stress/run
-for i in $(seq 400); do pidof stress-program >/dev/null || break; usleep 50000; done
+for i in $(seq 1000); do pidof stress-program >/dev/null || break; usleep 50000; done
 """
 _PROGRAMS = 32
 #: Processes of the workload that live as long as it does.
@@ -64,11 +64,11 @@ class Seen:
 @contextmanager
 def stressed(guest: Guest) -> Iterator[None]:
     guest.put("/tmp/stress-program", program("stress").read_bytes(), 0o755)
-    guest.run(_START, 60)
+    guest.run(_START, 120)
     try:
         yield
     finally:
-        guest.run(_STOP, 60)
+        guest.run(_STOP, 120)
 
 
 def test_nothing_is_invented(linux: LinuxGuest, guest: Guest) -> None:

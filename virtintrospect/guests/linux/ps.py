@@ -127,13 +127,14 @@ def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list
     columns = layout.lists(guest.kernel, leaders, [])
     others = _others(guest, leaders, columns["signal"], columns["threads"], budget)
     addresses: list[int] = []
+    room = LIMIT - len(leaders)  # no list of threads takes a leader's place
     for leader, group in zip(leaders, others, strict=True):
         addresses.append(leader)
-        addresses += group
-    addresses = list(dict.fromkeys(addresses))  # a broken list may lead into another's
-    if len(addresses) > LIMIT:
-        guest.note(f"more than {LIMIT} threads: the rest is left out", addresses[LIMIT])
-    return addresses[:LIMIT]
+        addresses += group[: max(room, 0)]
+        room -= len(group)
+    if room < 0:
+        guest.note(f"more than {LIMIT} threads: the rest is left out", leaders[-1])
+    return list(dict.fromkeys(addresses))  # a broken list may lead into another's
 
 
 def _others(
