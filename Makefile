@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?=
+BENCH ?=
 
 .PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man clean clean-lab
 
@@ -56,8 +57,8 @@ demo: $(STAMP) ## boot a small guest and look into it (KEEP=1 keeps the guest)
 demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
 	@$(BIN)/python -m tests.guests.lab.demo remove
 
-bench: $(STAMP) ## the figures of docs/performance.md
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small or scale: some of them)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
 	@$(BIN)/python -m virtintrospect.cli.manpage docs/virt-introspect.1

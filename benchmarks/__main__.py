@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: every figure of docs/performance.md, with ratios in the same run."""
+"""``python -m benchmarks [small|scale]``: every figure of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks import scale
+from benchmarks.figures import Figure, show
 from benchmarks.measure import command, commands, per_call, program
 from tests.guests.lab import libvirtd
 from tests.guests.lab.domain import Config
@@ -25,37 +25,31 @@ _MIB = 1 << 20
 _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
-
-
-class Figure(NamedTuple):
-    """One line: what was measured, in which unit, what it must reach, what it compares to."""
-
-    what: str
-    value: float
-    unit: str
-    target: str = ""
-    ratio: str = ""
+_MODES = ("small", "scale")
 
 
 def main() -> None:
-    """Boot the guests and print the figures as they come."""
+    """Boot the guests and print the figures as they come: of one mode, or of all."""
+    modes = sys.argv[1:] or list(_MODES)
+    if not set(modes) <= set(_MODES):
+        sys.exit(f"usage: python -m benchmarks [{'|'.join(_MODES)}]")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
           f"Python {platform.python_version()}; CPU time, medians")  # fmt: skip
-    with ExitStack() as stack:
-        stack.enter_context(libvirtd.connection())
-        for backing in ("memfd", "anonymous"):
-            with Guest(Config(_KERNEL, backing=backing, cmdline=f"lab.sleepers={_SLEEPERS}")) as g:
-                _print(f"{backing}, kernel {g.release}", _whole_command(g.name))
-                with open_session(g.name) as session:
-                    _print(f"{backing}, in one process", _in_process(session))
-        _print("attach against guest RAM (memfd)", _attach())
+    with libvirtd.connection():
+        if "small" in modes:
+            _small()
+        if "scale" in modes:
+            scale.main()
 
 
-def _print(title: str, figures: Iterator[Figure]) -> None:
-    print(f"\n{title}", flush=True)
-    for figure in figures:
-        line = f"  {figure.what:<46} {figure.value:>10.4g} {figure.unit:<5}"
-        print(f"{line} {figure.target:<14} {figure.ratio}".rstrip(), flush=True)
+def _small() -> None:
+    """A guest of an ordinary size, and attaching to guests of several."""
+    for backing in ("memfd", "anonymous"):
+        with Guest(Config(_KERNEL, backing=backing, cmdline=f"lab.sleepers={_SLEEPERS}")) as g:
+            show(f"{backing}, kernel {g.release}", _whole_command(g.name))
+            with open_session(g.name) as session:
+                show(f"{backing}, in one process", _in_process(session))
+    show("attach against guest RAM (memfd)", _attach())
 
 
 def _whole_command(name: str) -> Iterator[Figure]:

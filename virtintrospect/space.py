@@ -144,6 +144,11 @@ class AddressSpace:
         :returns: ``len(vaddrs) * size`` bytes.
         :raises FaultError: a range cannot be read and ``faults`` is not given.
         """
+        for start, end, paddr in self.linear[:1]:  # most structures: all in the direct map
+            shift, last = paddr - start, end - size
+            paddrs = [vaddr + shift for vaddr in vaddrs if start <= vaddr <= last]
+            if len(paddrs) == len(vaddrs):
+                return self.memory.gather(paddrs, size, faults)
         paddrs = []
         patches: list[tuple[int, bytes]] = []
         for position, vaddr in enumerate(vaddrs):

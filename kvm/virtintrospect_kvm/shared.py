@@ -13,7 +13,9 @@ from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import QemuProcess
 
 #: Reads of a session through the file, before it goes over to the mapping.
-_SHORT_LOOK = 1 << 15
+_SHORT_LOOK = 3 << 16
+#: Numbers read one after the other from one page, before that page is looked up at once.
+_HOT = 256
 
 _unpack_u64 = struct.Struct("<Q").unpack_from
 
@@ -48,6 +50,7 @@ class SharedBlock:
         )
         self._whole = memoryview(self._map)
         self._copies = 0
+        self._last_page, self._in_a_row = -1, 0
         self.present = pagemap.present
         # Only tmpfs (memfd included) and disk file systems know their holes; on hugetlbfs all
         # is "data" (default_llseek in fs/read_write.c).
@@ -69,6 +72,10 @@ class SharedBlock:
         if self.present[offset >> 12] and offset & 0xFFF <= 0xFF8:
             number: int = _unpack_u64(self._map, offset)[0]
             return number
+        self._in_a_row = self._in_a_row + 1 if offset >> 12 == self._last_page else 0
+        self._last_page = offset >> 12
+        if self._in_a_row >= _HOT:
+            self._pagemap.resident(offset, 8)
         return int.from_bytes(self.read(offset, 8), "little")
 
     def reader_u64(

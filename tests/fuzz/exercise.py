@@ -103,7 +103,8 @@ class Fuzzer:
 def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     """Everything that can be asked of a guest."""
     yield "ps", lambda: _render(PS, guest.processes())
-    yield "threads", lambda: _render(PS, guest.processes(threads=True))
+    yield "details", lambda: _render(PS, guest.processes(details=True))
+    yield "threads", lambda: _render(PS, guest.processes(threads=True, details=True))
     for table in COMMANDS:
         for arguments in ((1,), (2,)) if table.argument else ((),):
             yield table.name, lambda t=table, a=arguments: _run(guest, t, a)  # type: ignore[misc]

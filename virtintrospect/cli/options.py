@@ -36,6 +36,12 @@ class Settings:
         choose(table, self.columns, self.output)
         return open_session(target, self.uri)
 
+    def chosen(self, table: Table) -> list[str]:
+        """Names of the columns that will be shown."""
+        from virtintrospect.cli.output import choose
+
+        return [column.name for column in choose(table, self.columns, self.output)]
+
     def show(self, table: Table, records: Iterable[Record], *, single: bool = False) -> None:
         """Print records in the format asked for."""
         from virtintrospect.cli.output import show

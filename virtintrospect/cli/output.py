@@ -18,6 +18,7 @@ _WIDEST, _NARROWEST = 32, 16
 #: In a plain table: most characters that shorter cells are padded to.
 _WIDEST_PLAIN = 120
 
+_HEXADECIMAL = (Unit.ADDRESS, Unit.MASK)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -71,7 +72,7 @@ def show(
 
 def plain_value(unit: Unit, value: Any) -> Any:
     """A value for programs: a JSON number, string, boolean or list of these."""
-    if unit is Unit.ADDRESS:
+    if unit in _HEXADECIMAL:
         return f"{value:#x}"
     if unit is Unit.HEX:
         return bytes(value).hex()
@@ -152,8 +153,9 @@ def _json(
         out.write(json.dumps(next(objects), ensure_ascii=False, indent=2) + "\n")
         return
     separator = "[\n"
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     for item in objects:
-        out.write(separator + json.dumps(item, ensure_ascii=False))
+        out.write(separator + encode(item))
         separator = ",\n"
     out.write("[]\n" if separator == "[\n" else "\n]\n")
 
@@ -161,8 +163,9 @@ def _json(
 def _jsonl(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
     import json
 
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     for item in _objects(columns, records):
-        out.write(json.dumps(item, ensure_ascii=False) + "\n")
+        out.write(encode(item) + "\n")
 
 
 def _csv(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:

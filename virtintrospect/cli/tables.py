@@ -9,7 +9,7 @@ import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import COMMANDS, PS
+from virtintrospect.insight.tables import COMMANDS, PS, PS_DETAILS
 
 if TYPE_CHECKING:
     from virtintrospect.guests.base import Guest
@@ -66,7 +66,9 @@ def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
 
     with settings.open(target, PS) as session:
         guest = session.guest
-        rows = [record(PS, process) for process in guest.processes(threads=threads)]
+        details = not PS_DETAILS.isdisjoint(settings.chosen(PS))
+        found = guest.processes(threads=threads, details=details)
+        rows = [record(PS, process) for process in found]
         if tree:
             rows = as_tree(rows, indent=settings.output == "table")
         settings.show(PS, rows)

@@ -64,8 +64,11 @@ class Guest(abc.ABC):
         """Which kernel runs, and since when."""
 
     @abc.abstractmethod
-    def processes(self, *, threads: bool = False) -> list[Process]:
-        """Every process in the order of the kernel's task list; with ``threads`` every thread."""
+    def processes(self, *, threads: bool = False, details: bool = False) -> list[Process]:
+        """Every process in the order of the kernel's task list; with ``threads`` every thread.
+
+        :param details: read the fields from ``suid`` on, too; else they are ``None``.
+        """
 
     @abc.abstractmethod
     def modules(self) -> list[Module]:

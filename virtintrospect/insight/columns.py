@@ -23,6 +23,8 @@ class Unit(Enum):
     #: Raw bytes, shown as hexadecimal digits.
     HEX = "hex"
     LIST = "list"
+    #: A set of bits: ``"0x…"``.
+    MASK = "mask"
 
 
 class Column(NamedTuple):

@@ -365,8 +365,13 @@ def _from_mapped(
     index = (addresses + np.uint64(shift)).view(np.int64)
     present = np.frombuffer(block.present, dtype=np.uint8)
     last = index + (segment.end - segment.start - 1)
-    if not (present[index >> 12].all() and present[last >> 12].all()):
-        return False
+    pages = np.concatenate((index >> 12, last >> 12))
+    if not present[pages].all():
+        # Whoever wants arrays will want them again: ask which pages are there, for good.
+        for page in np.unique(pages[present[pages] == 0]).tolist():
+            space.memory.view(block.start + (page << 12), 1)
+        if not present[pages].all():
+            return False
     for name, member in segment.members:
         at = index + (member.offset - segment.start)
         columns[name] = _as_type(_pick(block.buffer, at, member.size), member)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,3 +21,15 @@ def read(guest: LinuxGuest, symbol: str) -> list[int]:
     size = min(guest.types.sizeof("cpumask"), MAX_CPUS // 8)
     bits = int.from_bytes(guest.kernel.read(guest.symbols.address(symbol), size), "little")
     return [number for number in range(size * 8) if bits >> number & 1]
+
+
+@lru_cache(maxsize=64)
+def spell(bits: int) -> str:
+    """A bitmap as the kernel prints it as a list (``%*pbl``): ``0-3,7``."""
+    numbers = (number for number in range(bits.bit_length()) if bits >> number & 1)
+    ranges = []
+    for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        members = [number for _, number in run]
+        first, last = members[0], members[-1]
+        ranges.append(str(first) if first == last else f"{first}-{last}")
+    return ",".join(ranges)

@@ -22,33 +22,58 @@ class Arguments(NamedTuple):
     environment_end: int | None
 
 
+class CommandLine(NamedTuple):
+    """Arguments, joined by single spaces; ``None`` where they cannot be read."""
+
+    text: bytes | None
+    #: Bytes of them that are swapped out or absent.
+    missing: int = 0
+
+
+_UNKNOWN = CommandLine(None)
+
+
 def command_line(
     guest: LinuxGuest, pgd: int | None, where: Arguments, budget: Budget
-) -> bytes | None:
-    """A process's arguments, joined by single spaces; ``None`` where they cannot be read.
+) -> CommandLine:
+    """A process's arguments.
 
     Programs that set their title write over their arguments, and on into their environment:
     where the last byte of the arguments is no NUL, the title goes on until the first one.
-    Pages that are swapped out or absent are left out.
+    Pages that are swapped out or absent are left out; there an argument ends.
     """
     if not pgd or where.start is None or where.end is None:
-        return None
+        return _UNKNOWN
     size = min(where.end - where.start, MAX_CMDLINE)
     if size <= 0:
-        return b""
+        return CommandLine(b"")
     if budget.late():
-        return None
+        return _UNKNOWN
     try:
         space = guest.user_space(pgd)
-        text = b"".join(piece for _, piece in space.read_available(where.start, size))
-        if not text:
-            return None
-        if size < MAX_CMDLINE and text[-1:] != b"\0":
+        pieces = space.read_available(where.start, size)
+        missing = size - sum(len(piece) for _, piece in pieces)
+        if not pieces:
+            return CommandLine(None, missing)
+        text = _joined(pieces)
+        whole = size < MAX_CMDLINE and pieces[-1][0] + len(pieces[-1][1]) == where.end
+        if whole and text[-1:] != b"\0":
             text = _title(text, space.string(where.end, _rest(where)) if _rest(where) else b"")
     except FaultError:
-        return None
+        return _UNKNOWN
     text = text.rstrip(b"\0").replace(b"\0", b" ")
-    return text if budget.keep(len(text)) else None
+    return CommandLine(text if budget.keep(len(text)) else None, missing)
+
+
+def _joined(pieces: list[tuple[int, bytes]]) -> bytes:
+    """Pieces of text; a NUL stands for whatever is missing between two of them."""
+    text, end = bytearray(), pieces[0][0]
+    for vaddr, piece in pieces:
+        if vaddr != end and text[-1:] != b"\0":
+            text.append(0)
+        text += piece
+        end = vaddr + len(piece)
+    return bytes(text)
 
 
 def _rest(where: Arguments) -> int:

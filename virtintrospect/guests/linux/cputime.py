@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.guests.linux.tasks import thread_group
-
 if TYPE_CHECKING:
-    from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 Times = tuple[int | None, int | None]
@@ -50,25 +47,28 @@ def task_times(row: dict[str, Any]) -> Times:
     return adjust(row["utime"], row["stime"], row["runtime"], row["prev_utime"], row["prev_stime"])
 
 
-def group_times(guest: LinuxGuest, rows: Sequence[dict[str, Any]], budget: Budget) -> list[Times]:
-    """Times of whole processes: their threads', and those of threads that have ended."""
+def group_times(
+    guest: LinuxGuest, rows: Sequence[dict[str, Any]], threads: Sequence[Sequence[int]]
+) -> list[Times]:
+    """Times of whole processes: their threads', and those of threads that have ended.
+
+    :param threads: of each process those besides the leader.
+    """
     signals = [row["signal"] or 0 for row in rows]
     ended = guest.layout("signal_struct", _SIGNAL, text=()).lists(guest.kernel, signals, [])
+    others = [thread for group in threads for thread in group]
+    columns = guest.layout("task_struct", _TASK, text=()).lists(guest.kernel, others, [])
+    position = 0
     totals: list[Times] = []
-    for index, row in enumerate(rows):
+    for index, (row, group) in enumerate(zip(rows, threads, strict=True)):
         base = {name: column[index] for name, column in ended.items()}
+        span = slice(position, position + len(group))
+        position += len(group)
         if base["utime"] is None:
             totals.append((None, None))
             continue
-        members = [row]
-        if row["threads"] and row["threads"] > 1:
-            threads = thread_group(guest, row["signal"], budget)
-            columns = guest.layout("task_struct", _TASK, text=()).lists(guest.kernel, threads, [])
-            members = [
-                dict(zip(columns, values, strict=True))
-                for values in zip(*columns.values(), strict=True)
-                if None not in values
-            ]
-        sums = [base[key] + sum(member[key] for member in members) for key in _TASK]
+        sums = [
+            base[key] + row[key] + sum(value or 0 for value in columns[key][span]) for key in _TASK
+        ]
         totals.append(adjust(sums[0], sums[1], sums[2], base["prev_utime"], base["prev_stime"]))
     return totals

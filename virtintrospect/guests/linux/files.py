@@ -11,7 +11,7 @@ from virtintrospect.errors import FaultError, NoSuchTargetError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.device import device_name
 from virtintrospect.guests.linux.paths import FilePath, PathReader
-from virtintrospect.model import OpenFile
+from virtintrospect.model import OpenFile, Problem
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
@@ -68,6 +68,8 @@ _MEMBERS = {
     "device": "f_inode.i_sb.s_dev",
     "system": "f_inode.i_sb.s_type.name",
 }
+#: What tells one file from the next in the same memory.
+_IDENTITY = {name: _MEMBERS[name] for name in ("mount", "dentry", "inode")}
 
 
 class _Slot(NamedTuple):
@@ -88,19 +90,38 @@ def files(guest: LinuxGuest, pid: int | None = None) -> list[OpenFile]:
     """
     budget = Budget()
     addresses = guest.tasks.addresses(budget)
-    slots = _slots(guest, _processes(guest, addresses, pid), budget)
-    rows = _rows(guest, slots, budget)
+    bad: dict[int, str] = {}
+    slots = _slots(guest, _processes(guest, addresses, pid, bad), budget, bad)
+    files = _Files(guest, list(dict.fromkeys(slot.file for slot in slots)), budget)
     if guest.live:
-        again = set(_slots(guest, _processes(guest, addresses, pid, gone=True), Budget()))
-        rows = [(slot, row) for slot, row in rows if slot in again]
+        still: dict[int, str] = {}
+        processes = _processes(guest, addresses, pid, still, gone=True)
+        again = _slots(guest, processes, Budget(), still)
+        bad = {address: what for address, what in bad.items() if still.get(address) == what}
+        if files.changed or again != slots:  # most often nothing has
+            now = set(again)
+            slots = [s for s in slots if s in now and s.file not in files.changed]
+    bad |= {slot.file: "unreadable file" for slot in slots if slot.file not in files.rows}
+    guest.note_all(Problem(what, address) for address, what in bad.items())
+    found = [
+        _record(slot, files.rows[slot.file], budget) for slot in slots if slot.file in files.rows
+    ]
     guest.note_all([budget.problem])
-    return [row for _, row in rows]
+    return found
 
 
 def _processes(
-    guest: LinuxGuest, addresses: list[int], pid: int | None, *, gone: bool = False
+    guest: LinuxGuest,
+    addresses: list[int],
+    pid: int | None,
+    bad: dict[int, str],
+    *,
+    gone: bool = False,
 ) -> list[Row]:
-    """Descriptor tables of the processes; a process that is ending has none any more."""
+    """Descriptor tables of the processes; a process that is ending has none any more.
+
+    :param bad: gets what is wrong, by address: on a live guest it counts only when it stays.
+    """
     layout = guest.layout("task_struct", _PROCESS, text=())
     columns = layout.lists(guest.kernel, addresses, [])
     rows = [
@@ -112,27 +133,29 @@ def _processes(
             raise NoSuchTargetError(
                 f"the guest has no process {pid}", hint="`ps` shows those it has"
             )
-    for address, row in zip(addresses, rows, strict=False) if pid is None and not gone else ():
+    for address, row in zip(addresses, rows, strict=False) if pid is None else ():
         if row["pid"] is None or (row["files"] and row["fd"] is None):
-            guest.note("unreadable table of open files", address)
+            bad[address] = "unreadable table of open files"
     rows = [row for row in rows if row["pid"] is not None and row["fd"]]
     for row in rows:
-        _check_size(guest, row)
+        _check_size(row, bad)
     return rows
 
 
-def _check_size(guest: LinuxGuest, row: Row) -> None:
+def _check_size(row: Row, bad: dict[int, str]) -> None:
     """Two bitmaps of a larger table lie one behind the other (``alloc_fdtable()``, fs/file.c).
 
     A table that has another size is believed as far as every table goes.
     """
     bitmap = ((row["cloexec"] or 0) - (row["open"] or 0)) * 8
     if row["max"] > _SMALL and row["max"] != bitmap:
-        guest.note(f"process {row['pid']} claims {row['max']} descriptors", row["fd"])
+        bad[row["fd"]] = f"process {row['pid']} claims {row['max']} descriptors"
         row["max"] = _SMALL
 
 
-def _slots(guest: LinuxGuest, processes: list[Row], budget: Budget) -> list[_Slot]:
+def _slots(
+    guest: LinuxGuest, processes: list[Row], budget: Budget, noted: dict[int, str]
+) -> list[_Slot]:
     """All descriptors in use: small tables in one read, larger ones each by itself."""
     small = [row for row in processes if row["max"] <= _SMALL]
     faults: list[int] = []
@@ -143,10 +166,10 @@ def _slots(guest: LinuxGuest, processes: list[Row], budget: Budget) -> list[_Slo
     found: dict[int, list[_Slot]] = {}
     for index, row in enumerate(small):
         if index in bad:
-            guest.note("unreadable table of open files", row["fd"])
+            noted[row["fd"]] = "unreadable table of open files"
             continue
         if index in without:
-            guest.note("unreadable bitmap of open files: no flags", row["cloexec"] or 0)
+            noted[row["cloexec"] or 0] = "unreadable bitmap of open files: no flags"
         table = tables[index * 8 * _SMALL : (index * _SMALL + row["max"]) * 8]
         cloexec = bits[index * _SMALL // 8 : (index + 1) * _SMALL // 8]
         found[index] = list(_used(row, table, None if index in without else cloexec))
@@ -157,32 +180,33 @@ def _slots(guest: LinuxGuest, processes: list[Row], budget: Budget) -> list[_Slo
             mine = found.get(number, [])
             number += 1
         else:
-            mine = _large(guest, row, budget)
+            mine = _large(guest, row, budget, noted)
         slots += mine[: budget.follow(len(mine))]
     return slots
 
 
-def _large(guest: LinuxGuest, row: Row, budget: Budget) -> list[_Slot]:
+def _large(guest: LinuxGuest, row: Row, budget: Budget, noted: dict[int, str]) -> list[_Slot]:
     count = min(row["max"], _MAX_FDS)
     if count < row["max"]:
-        guest.note(f"process {row['pid']} claims {row['max']} descriptors", row["fd"])
+        noted[row["fd"]] = f"process {row['pid']} claims {row['max']} descriptors"
     blocks = -(-count // _BLOCK)
     if budget.late() or budget.follow(blocks) < blocks:
         return []
     try:
         table = guest.kernel.read(row["fd"], 8 * count)
     except FaultError as error:
-        guest.note("unreadable table of open files", error.address)
+        noted[error.address] = "unreadable table of open files"
         return []
     cloexec = None
     try:
         cloexec = guest.kernel.read(row["cloexec"] or 0, -(-count // 64) * 8)
     except FaultError as error:
-        guest.note("unreadable bitmap of open files: no flags", error.address)
+        noted[error.address] = "unreadable bitmap of open files: no flags"
     return list(islice(_used(row, table, cloexec), budget.entries))
 
 
 def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
+    pid = row["pid"]
     for start in range(0, len(table), 8 * _BLOCK):
         block = table[start : start + 8 * _BLOCK]
         if not block.strip(b"\0"):
@@ -191,31 +215,40 @@ def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
             if file:
                 fd = start // 8 + number
                 closes = None if cloexec is None else bool(cloexec[fd >> 3] >> (fd & 7) & 1)
-                yield _Slot(row["pid"], fd, file, closes)
+                yield _Slot(pid, fd, file, closes)
 
 
-def _rows(guest: LinuxGuest, slots: list[_Slot], budget: Budget) -> list[tuple[_Slot, OpenFile]]:
-    addresses = list(dict.fromkeys(slot.file for slot in slots))
-    columns = guest.layout("file", _MEMBERS, text=()).lists(guest.kernel, addresses, [])
-    paths = PathReader(guest, budget)
-    wanted = [
-        FilePath(mount, dentry) if mount and dentry else None
-        for mount, dentry in zip(columns["mount"], columns["dentry"], strict=True)
-    ]
-    names = paths.files(path for path in wanted if path)
-    systems = _system_names(guest, columns["system"])
-    shared: dict[int, Row] = {}
-    for address, path, *values in zip(addresses, wanted, *columns.values(), strict=True):
-        row = dict(zip(columns, values, strict=True))
-        if row["flags"] is None:
-            guest.note("unreadable file", address)
-            continue
-        row["path"] = names.get(path) if path else None
-        row["type"] = _type(row["mode"], systems.get(row["system"]), row["path"])
-        shared[address] = row
-    return [
-        (slot, _record(slot, shared[slot.file], budget)) for slot in slots if slot.file in shared
-    ]
+class _Files:
+    """Each ``struct file`` once, however many descriptors lead to it."""
+
+    def __init__(self, guest: LinuxGuest, addresses: list[int], budget: Budget) -> None:
+        columns = guest.layout("file", _MEMBERS, text=()).lists(guest.kernel, addresses, [])
+        paths = PathReader(guest, budget)
+        wanted = [
+            FilePath(mount, dentry) if mount and dentry else None
+            for mount, dentry in zip(columns["mount"], columns["dentry"], strict=True)
+        ]
+        names = paths.files(path for path in wanted if path)
+        systems = _system_names(guest, columns["system"])
+        #: Those that can be read, by address.
+        self.rows: dict[int, Row] = {}
+        for address, path, *values in zip(addresses, wanted, *columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            if row["flags"] is not None:
+                row["path"] = names.get(path) if path else None
+                row["type"] = _type(row["mode"], systems.get(row["system"]), row["path"])
+                self.rows[address] = row
+        #: Those that a second look found to be others: memory of closed ones is reused.
+        self.changed: set[int] = set()
+        if guest.live:
+            again = guest.layout("file", _IDENTITY, text=()).lists(guest.kernel, addresses, [])
+            now = list(zip(*again.values(), strict=True))
+            then = list(zip(*(columns[name] for name in _IDENTITY), strict=True))
+            self.changed = {
+                address
+                for address, first, second in zip(addresses, then, now, strict=True)
+                if first != second
+            }
 
 
 def _record(slot: _Slot, row: Row, budget: Budget) -> OpenFile:

@@ -101,11 +101,11 @@ class LinuxGuest(Guest):
 
         return system_info(self)
 
-    def processes(self, *, threads: bool = False) -> list[Process]:
+    def processes(self, *, threads: bool = False, details: bool = False) -> list[Process]:
         """The task list: :mod:`~virtintrospect.guests.linux.ps`."""
         from virtintrospect.guests.linux.ps import processes
 
-        return processes(self, threads=threads)
+        return processes(self, threads=threads, details=details)
 
     def modules(self) -> list[Module]:
         """Loaded modules: :mod:`~virtintrospect.guests.linux.modules`."""

@@ -63,6 +63,8 @@ _MEMBERS = {
     "inode": "vm_file.f_inode.i_ino",
     "device": "vm_file.f_inode.i_sb.s_dev",
 }
+#: What must not have changed for a mapping to be believed.
+_IDENTITY = ("mm", "start", "end", "flags", "file")
 
 
 def maps(guest: LinuxGuest, pid: int) -> list[MemoryArea]:
@@ -71,6 +73,20 @@ def maps(guest: LinuxGuest, pid: int) -> list[MemoryArea]:
     :raises NoSuchTargetError: there is no such process, or it has no memory of its own.
     """
     budget = Budget()
+    for _ in range(_ATTEMPTS if guest.live else 1):
+        process, rows = _complete(guest, pid, budget)
+        records = _Table(guest, process, rows, pid, budget).records()
+        same = _same(guest, process, rows)
+        if all(same):
+            break
+    else:
+        guest.note(f"{same.count(False)} mappings of process {pid} changed while they were read", 0)
+    guest.note_all([budget.problem])
+    return [record for record, believed in zip(records, same, strict=True) if believed]
+
+
+def _complete(guest: LinuxGuest, pid: int, budget: Budget) -> tuple[Row, list[Row]]:
+    """The process, and as many mappings as it says that it has."""
     for _ in range(_ATTEMPTS):
         process = find_user_process(guest, pid, _PROCESS)
         rows, problems = _read(guest, process, budget)
@@ -81,10 +97,25 @@ def maps(guest: LinuxGuest, pid: int) -> list[MemoryArea]:
             guest.note(f"process {pid} has {process['count']} mappings, seen {len(rows)}", 0)
     for what, address in problems:
         guest.note(what, address)
-    rows += _gate(guest, process)
-    records = _Table(guest, process, rows, pid, budget).records()
-    guest.note_all([budget.problem])
-    return records
+    return process, rows + _gate(guest, process)
+
+
+def _same(guest: LinuxGuest, process: Row, rows: list[Row]) -> list[bool]:
+    """Which mappings a second look finds unchanged; none where the process has other memory."""
+    if not guest.live:
+        return [True] * len(rows)
+    layout = guest.layout("task_struct", {"pid": "tgid", "mm": "mm"}, ())
+    owner = layout.lists(guest.kernel, [process["address"]], [])
+    if owner["mm"] != [process["mm"]]:
+        return [False] * len(rows)
+    members = {name: _MEMBERS[name] for name in _IDENTITY}
+    layout = guest.layout("vm_area_struct", members, ())
+    again = layout.lists(guest.kernel, [row["area"] for row in rows], [])
+    now = zip(*again.values(), strict=True)
+    return [
+        tuple(row[name] for name in _IDENTITY) == found
+        for row, found in zip(rows, now, strict=True)
+    ]
 
 
 def _read(
@@ -110,7 +141,7 @@ def _read(
         elif row["mm"] != process["mm"] or row["start"] >= row["end"]:
             problems.append(("mapping that is not of this process", area))
         else:
-            rows.append(row)
+            rows.append(row | {"area": area})
     return rows, problems
 
 
@@ -123,7 +154,8 @@ def _gate(guest: LinuxGuest, process: Row) -> list[Row]:
         mode = guest.kernel.read(guest.symbols.address("vsyscall_mode"), 4)
         if int.from_bytes(mode, "little") == _NO_VSYSCALL:
             return []
-        return [guest.read_global("gate_vma", _MEMBERS)]
+        area = guest.symbols.address("gate_vma")
+        return [guest.read_global("gate_vma", _MEMBERS) | {"area": area}]
     except FaultError as error:
         guest.note("unreadable vsyscall mapping", error.address)
         return []

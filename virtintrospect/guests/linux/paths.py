@@ -7,14 +7,17 @@ many chains at a time: one bulk read a level for all of them together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.dnames import made_up_names
+from virtintrospect.model import Problem
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.symbols.layout import Layout
 
 #: Deepest chain followed: PATH_MAX of one-character names.
 MAX_DEPTH = 2048
@@ -24,6 +27,8 @@ MAX_NAME = 512
 MAX_PATH = 4096
 #: Paths put together between two looks at the clock.
 _STRIDE = 256
+#: How often dentries are read again that changed meanwhile.
+_ATTEMPTS = 3
 #: Bytes of a name read along with all others; longer names are rare and read one by one.
 _SHORT_NAME = 40
 
@@ -203,29 +208,63 @@ class PathReader:
                 frontier.add(parent + inner)
 
     def _load_dentries(self, frontier: set[int]) -> None:
-        layout = self._guest.layout(
-            "dentry",
-            {
-                "parent": "d_parent",
-                "length": "d_name.len",
-                "name": "d_name.name",
-                "hash": "d_hash.pprev",
-            },
-            text=(),
-        )
         for _ in range(MAX_DEPTH):
             new = self._new(address for address in frontier if address not in self._dentries)
             if not new:
                 return
-            parents, lengths, pointers, hashes = layout.lists(self._guest.kernel, new, []).values()
-            names = self._read_names(pointers, lengths)
             frontier = set()
-            for address, parent, name, hashed in zip(new, parents, names, hashes, strict=True):
-                if parent is None or name is None:
-                    self._dentries[address] = None
-                    continue
-                self._dentries[address] = _Dentry(parent, name, bool(hashed))
-                frontier.add(parent)
+            for address, dentry in zip(new, self._steady_dentries(new), strict=True):
+                self._dentries[address] = dentry
+                if dentry is not None:
+                    frontier.add(dentry.parent)
+
+    def _steady_dentries(self, addresses: list[int]) -> list[_Dentry | None]:
+        """Dentries, none of them in the middle of a rename.
+
+        On a live guest each is looked at again when its name was read: ``d_seq`` counts renames
+        and is odd during one, ``hash_len`` is another when the memory is another dentry's.
+        """
+        layout = self._dentry_layout
+        unreadable: dict[int, int] = {}
+        columns = layout.lists(self._guest.kernel, addresses, [])
+        found = self._named(columns, unreadable)
+        pending = list(range(len(addresses)))
+        for attempt in range(_ATTEMPTS if self._guest.live else 0):
+            again = layout.lists(self._guest.kernel, [addresses[i] for i in pending], [])
+            changed = _changed(columns, again)
+            if not changed:
+                break
+            pending = [pending[position] for position in changed]
+            columns = layout.lists(self._guest.kernel, [addresses[i] for i in pending], [])
+            last = attempt == _ATTEMPTS - 1
+            for pointer in columns["name"]:
+                unreadable.pop(pointer or 0, None)
+            for index, dentry in zip(pending, self._named(columns, unreadable), strict=True):
+                found[index] = None if last else dentry
+        self._guest.note_all(Problem("unreadable name", place) for place in unreadable.values())
+        return found
+
+    @cached_property
+    def _dentry_layout(self) -> Layout:
+        members = {
+            "parent": "d_parent",
+            "length": "d_name.len",
+            "name": "d_name.name",
+            "hash": "d_hash.pprev",
+            "hash_len": "d_name.hash",
+            "seq": "d_seq.seqcount.sequence|d_seq.sequence?",
+        }
+        return self._guest.layout("dentry", members, text=())
+
+    def _named(
+        self, columns: dict[str, list[Any]], unreadable: dict[int, int]
+    ) -> list[_Dentry | None]:
+        parents, lengths, pointers, hashes, *_ = columns.values()
+        names = self._read_names(pointers, lengths, unreadable)
+        return [
+            None if parent is None or name is None else _Dentry(parent, name, bool(hashed))
+            for parent, name, hashed in zip(parents, names, hashes, strict=True)
+        ]
 
     def _load_nodes(self, frontier: set[int]) -> None:
         # kernfs_node.parent became __parent when it went under RCU (6.15).
@@ -237,7 +276,10 @@ class PathReader:
             if not new:
                 return
             parents, pointers = layout.lists(self._guest.kernel, new, []).values()
-            names = self._read_names(pointers, [None if p is None else MAX_NAME for p in pointers])
+            lengths = [None if p is None else MAX_NAME for p in pointers]
+            unreadable: dict[int, int] = {}
+            names = self._read_names(pointers, lengths, unreadable)
+            self._guest.note_all(Problem("unreadable name", a) for a in unreadable.values())
             frontier = set()
             for address, parent, name in zip(new, parents, names, strict=True):
                 if parent is None or (name is None and parent):
@@ -254,9 +296,12 @@ class PathReader:
         return new[: self._budget.follow(len(new))]
 
     def _read_names(
-        self, pointers: list[int | None], lengths: list[int | None]
+        self, pointers: list[int | None], lengths: list[int | None], unreadable: dict[int, int]
     ) -> list[bytes | None]:
-        """Names at many pointers, of at most the given lengths, cut at their NUL."""
+        """Names at many pointers, of at most the given lengths, cut at their NUL.
+
+        :param unreadable: gets, for each pointer to none, where reading failed.
+        """
         kernel = self._guest.kernel
         faults: list[int] = []
         data = kernel.gather([pointer or 0 for pointer in pointers], _SHORT_NAME, faults)
@@ -269,13 +314,25 @@ class PathReader:
             start = index * _SHORT_NAME
             name = data[start : start + _SHORT_NAME].split(b"\0", 1)[0]
             if index in bad or len(name) == _SHORT_NAME:
-                name = self._long_name(pointer, min(length, MAX_NAME))
+                name = self._long_name(pointer, min(length, MAX_NAME), unreadable)
             names.append(name[: min(length, MAX_NAME)])
         return names
 
-    def _long_name(self, pointer: int, length: int) -> bytes:
+    def _long_name(self, pointer: int, length: int, unreadable: dict[int, int]) -> bytes:
         try:
             return self._guest.kernel.string(pointer, length)
         except FaultError as error:
-            self._guest.note("unreadable name", error.address)
+            unreadable[pointer] = error.address
             return b"?"
+
+
+def _changed(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> list[int]:
+    """Positions at which two looks at dentries differ, or at which a rename is under way."""
+    if before == after and not any(seq & 1 for seq in after["seq"] if seq is not None):
+        return []
+    rows = zip(*before.values(), strict=True), zip(*after.values(), strict=True), after["seq"]
+    return [
+        position
+        for position, (first, second, seq) in enumerate(zip(*rows, strict=True))
+        if first != second or (seq or 0) & 1
+    ]

@@ -6,18 +6,19 @@ what hangs on them (threads, paths, arguments).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.guests.linux import system
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.cmdline import Arguments, command_line
+from virtintrospect.guests.linux.cmdline import Arguments, CommandLine, command_line
 from virtintrospect.guests.linux.cputime import group_times, task_times
 from virtintrospect.guests.linux.kthread import ThreadNames
 from virtintrospect.guests.linux.lists import LIMIT
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.guests.linux.rss import resident_pages, rss_members
 from virtintrospect.guests.linux.state import state_letter
-from virtintrospect.guests.linux.tasks import thread_group
+from virtintrospect.guests.linux.tasks import thread_groups
 from virtintrospect.model import Process
 
 if TYPE_CHECKING:
@@ -73,23 +74,46 @@ _MEMBERS = {
 #: How often a row is read whose structures could not all be read: the guest may have been
 #: changing them just then.
 _ATTEMPTS = 3
-#: What must not have changed for a row to be believed.
-_IDENTITY = {"tid": "pid", "start": "start_boottime|real_start_time"}
+#: What a second look must find again.
+_STILL = (
+    "tid", "start", "comm", "mm", "arg_start", "exe_mount", "exe_dentry", "cwd_mount",
+    "cwd_dentry", "root_mount", "root_dentry", "signal", "parent", "uid", "gid", "euid", "egid",
+)  # fmt: skip
+_OF_MEMORY = ("path", "cmdline", "resident_size", "total_size")
+#: Fields that came from what a member led to.
+_HANGS_ON: dict[str, tuple[str, ...]] = {
+    "mm": _OF_MEMORY,
+    "arg_start": _OF_MEMORY,
+    "exe_mount": ("path",),
+    "exe_dentry": ("path",),
+    "cwd_mount": ("cwd",),
+    "cwd_dentry": ("cwd",),
+    "root_mount": ("root",),
+    "root_dentry": ("root",),
+}
+#: What each structure costs that cannot be read, or that changed meanwhile.
+_DOUBT = 0.2
 
 
-def processes(guest: LinuxGuest, *, threads: bool = False) -> list[Process]:
+def processes(guest: LinuxGuest, *, threads: bool = False, details: bool = False) -> list[Process]:
     """The rows of ``ps``."""
     budget = Budget()
     leaders = guest.tasks.addresses(budget)
     addresses = _with_threads(guest, leaders, budget) if threads else leaders
     found: dict[int, Process] = {}
-    doubtful = addresses
+    pending = addresses
     for _ in range(_ATTEMPTS if guest.live else 1):
-        rows = _read(guest, doubtful)
-        records = _confirmed(guest, rows, _Table(guest, rows, budget, threads=threads).records())
+        rows = _read(guest, pending)
+        table = _Table(guest, rows, budget, threads=threads, details=details)
+        records = table.records()
+        if guest.live:
+            records = _confirmed(guest, rows, records, table.moved())
+        for address in pending:  # what was doubted, and is not there any more, goes
+            found.pop(address, None)
         found |= {record.address: record for record in records}
-        doubtful = [record.address for record in records if record.confidence < 1.0]
-        if not doubtful or budget.late():
+        pending = [record.address for record in records if record.confidence < 1.0]
+        table.note_missing(record for record in records if record.confidence == 1.0)
+        if not pending or budget.late():
             break
     guest.note_all([budget.problem])
     return [found[address] for address in addresses if address in found]
@@ -100,18 +124,39 @@ def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list
     layout = guest.layout(
         "task_struct", {"signal": "signal", "threads": "signal.nr_threads"}, text=()
     )
-    signals, counts = layout.lists(guest.kernel, leaders, []).values()
+    columns = layout.lists(guest.kernel, leaders, [])
+    others = _others(guest, leaders, columns["signal"], columns["threads"], budget)
     addresses: list[int] = []
-    room = LIMIT - len(leaders)
-    for leader, signal, count in zip(leaders, signals, counts, strict=True):
+    room = LIMIT - len(leaders)  # no list of threads takes a leader's place
+    for leader, group in zip(leaders, others, strict=True):
         addresses.append(leader)
-        if signal and count and count > 1 and room > 0:
-            group = thread_group(guest, signal, budget, room)
-            addresses += (thread for thread in group if thread != leader)
-            room -= len(group)
-    if room <= 0:
+        addresses += group[: max(room, 0)]
+        room -= len(group)
+    if room < 0:
         guest.note(f"more than {LIMIT} threads: the rest is left out", leaders[-1])
-    return addresses
+    return list(dict.fromkeys(addresses))  # a broken list may lead into another's
+
+
+def _others(
+    guest: LinuxGuest,
+    leaders: Sequence[int],
+    signals: Sequence[int | None],
+    counts: Sequence[int | None],
+    budget: Budget,
+) -> list[list[int]]:
+    """The threads of each process besides its leader."""
+    several = [
+        (index, signal, count)
+        for index, (signal, count) in enumerate(zip(signals, counts, strict=True))
+        if signal and count and count > 1
+    ]
+    groups = thread_groups(
+        guest, [signal for _, signal, _ in several], [count for _, _, count in several], budget
+    )
+    others: list[list[int]] = [[] for _ in leaders]
+    for (index, _, _), group in zip(several, groups, strict=True):
+        others[index] = [thread for thread in group if thread != leaders[index]]
+    return others
 
 
 def _read(guest: LinuxGuest, addresses: list[int]) -> list[Row]:
@@ -135,26 +180,51 @@ def _plausible(guest: LinuxGuest, row: Row) -> bool:
     return True
 
 
-def _confirmed(guest: LinuxGuest, rows: list[Row], records: list[Process]) -> list[Process]:
-    """Look a second time: a task that is no longer the same one is not reported."""
-    if not guest.live:
-        return records
-    layout = guest.layout("task_struct", _IDENTITY, text=())
+def _confirmed(
+    guest: LinuxGuest, rows: list[Row], records: list[Process], moved: set[int]
+) -> list[Process]:
+    """Look a second time: a task that is no longer the same one is not reported.
+
+    Of a task that has other memory or another directory by now, what was read of the old one
+    may be anybody's: it is left out, and the row doubted.
+    """
+    layout = guest.layout("task_struct", {name: _MEMBERS[name] for name in _STILL}, text=("comm",))
     again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
-    kept = []
-    for row, record, tid, start in zip(rows, records, *again.values(), strict=True):
-        if (tid, start) == (row["tid"], row["start"]):
-            kept.append(record)
-        else:
+    kept: list[Process] = []
+    for index, (row, record) in enumerate(zip(rows, records, strict=True)):
+        changed = [name for name in _STILL if again[name][index] != row[name]]
+        if "tid" in changed or "start" in changed:
             guest.note(f"task {row['tid']} ended while it was read", row["address"])
+        elif changed or index in moved:
+            kept.append(_doubted(record, changed))
+        else:
+            kept.append(record)
     return kept
+
+
+def _doubted(record: Process, changed: list[str]) -> Process:
+    """A record without what can no longer be believed."""
+    from dataclasses import replace
+
+    hidden: dict[str, None] = {}
+    for name in changed:
+        hidden |= dict.fromkeys(_HANGS_ON.get(name, ()))
+    less = _DOUBT * max(1, len({_HANGS_ON.get(name) for name in changed}))
+    changes: dict[str, Any] = hidden | {"confidence": round(max(0.0, record.confidence - less), 1)}
+    return replace(record, **changes)
 
 
 class _Table:
     """All rows of one ``ps``, and what they share."""
 
     def __init__(
-        self, guest: LinuxGuest, rows: list[Row], budget: Budget, *, threads: bool
+        self,
+        guest: LinuxGuest,
+        rows: list[Row],
+        budget: Budget,
+        *,
+        threads: bool,
+        details: bool,
     ) -> None:
         self._guest = guest
         self._rows = rows
@@ -167,10 +237,24 @@ class _Table:
         self._files = paths.files(path for path in wanted if path)
         self._cgroups = paths.cgroups(row["cgroup"] for row in rows if row["cgroup"])
         self._resident = resident_pages(guest, rows, budget)
+        addresses = [row["address"] for row in rows]
+        others = None
+        if not threads:
+            signals = [row["signal"] for row in rows]
+            counts = [row["threads"] for row in rows]
+            others = _others(guest, addresses, signals, counts, budget)
         self._times = (
-            [task_times(row) for row in rows] if threads else group_times(guest, rows, budget)
+            [task_times(row) for row in rows]
+            if others is None
+            else group_times(guest, rows, others)
         )
-        self._arguments: dict[int, bytes | None] = {}
+        self._moved: set[int] = set()
+        self._details: list[Row] = []
+        if details:
+            from virtintrospect.guests.linux.details import details_of
+
+            self._details, self._moved = details_of(guest, addresses, others, budget)
+        self._arguments: dict[int, CommandLine] = {}
 
     def records(self) -> list[Process]:
         return [self._record(index, row) for index, row in enumerate(self._rows)]
@@ -206,6 +290,7 @@ class _Table:
             kernel_thread=kernel_thread,
             address=row["address"],
             confidence=self._confidence(row),
+            **(self._details[index] if self._details else {}),
         )
 
     def _start_time(self, row: Row) -> int | None:
@@ -221,18 +306,34 @@ class _Table:
         """A string, as far as the budget goes: shared by many rows, it is shown in each."""
         return text if text is None or self._budget.keep(len(text)) else None
 
+    def moved(self) -> set[int]:
+        """Rows whose details changed while they were read."""
+        return self._moved
+
+    def note_missing(self, records: Iterable[Process]) -> None:
+        """Say of rows that are believed what of their command lines is not in memory."""
+        mm_of = {row["address"]: row["mm"] for row in self._rows}
+        said: dict[int, int] = {}
+        for record in records:
+            mm = mm_of[record.address]
+            if mm in self._arguments and said.setdefault(mm, record.tid) == record.tid:
+                missing = self._arguments[mm].missing
+                what = f"{missing} bytes of the command line of process {record.pid}"
+                if missing:
+                    self._guest.note(f"{what} are not in memory", record.address)
+
     def _command_line(self, row: Row) -> bytes | None:
         """Read once for all threads of a process: they share their memory."""
         if row["mm"] not in self._arguments:
             where = Arguments(row["arg_start"], row["arg_end"], row["env_end"])
             self._arguments[row["mm"]] = command_line(self._guest, row["pgd"], where, self._budget)
-        return self._arguments[row["mm"]]
+        return self._arguments[row["mm"]].text
 
     def _confidence(self, row: Row) -> float:
         """1.0, less a fifth for each structure that should be there and cannot be read."""
         broken = sum(row[pointer] is None for pointer in ("parent", "uid", "threads"))
         broken += bool(row["mm"]) and row["pgd"] is None
-        return round(max(0.0, 1.0 - 0.2 * broken), 1)
+        return round(max(0.0, 1.0 - _DOUBT * broken), 1)
 
 
 def _file(row: Row, kind: str) -> FilePath | None:

@@ -10,13 +10,13 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import FaultError, NoSuchTargetError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.interfaces import device_names
 from virtintrospect.guests.linux.netns import namespaces
 from virtintrospect.guests.linux.sockfiles import Holder, holders
 from virtintrospect.guests.linux.sockhash import hashed
-from virtintrospect.model import Socket
+from virtintrospect.model import Problem, Socket
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
@@ -65,6 +65,7 @@ _UNIX_PATH = 108
 _COMMON = {
     "family": "skc_family",
     "state": "skc_state",
+    "references": "skc_refcnt.refs.counter",
     "net": "skc_net.net",
     "namespace": "skc_net.net.ns.inum",
     "num": "skc_num",
@@ -74,24 +75,36 @@ _COMMON = {
     "daddr6": "skc_v6_daddr.in6_u.u6_addr8?",
     "saddr6": "skc_v6_rcv_saddr.in6_u.u6_addr8?",
 }
-_IDENTITY = {"family": "skc_family", "num": "skc_num", "net": "skc_net.net"}
+#: What two looks must agree on.
+_SHOWN = (
+    "family", "net", "protocol", "inode", "path", "local_address", "local_port", "remote_address",
+    "remote_port",
+)  # fmt: skip
+#: How often a socket is read again that changed meanwhile.
+_ATTEMPTS = 3
+#: Address of each ``struct sock``: who has it open.
+Owners = dict[int, list[Holder]]
 
 
 def sockets(guest: LinuxGuest, *, pid: int | None = None, listening: bool = False) -> list[Socket]:
     """The rows of ``sockets``: those of processes in order of pid, then those without owner."""
     budget = Budget()
-    owners = holders(guest, budget, pid)
+    unreadable: dict[int, str] = {}
+    owners = holders(guest, budget, pid, unreadable)
     addresses = list(owners)
     if pid is None:
         nets = namespaces(guest, budget)
         addresses = list(dict.fromkeys([*addresses, *hashed(guest, list(nets), budget)]))
     if len(addresses) > LIMIT:
         guest.note(f"more than {LIMIT} sockets: the rest is left out", addresses[LIMIT])
-    rows = _Reader(guest, budget).rows(addresses[:LIMIT])
+    rows = _settled(guest, _Reader(guest, budget), addresses[:LIMIT])
+    if guest.live:
+        rows, owners = _still_held(guest, rows, owners, pid, unreadable)
+    guest.note_all(Problem(what, address) for address, what in unreadable.items())
     nobody: list[Holder | None] = [None]
     found = [
         _record(row, holder)
-        for row in _confirmed(guest, rows)
+        for row in rows
         if not listening or _listens(row)
         for holder in owners.get(row["address"]) or nobody
     ]
@@ -108,19 +121,55 @@ def _listens(row: Row) -> bool:
     return bound and row["state"] == _CLOSE and bool(row["local_port"])
 
 
-def _confirmed(guest: LinuxGuest, rows: list[Row]) -> list[Row]:
-    """Look a second time: memory that meanwhile is another socket's is not reported."""
-    if not guest.live:
-        return rows
-    layout = guest.layout("sock_common", _IDENTITY, text=())
-    again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
-    kept = []
-    for row, *now in zip(rows, *again.values(), strict=True):
-        if now == [row[name] for name in _IDENTITY]:
-            kept.append(row)
-        else:
-            guest.note("socket that was closed while it was read", row["address"])
-    return kept
+def _settled(guest: LinuxGuest, reader: _Reader, addresses: list[int]) -> list[Row]:
+    """Rows that two looks in a row find the same: memory of closed sockets is soon another's."""
+    last = {row["address"]: row for row in reader.rows(addresses)}
+    bad = reader.bad
+    kept = {} if guest.live else last
+    pending = addresses
+    for attempt in range(_ATTEMPTS if guest.live else 0):
+        now = {row["address"]: row for row in reader.rows(pending)}
+        if not attempt:
+            bad = {address: what for address, what in bad.items() if address in reader.bad}
+        kept |= {a: row for a, row in now.items() if a in last and _alike(row, last[a])}
+        pending = [address for address in now if address not in kept]
+        last = now
+        if not pending:
+            break
+    guest.note_all(Problem(what, address) for address, what in bad.items())
+    if changed := [address for address in pending if address not in kept]:
+        guest.note(f"{len(changed)} sockets changed while they were read", changed[0])
+    return [kept[address] for address in addresses if address in kept]
+
+
+def _alike(first: Row, second: Row) -> bool:
+    return all(first[name] == second[name] for name in _SHOWN)
+
+
+def _still_held(
+    guest: LinuxGuest, rows: list[Row], owners: Owners, pid: int | None, unreadable: dict[int, str]
+) -> tuple[list[Row], Owners]:
+    """Descriptors that lead to the same socket now; a socket that lost all of its is gone."""
+    still: dict[int, str] = {}
+    try:
+        again = holders(guest, Budget(), pid, still)
+    except NoSuchTargetError:  # it ended meanwhile
+        again = {}
+    for address in unreadable.keys() - still.keys():
+        del unreadable[address]
+    kept: Owners = {}
+    for address, before in owners.items():
+        now = set(again.get(address, ()))
+        kept[address] = [holder for holder in before if holder in now]
+    # What is open has a struct socket; one without is in the middle of being closed.
+    there = [
+        row
+        for row in rows
+        if row["address"] not in kept or (kept[row["address"]] and row["inode"] is not None)
+    ]
+    if len(there) < len(rows):
+        guest.note(f"{len(rows) - len(there)} sockets were closed while they were read", 0)
+    return there, kept
 
 
 def _record(row: Row, holder: Holder | None) -> Socket:
@@ -147,9 +196,12 @@ class _Reader:
     def __init__(self, guest: LinuxGuest, budget: Budget) -> None:
         self._guest = guest
         self._budget = budget
+        #: What was no socket when :meth:`rows` was last called, and why.
+        self.bad: dict[int, str] = {}
 
     def rows(self, addresses: list[int]) -> list[Row]:
         """A row for each address that is a socket."""
+        self.bad = {}
         text = ("daddr6", "saddr6") if self._has_inet6() else ()
         rows = self._lists("sock_common", _COMMON, addresses, text)
         rows = [row for row in rows if self._plausible(row)]
@@ -178,12 +230,13 @@ class _Reader:
 
     def _plausible(self, row: Row) -> bool:
         if row["family"] is None or row["state"] is None:
-            self._guest.note("unreadable socket", row["address"])
+            self.bad[row["address"]] = "unreadable socket"
             return False
         if not 0 < row["family"] < _MAX_FAMILY or row["state"] > _MAX_STATE:
-            self._guest.note("socket of an impossible kind", row["address"])
+            self.bad[row["address"]] = "socket of an impossible kind"
             return False
-        return True
+        # Nobody refers to it: its memory is free, though nothing else is there yet.
+        return row["references"] > 0 or not self._guest.live
 
     def _lists(
         self, name: str, members: dict[str, str], addresses: list[int], text: tuple[str, ...] = ()
@@ -241,8 +294,10 @@ class _Reader:
 
     def _unix(self, rows: list[Row]) -> None:
         """Names: of files, or with an ``@`` in front abstract ones (net/unix/af_unix.c)."""
-        self._extend(rows, "unix_sock", {"name": "addr"})
-        named = [row for row in rows if row["name"]]
+        members = {"name": "addr", "users": "addr.refcnt.refs.counter"}
+        self._extend(rows, "unix_sock", members)
+        # A name without users is free memory.
+        named = [row for row in rows if row["name"] and (row["users"] or not self._guest.live)]
         types, kernel = self._guest.types, self._guest.kernel
         lengths_at = types.offsetof("unix_address", "len")
         path_at = types.offsetof("unix_address", "name") + types.offsetof("sockaddr_un", "sun_path")

@@ -17,6 +17,7 @@ _MAX_FDS = 1 << 20
 #: Slots, as a power of two, that cost as much as one entry.
 _DENSITY = 6
 _MAX_PID = 4 << 20
+_NO_TABLE = "unreadable table of open files"
 
 
 class Holder(NamedTuple):
@@ -26,17 +27,20 @@ class Holder(NamedTuple):
     fd: int
 
 
-def holders(guest: LinuxGuest, budget: Budget, pid: int | None) -> dict[int, list[Holder]]:
+def holders(
+    guest: LinuxGuest, budget: Budget, pid: int | None, unreadable: dict[int, str]
+) -> dict[int, list[Holder]]:
     """Address of each open ``struct sock``: the descriptors through which it is open.
 
     :param pid: only this process's.
+    :param unreadable: gets what cannot be read, and what that is.
     :raises NoSuchTargetError: there is no such process.
     """
     tables = _file_tables(guest, budget, pid)
     slots: list[tuple[int, int, int]] = []  # files_struct, descriptor, file
-    for files, array, count in _arrays(guest, list(tables)):
-        slots += _slots(guest, files, array, count, budget)
-    sockets = _sockets(guest, list(dict.fromkeys(slot[2] for slot in slots)))
+    for files, array, count in _arrays(guest, list(tables), unreadable):
+        slots += _slots(guest, files, array, count, budget, unreadable)
+    sockets = _sockets(guest, list(dict.fromkeys(slot[2] for slot in slots)), unreadable)
     found: dict[int, list[Holder]] = {}
     for files, fd, file in slots:
         if sock := sockets.get(file):
@@ -80,35 +84,42 @@ def _of_threads(guest: LinuxGuest, signal: int, budget: Budget) -> int | None:
     return next((files for files in found if files), None)
 
 
-def _arrays(guest: LinuxGuest, tables: list[int]) -> list[tuple[int, int, int]]:
+def _arrays(
+    guest: LinuxGuest, tables: list[int], unreadable: dict[int, str]
+) -> list[tuple[int, int, int]]:
     """Of each ``files_struct`` its array of files, and how many that has."""
     layout = guest.layout("files_struct", {"fd": "fdt.fd", "count": "fdt.max_fds"}, text=())
     columns = layout.lists(guest.kernel, tables, [])
     found = []
     for files, array, count in zip(tables, columns["fd"], columns["count"], strict=True):
         if not array or not count or count > _MAX_FDS:
-            guest.note("unreadable table of open files", files)
+            unreadable[files] = _NO_TABLE
         else:
             found.append((files, array, count))
     return found
 
 
 def _slots(
-    guest: LinuxGuest, files: int, array: int, count: int, budget: Budget
+    guest: LinuxGuest,
+    files: int,
+    array: int,
+    count: int,
+    budget: Budget,
+    unreadable: dict[int, str],
 ) -> list[tuple[int, int, int]]:
     if not budget.follow(count >> _DENSITY or 1) or budget.late():
         return []
     try:
         words: Any = memoryview(guest.kernel.read(array, count * 8)).cast("Q")
     except FaultError as error:
-        guest.note("unreadable table of open files", error.address)
+        unreadable[error.address] = _NO_TABLE
         return []
     used = ((files, fd, file) for fd, file in enumerate(words) if file)
     found = list(islice(used, budget.entries + 1))
     return found[: budget.follow(len(found))]
 
 
-def _sockets(guest: LinuxGuest, files: list[int]) -> dict[int, int]:
+def _sockets(guest: LinuxGuest, files: list[int], unreadable: dict[int, str]) -> dict[int, int]:
     """Those of the files that are sockets: file → ``struct sock``."""
     operations = guest.symbols.address("socket_file_ops")
     layout = guest.layout("file", {"operations": "f_op", "socket": "private_data"}, text=())
@@ -116,7 +127,7 @@ def _sockets(guest: LinuxGuest, files: list[int]) -> dict[int, int]:
     open_: dict[int, int] = {}
     for file, kind, socket in zip(files, columns["operations"], columns["socket"], strict=True):
         if kind is None:
-            guest.note("unreadable open file", file)
+            unreadable[file] = "unreadable open file"
         elif kind == operations and socket:
             open_[file] = socket
     layout = guest.layout("socket", {"sock": "sk"}, text=())

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import CorruptDataError
+from virtintrospect.guests.linux.chains import walk_chains
 from virtintrospect.guests.linux.lists import LIMIT, walk_list
 from virtintrospect.symbols.types import Kind
 
@@ -41,7 +42,12 @@ class Tasks:
 
         :param budget: of the table that wants them.
         """
-        nodes, problem = walk_list(self._guest.kernel, self._head, guess=self._known, budget=budget)
+        for _ in range(_ATTEMPTS):
+            nodes, problem = walk_list(
+                self._guest.kernel, self._head, guess=self._known, budget=budget
+            )
+            if problem is None or not self._guest.live:
+                break  # else it may have led to a task that ended just then
         self._guest.note_all([problem])
         self._known = nodes
         offset = self._offset
@@ -108,5 +114,33 @@ def thread_group(guest: LinuxGuest, signal: int, budget: Budget, limit: int = LI
     head = signal + guest.types.offsetof("signal_struct", "thread_head")
     offset = guest.types.offsetof("task_struct", "thread_node")
     nodes, problem = walk_list(guest.kernel, head, limit=limit, budget=budget)
+    if problem and guest.live:  # it may have been changing just then
+        first = problem
+        nodes, problem = walk_list(guest.kernel, head, limit=limit, budget=budget)
+        problem = problem if problem == first else None
     guest.note_all([problem])
-    return [node - offset for node in nodes]
+    return [node - offset for node in nodes if node >= offset]
+
+
+def thread_groups(
+    guest: LinuxGuest, signals: Sequence[int], counts: Sequence[int], budget: Budget
+) -> list[list[int]]:
+    """:func:`thread_group` of many processes at once, a level of all their lists at a time.
+
+    :param counts: how many threads each has; a list that has another number of them is walked
+        again by itself.
+    """
+    offset = guest.types.offsetof("task_struct", "thread_node")
+    inner = guest.types.offsetof("signal_struct", "thread_head")
+    heads = [signal + inner for signal in signals]
+    firsts = guest.layout("signal_struct", {"first": "thread_head.next"}, text=()).lists(
+        guest.kernel, signals, []
+    )["first"]
+    groups: list[list[int]] = [[] for _ in signals]
+    for link in walk_chains(guest, firsts, budget, ends=heads):
+        if link.node >= offset:
+            groups[link.chain].append(link.node - offset)
+    for index, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        if len(group) != count and not budget.late() and budget.entries > 0:
+            groups[index] = thread_group(guest, signals[index], budget)
+    return groups

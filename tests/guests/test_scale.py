@@ -1,0 +1,47 @@
+"""A guest with many processes, files and sockets: none is missing, none is invented."""
+
+from __future__ import annotations
+
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.session import open_session
+
+from .crowd import Load, loaded
+from .lab.guest import Guest
+
+#: What a guest of 512 MiB holds with ease; benchmarks/scale.py goes on from there.
+_LOAD = Load(150, 2000, 200)
+_COUNT = """
+cd /proc
+echo $(ls -d [0-9]* | wc -l) $(ls -d [0-9]*/task/[0-9]* | wc -l)
+ls -d [0-9]*/fd/[0-9]* | wc -l
+echo $(wc -l < net/tcp) $(wc -l < net/udp) $(wc -l < net/unix)
+"""
+
+
+def test_as_many_as_the_guest_says(one_guest: Guest) -> None:
+    with loaded(one_guest, _LOAD) as group, open_session(one_guest.name) as session:
+        linux = session.guest
+        assert isinstance(linux, LinuxGuest)
+        words = one_guest.run(_COUNT, 60).split()
+        tasks, threads, files, tcp, udp, unix = map(int, words)
+        # The shell that counts, its ls and their like come and go.
+        assert abs(len(linux.processes()) - tasks) <= 6
+        assert abs(len(linux.processes(threads=True)) - threads) <= 6
+        rows = linux.files()
+        assert abs(len(rows) - files) <= 40
+        mine = {row.pid for row in linux.processes() if row.pgroup is None and row.parent == group}
+        assert len(mine) == _LOAD.processes
+        names = [row.path for row in rows if row.pid in mine and row.type == "regular"]
+        assert len(names) == len(set(names)) == _LOAD.files
+        assert {b"/tmp/scale/%02d/file-%d" % (n % 16, n) for n in range(_LOAD.files)} == set(names)
+        sockets = linux.sockets()
+        kinds = [(row.family, row.protocol) for row in sockets if row.pid in mine]
+        assert len(kinds) == _LOAD.sockets
+        assert kinds.count(("inet", "tcp")) == kinds.count(("inet", "udp")) == _LOAD.sockets // 4
+        # One line of each is its heading.
+        first = next(row.net_namespace for row in sockets if row.pid in mine)
+        here = [row for row in sockets if row.net_namespace == first]
+        assert sum(row.protocol == "tcp" and row.family == "inet" for row in here) == tcp - 1
+        assert sum(row.protocol == "udp" and row.family == "inet" for row in here) == udp - 1
+        assert sum(row.family == "unix" for row in here) == unix - 1
+        assert linux.take_problems() == []
