@@ -116,6 +116,8 @@ def me() -> str:
 
 def sweep(connection: Any) -> list[str]:
     """Destroy guests of the lab whose owner is gone; returns their names."""
+    import libvirt
+
     gone = []
     known = {domain.name() for domain in connection.listAllDomains(0)}
     for folder in (cache() / "run").glob("*"):
@@ -128,10 +130,11 @@ def sweep(connection: Any) -> list[str]:
         name = domain.name()
         if not name.startswith(PREFIX):
             continue
-        match = re.search(rf"{PREFIX}owner (\d+) (\d+)", domain.XMLDesc(0))
-        if match and _start_time(int(match[1])) != int(match[2]):
-            destroy(connection, name)
-            gone.append(name)
+        with contextlib.suppress(libvirt.libvirtError):  # somebody else's, ended just now
+            match = re.search(rf"{PREFIX}owner (\d+) (\d+)", domain.XMLDesc(0))
+            if match and _start_time(int(match[1])) != int(match[2]):
+                destroy(connection, name)
+                gone.append(name)
     return gone
 
 
