@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         Module,
         Mount,
         Namespace,
+        Neighbour,
         OpenFile,
         Pressure,
         Problem,
         Process,
         SlabCache,
+        Route,
         Socket,
         SystemInfo,
     )
@@ -140,6 +142,14 @@ class Guest(abc.ABC):
         :param listening: only those that wait for others to connect, or to send.
         :raises NoSuchTargetError: there is no such process.
         """
+
+    @abc.abstractmethod
+    def routes(self) -> list[Route]:
+        """Routes of both IP versions, of all tables and namespaces, one row for each next hop."""
+
+    @abc.abstractmethod
+    def neighbours(self) -> list[Neighbour]:
+        """Addresses on the link and who answers to them (ARP, NDISC), of all namespaces."""
 
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:

@@ -481,6 +481,9 @@ SOCKETS = Table(
         Column("remote_port", _N),
         Column("state"),
         Column("path"),
+        Column("recv_queue", _N, brief=False),
+        Column("send_queue", _N, brief=False),
+        Column("uid", _N, brief=False),
         Column("net_namespace", _N, brief=False),
         Column("address", _A, brief=False),
     ),
@@ -493,6 +496,53 @@ SOCKETS = Table(
     ),
     by_pid=True,
     switches=(("listening", "Only those that wait for others to connect, or to send."),),
+)
+
+ROUTES = Table(
+    "routes",
+    (
+        Column("destination"),
+        Column("netmask", _N),
+        Column("gateway"),
+        Column("interface"),
+        Column("source"),
+        Column("metric", _N),
+        Column("type"),
+        Column("table"),
+        Column("protocol"),
+        Column("scope", brief=False),
+        Column("flags", Unit.LIST, brief=False),
+        Column("mtu", _B, brief=False),
+        Column("weight", _N, brief=False),
+        Column("tos", _N, brief=False),
+        Column("source_prefix", brief=False),
+        Column("nexthop", _N, brief=False),
+        Column("family", brief=False),
+        Column("net_namespace", _N, brief=False),
+    ),
+    source="routes",
+    help="List the routes of TARGET: both IP versions, all tables and namespaces.",
+    examples=(
+        "routes web01",
+        "routes web01 -o json | jq '.[] | select(.table == \"main\" and .netmask == 0)'",
+    ),
+)
+
+NEIGHBOURS = Table(
+    "neighbours",
+    (
+        Column("address"),
+        Column("mac"),
+        Column("interface"),
+        Column("state"),
+        Column("permanent", Unit.FLAG, brief=False),
+        Column("flags", Unit.LIST),
+        Column("family", brief=False),
+        Column("net_namespace", _N, brief=False),
+    ),
+    source="neighbours",
+    help="List the neighbours of TARGET on its links (ARP and NDISC), in all namespaces.",
+    examples=("neighbours web01", "neighbours web01 -o csv --columns address,mac"),
 )
 
 #: Tables that need no more than their declaration to be commands.
@@ -515,4 +565,6 @@ COMMANDS = (
     ENV,
     INTERFACES,
     SOCKETS,
+    ROUTES,
+    NEIGHBOURS,
 )

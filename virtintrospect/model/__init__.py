@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
     from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Socket
+    from virtintrospect.model.network import Interface, Neighbour, Route, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
 
@@ -44,11 +45,13 @@ __all__ = [
     "Module",
     "Mount",
     "Namespace",
+    "Neighbour",
     "OpenFile",
     "Pressure",
     "Problem",
     "Process",
     "SlabCache",
+    "Route",
     "Socket",
     "SystemInfo",
 ]
@@ -73,6 +76,8 @@ _WHERE = {
     "Container": "namespaces",
     "Namespace": "namespaces",
     "Interface": "network",
+    "Neighbour": "network",
+    "Route": "network",
     "Socket": "network",
 }
 

@@ -57,7 +57,73 @@ class Socket:
     state: str | None
     #: Name of a UNIX socket; abstract names begin with ``@``.
     path: bytes | None
+    #: As ``ss`` has it. TCP: bytes that nobody has read; of a listener, connections that nobody
+    #: has accepted. UNIX: bytes that wait. Datagrams: bytes of memory that they take.
+    recv_queue: int | None
+    #: TCP: bytes that were not acknowledged; of a listener, how many connections may wait.
+    #: Others: bytes of memory that what was sent still takes.
+    send_queue: int | None
+    #: Who made the socket, a user id of the initial user namespace.
+    uid: int | None
     #: Inode number of the network namespace.
     net_namespace: int | None
     #: Virtual address of the ``struct sock``.
     address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of ``routes``: a way to a destination; a route with several next hops has several."""
+
+    destination: str
+    #: Bits of the destination that are the network.
+    netmask: int
+    #: Of either IP version; none where the destination is on the link itself.
+    gateway: str | None
+    interface: bytes | None
+    #: The address that packets get as source, where the route says so.
+    source: str | None
+    metric: int
+    #: ``unicast``, ``local``, ``broadcast``, ``blackhole``, ``unreachable``, …
+    type: str
+    #: ``main``, ``local``, ``default``, or a number.
+    table: str
+    #: Who made it: ``kernel``, ``boot``, ``static``, ``dhcp``, ``ra``, …
+    protocol: str
+    #: ``global``, ``link``, ``host``, …
+    scope: str
+    #: ``onlink``, ``dead``, ``linkdown``, …
+    flags: tuple[str, ...]
+    #: Bytes; only where the route itself sets it.
+    mtu: int | None
+    #: Of a route with several next hops this one's share.
+    weight: int | None
+    #: Type of service that packets must have, IPv4 only.
+    tos: int | None
+    #: Source prefix that packets must have, IPv6 only.
+    source_prefix: str | None
+    #: Id of the next hop object, where one is used.
+    nexthop: int | None
+    #: ``inet`` or ``inet6``.
+    family: str
+    #: Inode number of the network namespace.
+    net_namespace: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One row of ``neighbours``: an address on the link, and who answers to it."""
+
+    address: str
+    #: Hardware address; none while nobody has answered.
+    mac: str | None
+    interface: bytes | None
+    #: ``REACHABLE``, ``STALE``, ``PERMANENT``, ``FAILED``, …; none of a proxy.
+    state: str | None
+    permanent: bool | None
+    #: ``router``, ``proxy``, ``extern_learn``, …
+    flags: tuple[str, ...]
+    #: ``inet`` (ARP) or ``inet6`` (neighbour discovery).
+    family: str
+    #: Inode number of the network namespace.
+    net_namespace: int | None

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
         Pressure,
         Process,
         SlabCache,
+        Neighbour,
+        OpenFile,
+        Pressure,
+        Process,
+        Route,
         Socket,
         SystemInfo,
     )
@@ -208,6 +213,18 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.sockets import sockets
 
         return sockets(self, pid=pid, listening=listening)
+
+    def routes(self) -> list[Route]:
+        """Routes: :mod:`~virtintrospect.guests.linux.routes`."""
+        from virtintrospect.guests.linux.routes import routes
+
+        return routes(self)
+
+    def neighbours(self) -> list[Neighbour]:
+        """Neighbours: :mod:`~virtintrospect.guests.linux.neighbours`."""
+        from virtintrospect.guests.linux.neighbours import neighbours
+
+        return neighbours(self)
 
     @cached_property
     def tasks(self) -> Tasks:

@@ -87,16 +87,36 @@ def device_links(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int, int]
     return [(link.node - node_at, *found[link.chain]) for link in links if link.node >= node_at]
 
 
-def device_names(guest: LinuxGuest, budget: Budget) -> dict[tuple[int, int], bytes]:
-    """Name of each interface by the address of its ``struct net`` and its index there."""
+class Device(NamedTuple):
+    """What other tables need of an interface."""
+
+    name: bytes
+    #: ``ifindex``.
+    number: int
+    #: Bytes of its hardware addresses.
+    length: int
+    #: Address of its ``struct net``, and the inode number of that.
+    net: int
+    namespace: int
+
+
+def devices(guest: LinuxGuest, budget: Budget) -> dict[int, Device]:
+    """Each ``net_device`` of every namespace, by its address."""
     links = device_links(guest, budget)
-    layout = guest.layout("net_device", {"name": "name", "index": "ifindex"}, text=("name",))
+    members = {"name": "name", "index": "ifindex", "length": "addr_len"}
+    layout = guest.layout("net_device", members, text=("name",))
     columns = layout.lists(guest.kernel, [device for device, _, _ in links], [])
     return {
-        (net, index): name.split(b"\0", 1)[0]
-        for (_, net, _), name, index in zip(links, columns["name"], columns["index"], strict=True)
+        device: Device(name.split(b"\0", 1)[0], index, length, net, inode)
+        for (device, net, inode), name, index, length in zip(links, *columns.values(), strict=True)
         if name is not None
     }
+
+
+def device_names(guest: LinuxGuest, budget: Budget) -> dict[tuple[int, int], bytes]:
+    """Name of each interface by the address of its ``struct net`` and its index there."""
+    found = devices(guest, budget).values()
+    return {(device.net, device.number): device.name for device in found}
 
 
 def _devices(guest: LinuxGuest, budget: Budget) -> list[Row]:
