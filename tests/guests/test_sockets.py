@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -167,13 +168,19 @@ def test_queues_and_users(linux: LinuxGuest, busy: Guest) -> None:
 def test_sockets_of_a_process(linux: LinuxGuest, busy: Guest) -> None:
     pid = int(busy.get("/tmp/owners").split()[0])
     ours = linux.sockets(pid)
-    assert ours == [row for row in linux.sockets() if row.pid == pid]
+    again = [row for row in linux.sockets() if row.pid == pid]
+    assert [_still(row) for row in ours] == [_still(row) for row in again]
     assert {(row.pid, row.fd, row.socket) for row in ours} == {
         file for file in truth(busy).files if file[0] == pid
     }
     assert linux.sockets(2) == []
     with pytest.raises(NoSuchTargetError):
         linux.sockets(4_000_000)
+
+
+def _still(row: Socket) -> Socket:
+    """Without what comes in by itself."""
+    return replace(row, recv_queue=None) if row.family == "packet" else row
 
 
 def test_listening(linux: LinuxGuest, busy: Guest) -> None:

@@ -25,11 +25,28 @@ class Interface:
     prefix: int | None
     #: ``inet`` or ``inet6``.
     family: str | None
+    #: Where the address is valid: ``global``, ``link``, ``host``, ``site``.
+    scope: str | None
+    #: IPv4 only.
+    broadcast: str | None
+    #: The other end of a point-to-point link.
+    peer: str | None
+    index: int | None
+    #: What kind of virtual interface it is: ``bridge``, ``veth``, ``vxlan``, …
+    kind: bytes | None
+    #: Driver of the device behind it: ``virtio_net``, …
+    driver: bytes | None
+    #: The bridge or bond that it belongs to.
+    master: bytes | None
     #: Counters of the whole interface, where the kernel keeps them where all can see them.
     rx_bytes: int | None
     tx_bytes: int | None
     rx_packets: int | None
     tx_packets: int | None
+    rx_errors: int | None
+    tx_errors: int | None
+    rx_dropped: int | None
+    tx_dropped: int | None
     #: Inode number of the network namespace, as /proc/PID/ns/net has it.
     net_namespace: int
 
