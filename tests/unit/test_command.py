@@ -11,6 +11,7 @@ from virtintrospect.cli.main import cli, run
 COMMANDS = [
     "cgroups",
     "containers",
+    "bpf",
     "cpu",
     "dmesg",
     "env",

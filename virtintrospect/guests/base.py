@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from virtintrospect.model import (
         Container,
         ControlGroup,
+        BpfObject,
         Counter,
         CpuTimes,
         EnvironmentVariable,
@@ -150,6 +151,13 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def neighbours(self) -> list[Neighbour]:
         """Addresses on the link and who answers to them (ARP, NDISC), of all namespaces."""
+
+    @abc.abstractmethod
+    def bpf(self) -> list[BpfObject]:
+        """Loaded eBPF programs and maps.
+
+        :raises NotFoundError: the kernel was built without them.
+        """
 
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:

@@ -556,6 +556,38 @@ NEIGHBOURS = Table(
     examples=("neighbours web01", "neighbours web01 -o csv --columns address,mac"),
 )
 
+BPF = Table(
+    "bpf",
+    (
+        Column("kind"),
+        Column("id", _N),
+        Column("name"),
+        Column("type"),
+        Column("attach_type"),
+        Column("attach_function", brief=False),
+        Column("tag", brief=False),
+        Column("loaded_at", Unit.EPOCH),
+        Column("uid", _N, brief=False),
+        Column("size", _B, brief=False),
+        Column("jited_size", _B, brief=False),
+        Column("maps", Unit.LIST, brief=False),
+        Column("key_size", _B, brief=False),
+        Column("value_size", _B, brief=False),
+        Column("max_entries", _N),
+        Column("map_flags", _N, brief=False),
+        Column("frozen", Unit.FLAG, brief=False),
+        Column("pinned"),
+        Column("pids", Unit.LIST),
+        Column("address", _A, brief=False),
+    ),
+    source="bpf",
+    help="List the eBPF programs and maps of TARGET, and who holds them.",
+    examples=(
+        "bpf web01",
+        "bpf web01 -o json | jq '.[] | select(.kind == \"prog\" and .pids == [])'",
+    ),
+)
+
 #: Tables that need no more than their declaration to be commands.
 COMMANDS = (
     INFO,
@@ -578,4 +610,5 @@ COMMANDS = (
     SOCKETS,
     ROUTES,
     NEIGHBOURS,
+    BPF,
 )

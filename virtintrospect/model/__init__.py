@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
+    from virtintrospect.model.bpf import BpfObject
+    from virtintrospect.model.counters import Counter, CpuTimes, Load, MemoryInfo, Pressure
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
     from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
     from virtintrospect.model.namespaces import Container, Namespace
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Container",
     "ControlGroup",
+    "BpfObject",
     "Counter",
     "CpuTimes",
     "EnvironmentVariable",
@@ -58,6 +61,7 @@ __all__ = [
 
 _WHERE = {
     "ControlGroup": "cgroups",
+    "BpfObject": "bpf",
     "Problem": "problem",
     "SystemInfo": "kernel",
     "Module": "kernel",

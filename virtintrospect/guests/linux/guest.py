@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from virtintrospect.model import (
         Container,
         ControlGroup,
+        BpfObject,
         Counter,
         CpuTimes,
         EnvironmentVariable,
@@ -62,6 +63,8 @@ GLOBALS = {
     "init_pid_ns": "pid_namespace",
     "psi_system": "psi_group",
     "psi_cgroups_enabled": "static_key_true",
+    "prog_idr": "idr",
+    "map_idr": "idr",
     "psi_disabled": "static_key_false",
 }
 
@@ -225,6 +228,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.neighbours import neighbours
 
         return neighbours(self)
+
+    def bpf(self) -> list[BpfObject]:
+        """EBPF programs and maps: :mod:`~virtintrospect.guests.linux.bpf`."""
+        from virtintrospect.guests.linux.bpf import bpf
+
+        return bpf(self)
 
     @cached_property
     def tasks(self) -> Tasks:

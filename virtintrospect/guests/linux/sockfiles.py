@@ -1,4 +1,7 @@
-"""Which processes have which sockets open (``files_struct`` → ``file`` → ``socket`` → ``sock``)."""
+"""Which processes have which objects open: ``files_struct`` → ``file`` → ``private_data``.
+
+Of a socket that is the ``struct socket``, which leads to its ``sock``.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +35,38 @@ def holders(guest: LinuxGuest, budget: Budget, pid: int | None) -> dict[int, lis
     :param pid: only this process's.
     :raises NoSuchTargetError: there is no such process.
     """
+    found = opened(guest, budget, pid, ("socket_file_ops",))
+    layout = guest.layout("socket", {"sock": "sk"}, text=())
+    socks = layout.lists(guest.kernel, list(found), [])["sock"]
+    merged: dict[int, list[Holder]] = {}
+    for sock, holding in zip(socks, found.values(), strict=True):
+        if sock:
+            merged.setdefault(sock, []).extend(holding)
+    for many in merged.values():
+        many.sort()
+    return merged
+
+
+def opened(
+    guest: LinuxGuest, budget: Budget, pid: int | None, operations: tuple[str, ...]
+) -> dict[int, list[Holder]]:
+    """What is behind open files of some kinds (``private_data``), and who has it open.
+
+    :param pid: only this process's.
+    :param operations: symbols of the ``file_operations`` that tell the kinds.
+    :raises NoSuchTargetError: there is no such process.
+    """
     tables = _file_tables(guest, budget, pid)
     slots: list[tuple[int, int, int]] = []  # files_struct, descriptor, file
     for files, array, count in _arrays(guest, list(tables)):
         slots += _slots(guest, files, array, count, budget)
-    sockets = _sockets(guest, list(dict.fromkeys(slot[2] for slot in slots)))
+    behind = _behind(guest, list(dict.fromkeys(slot[2] for slot in slots)), operations)
     found: dict[int, list[Holder]] = {}
     for files, fd, file in slots:
-        if sock := sockets.get(file):
+        if it := behind.get(file):
             owners = tables[files]
             owners = owners[: budget.follow(len(owners))]
-            found.setdefault(sock, []).extend(Holder(owner, fd) for owner in owners)
-    for many in found.values():
-        many.sort()
+            found.setdefault(it, []).extend(Holder(owner, fd) for owner in owners)
     return found
 
 
@@ -108,17 +130,15 @@ def _slots(
     return found[: budget.follow(len(found))]
 
 
-def _sockets(guest: LinuxGuest, files: list[int]) -> dict[int, int]:
-    """Those of the files that are sockets: file → ``struct sock``."""
-    operations = guest.symbols.address("socket_file_ops")
-    layout = guest.layout("file", {"operations": "f_op", "socket": "private_data"}, text=())
+def _behind(guest: LinuxGuest, files: list[int], operations: tuple[str, ...]) -> dict[int, int]:
+    """Those of the files that are of a kind: file → its object."""
+    kinds = {guest.symbols.address(name) for name in operations}
+    layout = guest.layout("file", {"operations": "f_op", "it": "private_data"}, text=())
     columns = layout.lists(guest.kernel, files, [])
     open_: dict[int, int] = {}
-    for file, kind, socket in zip(files, columns["operations"], columns["socket"], strict=True):
+    for file, kind, it in zip(files, columns["operations"], columns["it"], strict=True):
         if kind is None:
             guest.note("unreadable open file", file)
-        elif kind == operations and socket:
-            open_[file] = socket
-    layout = guest.layout("socket", {"sock": "sk"}, text=())
-    socks = layout.lists(guest.kernel, list(open_.values()), [])["sock"]
-    return {file: sock for file, sock in zip(open_, socks, strict=True) if sock}
+        elif kind in kinds and it:
+            open_[file] = it
+    return open_
