@@ -35,6 +35,7 @@ COMMANDS = [
     "routes",
     "sockets",
     "symbols",
+    "timers",
     "translate",
     "types",
     "vmstat",

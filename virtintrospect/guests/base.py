@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Route,
         Socket,
         SystemInfo,
+        Timer,
     )
 
 
@@ -158,6 +159,10 @@ class Guest(abc.ABC):
 
         :raises NotFoundError: the kernel was built without them.
         """
+
+    @abc.abstractmethod
+    def timers(self) -> list[Timer]:
+        """Timers that wait on each CPU, and whom they belong to."""
 
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:

@@ -588,6 +588,25 @@ BPF = Table(
     ),
 )
 
+TIMERS = Table(
+    "timers",
+    (
+        Column("kind"),
+        Column("cpu", _N),
+        Column("clock"),
+        Column("expires_in", Unit.SECONDS),
+        Column("function"),
+        Column("work"),
+        Column("pids", Unit.LIST),
+        Column("expires", Unit.SECONDS, brief=False),
+        Column("flags", Unit.LIST, brief=False),
+        Column("address", _A, brief=False),
+    ),
+    source="timers",
+    help="List the pending timers of TARGET: what its kernel will do when.",
+    examples=("timers web01", "timers web01 -o json | jq '.[] | select(.pids == [1234])'"),
+)
+
 #: Tables that need no more than their declaration to be commands.
 COMMANDS = (
     INFO,
@@ -611,4 +630,5 @@ COMMANDS = (
     ROUTES,
     NEIGHBOURS,
     BPF,
+    TIMERS,
 )

@@ -54,3 +54,28 @@ class LogRecord:
     facility: str
     text: bytes
     sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """One row of ``timers``: a timer that waits."""
+
+    #: ``wheel`` (kernel/time/timer.c, in ticks) or ``hrtimer`` (in nanoseconds).
+    kind: str
+    cpu: int
+    #: Of an hrtimer: ``monotonic``, ``realtime``, ``boottime``, ``tai``.
+    clock: str | None
+    #: What is called then; not known of modules.
+    function: str | None
+    #: What a delayed work does then.
+    work: str | None
+    #: Processes that wait for it, as far as that can be told.
+    pids: tuple[int, ...]
+    #: Seconds of CLOCK_MONOTONIC.
+    expires: float | None
+    #: Seconds from the guest's last tick.
+    expires_in: float | None
+    #: ``deferrable``, ``pinned``, ``irqsafe``; ``soft``, ``hard``, ``relative``.
+    flags: tuple[str, ...]
+    #: Virtual address of the ``timer_list`` or ``hrtimer``.
+    address: int

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Route,
         Socket,
         SystemInfo,
+        Timer,
     )
 
 #: Problems remembered until somebody takes them.
@@ -234,6 +235,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.bpf import bpf
 
         return bpf(self)
+
+    def timers(self) -> list[Timer]:
+        """Pending timers: :mod:`~virtintrospect.guests.linux.timers`."""
+        from virtintrospect.guests.linux.timers import timers
+
+        return timers(self)
 
     @cached_property
     def tasks(self) -> Tasks:
