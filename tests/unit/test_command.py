@@ -35,6 +35,7 @@ COMMANDS = [
     "routes",
     "sockets",
     "symbols",
+    "sysctl",
     "timers",
     "translate",
     "types",

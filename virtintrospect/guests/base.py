@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         SlabCache,
         Route,
         Socket,
+        Sysctl,
         SystemInfo,
         Timer,
     )
@@ -163,6 +164,13 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def timers(self) -> list[Timer]:
         """Timers that wait on each CPU, and whom they belong to."""
+
+    @abc.abstractmethod
+    def sysctl(self, pattern: str | None = None) -> list[Sysctl]:
+        """Kernel parameters, those of each network namespace included.
+
+        :param pattern: a shell pattern; or a name, which stands for all below it, too.
+        """
 
     @abc.abstractmethod
     def mounts(self) -> list[Mount]:

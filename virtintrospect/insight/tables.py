@@ -607,6 +607,21 @@ TIMERS = Table(
     examples=("timers web01", "timers web01 -o json | jq '.[] | select(.pids == [1234])'"),
 )
 
+SYSCTL = Table(
+    "sysctl",
+    (
+        Column("name"),
+        Column("value", wrap=True),
+        Column("handler", brief=False),
+        Column("mode", brief=False),
+        Column("net_namespace", _N),
+    ),
+    source="sysctl",
+    help="List the kernel parameters of TARGET (sysctl), in all network namespaces.",
+    examples=("sysctl web01", "sysctl web01 net.ipv4.conf", "sysctl web01 'kernel.*panic*'"),
+    pattern="Only names that match this shell pattern, or that are below this name.",
+)
+
 #: Tables that need no more than their declaration to be commands.
 COMMANDS = (
     INFO,
@@ -631,4 +646,5 @@ COMMANDS = (
     NEIGHBOURS,
     BPF,
     TIMERS,
+    SYSCTL,
 )

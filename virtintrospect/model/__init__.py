@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Socket
     from virtintrospect.model.kernel import LogRecord, Module, SystemInfo, Timer
+    from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
@@ -57,6 +58,7 @@ __all__ = [
     "SlabCache",
     "Route",
     "Socket",
+    "Sysctl",
     "SystemInfo",
     "Timer",
 ]
@@ -68,6 +70,7 @@ _WHERE = {
     "SystemInfo": "kernel",
     "Module": "kernel",
     "LogRecord": "kernel",
+    "Sysctl": "kernel",
     "Timer": "kernel",
     "Process": "process",
     "MemoryArea": "files",

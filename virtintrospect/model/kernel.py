@@ -79,3 +79,20 @@ class Timer:
     flags: tuple[str, ...]
     #: Virtual address of the ``timer_list`` or ``hrtimer``.
     address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """One row of ``sysctl``: a kernel parameter."""
+
+    #: As sysctl(8) has it: ``net.ipv4.ip_forward``.
+    name: bytes
+    #: As /proc/sys shows it, but one space between numbers; ``None`` where the kernel computes it
+    #: by a function of its own, or shows it to nobody.
+    value: bytes | None
+    #: The kernel's function that prints it; not known of modules.
+    handler: str | None
+    #: Permissions, octal.
+    mode: str
+    #: Inode number of the network namespace, of those that belong to one.
+    net_namespace: int | None

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Process,
         Route,
         Socket,
+        Sysctl,
         SystemInfo,
         Timer,
     )
@@ -241,6 +242,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.timers import timers
 
         return timers(self)
+
+    def sysctl(self, pattern: str | None = None) -> list[Sysctl]:
+        """Kernel parameters: :mod:`~virtintrospect.guests.linux.sysctl`."""
+        from virtintrospect.guests.linux.sysctl import sysctl
+
+        return sysctl(self, pattern)
 
     @cached_property
     def tasks(self) -> Tasks:
