@@ -343,6 +343,7 @@ class Anatomy:
             name = KINDS[row.type].structure
             if name in MEMBERS and name not in ("net", "mnt_namespace"):
                 self.objects[name].append(row.address)
+
     def _tables(self) -> None:
         """Routes, neighbours, eBPF, timers and parameters: whatever their walks go over."""
         guest, budget, nets = self.guest, Budget(), self.objects["net"]

@@ -9,9 +9,9 @@ import pytest
 from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
+    "bpf",
     "cgroups",
     "containers",
-    "bpf",
     "cpu",
     "dmesg",
     "env",
@@ -24,15 +24,12 @@ COMMANDS = [
     "modules",
     "mounts",
     "namespaces",
-    "pressure",
-    "ps",
-    "read",
-    "slabs",
     "neighbours",
     "pressure",
     "ps",
     "read",
     "routes",
+    "slabs",
     "sockets",
     "symbols",
     "sysctl",

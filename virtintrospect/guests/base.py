@@ -11,9 +11,9 @@ from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
     from virtintrospect.model import (
+        BpfObject,
         Container,
         ControlGroup,
-        BpfObject,
         Counter,
         CpuTimes,
         EnvironmentVariable,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         Pressure,
         Problem,
         Process,
-        SlabCache,
         Route,
+        SlabCache,
         Socket,
         Sysctl,
         SystemInfo,

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from virtintrospect.model.bpf import BpfObject
     from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import (
         Counter,
@@ -23,22 +24,17 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
-    from virtintrospect.model.bpf import BpfObject
-    from virtintrospect.model.counters import Counter, CpuTimes, Load, MemoryInfo, Pressure
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
-    from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
-    from virtintrospect.model.namespaces import Container, Namespace
-    from virtintrospect.model.network import Interface, Socket
-    from virtintrospect.model.kernel import LogRecord, Module, SystemInfo, Timer
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
+    from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
 
 __all__ = [
+    "BpfObject",
     "Container",
     "ControlGroup",
-    "BpfObject",
     "Counter",
     "CpuTimes",
     "EnvironmentVariable",
@@ -55,8 +51,8 @@ __all__ = [
     "Pressure",
     "Problem",
     "Process",
-    "SlabCache",
     "Route",
+    "SlabCache",
     "Socket",
     "Sysctl",
     "SystemInfo",

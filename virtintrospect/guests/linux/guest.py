@@ -21,9 +21,9 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.tasks import Tasks
     from virtintrospect.model import (
+        BpfObject,
         Container,
         ControlGroup,
-        BpfObject,
         Counter,
         CpuTimes,
         EnvironmentVariable,
@@ -35,15 +35,12 @@ if TYPE_CHECKING:
         Module,
         Mount,
         Namespace,
-        OpenFile,
-        Pressure,
-        Process,
-        SlabCache,
         Neighbour,
         OpenFile,
         Pressure,
         Process,
         Route,
+        SlabCache,
         Socket,
         Sysctl,
         SystemInfo,
