@@ -19,13 +19,21 @@ def copy_ram(guest: Guest, path: Path) -> None:
 
     It has sockets of every kind open, addresses, and control groups with controllers; afterwards
     it has no sockets and addresses any more.
+    It has sockets of every kind open, addresses, routes, neighbours, eBPF objects and timers;
+    afterwards it has them no more.
     """
-    guest.put("/tmp/sockets", program("sockets").read_bytes(), 0o755)
+    for name in ("sockets", "bpf", "timers"):
+        guest.put(f"/tmp/{name}", program(name).read_bytes(), 0o755)
     guest.run(
         "ip link set lo up; ip addr add 10.99.0.1/16 dev dummy0; ip link set dummy0 up;"
         "/tmp/sockets fuzz > /tmp/fuzz.log 2>&1 & until grep -q ready /tmp/fuzz.log; do"
         " usleep 100000; done;"
         "cd /sys/fs/cgroup; echo '+memory +cpu +pids' > cgroup.subtree_control; mkdir -p a/b"
+        "ip route add default via 10.99.0.2; ip route add 192.0.2.0/24 via 10.99.0.3 table 100;"
+        "ip -6 route add 2001:db8::/32 dev dummy0; ping -c 1 -W 1 10.99.0.9;"
+        "/tmp/bpf hold > /tmp/bpf.log 2>&1 & /tmp/timers > /tmp/timers.log 2>&1 &"
+        "until grep -q ready /tmp/bpf.log && grep -q ready /tmp/timers.log; do"
+        " usleep 100000; done"
     )
     guest.domain.suspend()
     try:
@@ -36,5 +44,5 @@ def copy_ram(guest: Guest, path: Path) -> None:
                 return
     finally:
         guest.domain.resume()
-        guest.run("killall sockets; ip addr flush dev dummy0; ip link set dummy0 down")
+        guest.run("killall sockets bpf timers; ip addr flush dev dummy0; ip link set dummy0 down")
     raise AssertionError("QEMU holds no memfd")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from virtintrospect.driver import Target
 from virtintrospect.errors import FaultError
+from virtintrospect.guests.linux import fib4, fib6, sysctl
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cgrouptree import trees
 from virtintrospect.guests.linux.guest import LinuxGuest
@@ -170,6 +171,25 @@ MEMBERS = {
     "udp_table": ["hash", "mask"],
     "netlink_table": ["hash.tbl"],
     "bucket_table": ["size", "nest", "future_tbl", "buckets"],
+    "fib_alias": ["fa_list.next", "fa_info", "fa_slen", "tb_id", "fa_type"],
+    "fib_info": ["fib_nhs", "fib_metrics", "fib_prefsrc", "nh", "fib_protocol", "fib_priority"],
+    "fib6_info": [
+        "fib6_next", "fib6_table", "fib6_dst.plen", "fib6_type", "fib6_metrics", "nh",
+        "fib6_src.plen", "fib6_nsiblings",
+    ],
+    "fib6_node": ["left", "right", "subtree", "leaf", "fn_flags"],
+    "fib_nh_common": ["nhc_oif", "nhc_gw_family", "nhc_weight", "nhc_flags"],
+    "trie": ["kv"],
+    "neigh_table": ["nht", "phash_buckets"],
+    "neigh_hash_table": ["hash_buckets|hash_heads", "hash_shift"],
+    "bpf_prog": ["aux", "len", "jited_len", "type", "tag", "expected_attach_type"],
+    "bpf_map": ["map_type", "id", "max_entries", "name", "frozen"],
+    "idr": ["idr_rt.xa_head", "idr_base"],
+    "timer_list": ["entry.next", "function", "expires", "flags"],
+    "hrtimer": ["node.expires", "function", "is_soft"],
+    "ctl_dir": ["root.rb_node"],
+    "ctl_table": ["procname", "data", "maxlen", "mode", "proc_handler"],
+    "ctl_table_header": ["ctl_table", "node"],
 }  # fmt: skip
 
 #: Globals whose first words are worth bending.
@@ -198,6 +218,7 @@ class Anatomy:
         self._files_and_mappings()
         self._network()
         self._groups_and_caches()
+        self._tables()
         if "shadow_timekeeper" in guest.symbols:
             self.objects["timekeeper"] = [guest.symbols.address("shadow_timekeeper")]
         self.objects = {name: found for name, found in self.objects.items() if found}
@@ -322,6 +343,35 @@ class Anatomy:
             name = KINDS[row.type].structure
             if name in MEMBERS and name not in ("net", "mnt_namespace"):
                 self.objects[name].append(row.address)
+
+    def _tables(self) -> None:
+        """Routes, neighbours, eBPF, timers and parameters: whatever their walks go over."""
+        guest, budget, nets = self.guest, Budget(), self.objects["net"]
+        four, six = fib4.routes(guest, nets, budget), fib6.routes(guest, nets, budget)
+        self.objects["fib_alias"] = [row["address"] for row in four]
+        self.objects["fib_info"] = sorted({row["info"] for row in four})
+        self.objects["fib6_info"] = [row["address"] for row in six]
+        self.objects["fib_nh_common"] = [hop for row in four + six for hop, _ in row["hops"]]
+        layout = guest.layout("fib6_info", {"it": "fib6_node"}, text=())
+        nodes = layout.lists(guest.kernel, self.objects["fib6_info"], [])["it"]
+        self.objects["fib6_node"] = sorted({node for node in nodes if node})
+        self.objects["trie"] = [trie for _, trie in fib4._roots(guest, nets, budget)]
+        tables = [guest.symbols.address(name) for name in ("arp_tbl", "nd_tbl")]
+        self.objects["neigh_table"] = tables
+        layout = guest.layout("neigh_table", {"it": "nht"}, text=())
+        self.objects["neigh_hash_table"] = layout.lists(guest.kernel, tables, [])["it"]
+        rows = guest.bpf()
+        self.objects["bpf_prog"] = [row.address for row in rows if row.kind == "prog"]
+        self.objects["bpf_map"] = [row.address for row in rows if row.kind == "map"]
+        self.objects["idr"] = [guest.symbols.address(name) for name in ("prog_idr", "map_idr")]
+        timers = guest.timers()
+        self.objects["timer_list"] = [row.address for row in timers if row.kind == "wheel"]
+        self.objects["hrtimer"] = [row.address for row in timers if row.kind == "hrtimer"]
+        level = sysctl._roots(guest, budget)
+        entries = sysctl._entries(guest, level, budget)
+        self.objects["ctl_dir"] = [directory.address for directory in level]
+        self.objects["ctl_table"] = [row["entry"] for row in entries]
+        self.objects["ctl_table_header"] = [row["header"] for row in entries]
 
     def _log(self) -> None:
         guest = self.guest

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from socket import inet_ntop
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -12,11 +14,18 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model import Interface
 from virtintrospect.session import open_session
 
+from . import netlink
 from .lab.guest import Guest
 from .lab.kernels import kernel
 
 ODD = b"odd\x1b[31m\xff'"
-_COUNTERS = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
+_COUNTERS = (
+    "rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "rx_errors", "tx_errors", "rx_dropped",
+    "tx_dropped",
+)  # fmt: skip
+#: RTM_GETLINK, RTM_GETADDR.
+_GET_LINK, _GET_ADDRESS = 18, 22
+_SCOPES = {0: "global", 253: "link", 254: "host"}
 #: What busybox's ip shows as a number.
 _HIDDEN = {"ALLMULTI": 0x200, "PROMISC": 0x100, "MASTER": 0x400, "SLAVE": 0x800, "ECHO": 0x40000}
 
@@ -25,7 +34,8 @@ insmod /tmp/veth.ko
 echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
 ip link set lo up; ip addr add 127.9.9.9/32 dev lo
 ip addr add 10.1.2.3/24 dev dummy0; ip addr add 10.1.2.4/32 dev dummy0
-ip addr add 192.0.2.1/25 dev dummy0 label dummy0:7; ip -6 addr add fd00:1::1/64 dev dummy0
+ip addr add 192.0.2.1/25 broadcast + dev dummy0 label dummy0:7
+ip -6 addr add fd00:1::1/64 dev dummy0
 ip link set dummy0 mtu 1400 up; ip link set dummy0 promisc on
 ping -c 2 -W 1 10.1.2.77; ping -c 2 127.0.0.1; ping6 -c 1 ::1
 brctl addbr br0; brctl addif br0 dummy1; ip link set dummy1 up; ip link set br0 up
@@ -49,7 +59,8 @@ readlink /proc/$pid/ns/net
 nsenter -t $pid -n unshare -m sh -c '
 mount -t sysfs lab /mnt; cd /mnt/class/net
 for name in *; do [ -d "$name" ] && echo "sys $name $(cat "$name/address") $(cat "$name/mtu") \
-$(cat "$name/operstate") $(cd "$name/statistics"; cat rx_bytes tx_bytes rx_packets tx_packets)" | \
+$(cat "$name/operstate") $(cd "$name/statistics"; cat rx_bytes tx_bytes rx_packets tx_packets \\
+rx_errors tx_errors rx_dropped tx_dropped)" | \
 tr "\\n" " " && echo; done
 ip -o link | sed "s/^/link /"; ip -o addr | sed "s/^/addr /"'
 done
@@ -73,6 +84,7 @@ def busy(guest: Guest) -> Iterator[Guest]:
     """The guest with interfaces of many kinds, in three namespaces."""
     guest.put("/tmp/veth.ko", kernel(guest.config.kernel).modules["veth"][0].read_bytes())
     name = ODD.decode("latin-1").replace("'", "'\\''")
+    netlink.install(guest)
     guest.put("/tmp/setup.sh", (_SETUP % f"'{name}'").encode("latin-1"))
     guest.run("sh /tmp/setup.sh", timeout=60, check=False)
     yield guest
@@ -117,6 +129,55 @@ def compare(rows: list[Interface], before: Truth, after: Truth) -> None:
     assert len(addresses) == len(set(addresses)) == len(before.addresses)
     assert set(addresses) == before.addresses
     assert len(rows) == max(1, len(addresses))
+
+
+def test_what_netlink_says(linux: LinuxGuest, busy: Guest) -> None:
+    """Kinds, masters, and what belongs to an address, by RTM_GETLINK and RTM_GETADDR."""
+    for pid in busy.get("/tmp/namespaces").split():
+        namespace = int(busy.run(f"readlink /proc/{int(pid)}/ns/net").strip()[5:-1])
+        rows = [row for row in linux.interfaces() if row.net_namespace == namespace]
+        links, addresses = by_netlink(busy, int(pid))
+        names = {row.index: row.interface for row in rows}
+        assert {row.index or 0: (row.interface, row.kind, row.master) for row in rows} == {
+            index: (name, kind, names.get(master)) for index, (name, kind, master) in links.items()
+        }
+        assert {
+            (row.index, row.address, row.prefix, row.scope, row.broadcast, row.peer)
+            for row in rows
+            if row.address
+        } == addresses
+    rows = linux.interfaces()
+    assert {row.kind for row in rows} >= {None, b"bridge", b"dummy", b"veth"}
+    assert b"br0" in {row.master for row in rows if row.interface == b"dummy1"}
+    assert {row.scope for row in rows} >= {"global", "link", "host"}
+    assert "10.5.0.2" in {row.peer for row in rows}
+
+
+def by_netlink(
+    guest: Guest, pid: int
+) -> tuple[dict[int, tuple[bytes, bytes | None, int]], set[tuple[Any, ...]]]:
+    """Links by index: name, kind, index of the master; and addresses."""
+    links = {}
+    ask = netlink.request(_GET_LINK, bytes(16), flags=netlink.DUMP)
+    for message in netlink.ask(guest, [ask], pid=pid):
+        index = struct.unpack_from("<i", message.body, 4)[0]
+        got = netlink.attributes(message.body[16:])
+        kind = netlink.attributes(got.get(18, b"")).get(1)  # IFLA_LINKINFO, IFLA_INFO_KIND
+        master = int.from_bytes(got.get(10, b""), "little")  # IFLA_MASTER
+        links[index] = got[3].rstrip(b"\0"), kind and kind.rstrip(b"\0"), master
+    addresses = set()
+    ask = netlink.request(_GET_ADDRESS, bytes(8), flags=netlink.DUMP)
+    for message in netlink.ask(guest, [ask], pid=pid):
+        family, prefix, _, scope, index = struct.unpack_from("<BBBBI", message.body)
+        said = {
+            kind: inet_ntop(family, data)
+            for kind, data in netlink.attributes(message.body[8:]).items()
+            if kind in (1, 2, 4)  # IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST
+        }
+        local = said.get(2, said[1])
+        peer = said[1] if said[1] != local else None
+        addresses.add((index, local, prefix, _SCOPES[scope], said.get(4), peer))
+    return links, addresses
 
 
 def test_counters_are_known_where_the_kernel_itself_counts(linux: LinuxGuest, busy: Guest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -46,6 +47,8 @@ class Truth(NamedTuple):
     sockets: Counter[tuple[Any, ...]]
     #: (pid, fd, inode)
     files: set[tuple[int, int, int]]
+    #: What waits in packet sockets, by inode: nobody reads it, and it becomes more.
+    waiting: dict[int, int]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,10 @@ def test_sockets(linux: LinuxGuest, busy: Guest) -> None:
         ("vsock", "stream"), ("inet", "icmp"),
     }, kinds  # fmt: skip
     held = {(row.pid, row.fd, row.socket) for row in ours if row.pid is not None}
+    for row in by_address.values():
+        if row.family == "packet":
+            low, high = before.waiting[row.socket or 0], after.waiting[row.socket or 0]
+            assert low <= (row.recv_queue or 0) <= high
     assert before.files & after.files <= held
     assert held <= before.files | after.files
 
@@ -128,16 +135,52 @@ def test_requests(linux: LinuxGuest, busy: Guest) -> None:
     busy.run(f"kill {' '.join({str(row.pid) for row in again})}", check=False)
 
 
+def test_queues_and_users(linux: LinuxGuest, busy: Guest) -> None:
+    """What /proc does not say, and what the comparison must have seen."""
+    pid = int(busy.get("/tmp/owners").split()[0])
+    rows = linux.sockets(pid)
+    tcp = [row for row in rows if row.local_port == 7020 and row.protocol == "tcp"]
+    assert {(row.state, row.recv_queue, row.send_queue) for row in tcp} == {
+        ("LISTEN", 3, 5), ("ESTABLISHED", 77, 0),
+    }  # fmt: skip
+    back = [row.recv_queue or 0 for row in rows if row.remote_port == 7020]
+    assert sorted(back) == [0, 0, 0, 44]
+    udp = {row.local_port: row.recv_queue or 0 for row in rows if row.protocol == "udp"}
+    assert udp[7021] > 33
+    assert udp[7022] > udp[7021]
+    unix = Counter((row.protocol, row.recv_queue) for row in rows if row.family == "unix")
+    assert unix.keys() == {
+        ("stream", 0), ("stream", 1), ("stream", 102), ("seqpacket", 0), ("seqpacket", 1),
+        ("seqpacket", 43), ("dgram", 0), ("dgram", 61),
+    }  # fmt: skip
+    assert {(row.path, row.recv_queue, row.send_queue) for row in rows if row.family == "unix"
+            and row.state == "LISTEN"} == {
+        (b"/tmp/stream-init", 1, 4), (b"@abstract\x1b\xff\0middle", 1, 1),
+    }  # fmt: skip
+    sending = [row for row in rows if row.family == "unix" and (row.send_queue or 0) > 100]
+    assert len(sending) == 3
+    assert {(row.family, row.protocol) for row in rows if row.uid == 4242} == {
+        ("inet", "tcp"), ("inet6", "udp"), ("unix", "dgram"), ("netlink", "generic"),
+    }  # fmt: skip
+    assert {row.uid for row in rows} == {0, 4242}
+
+
 def test_sockets_of_a_process(linux: LinuxGuest, busy: Guest) -> None:
     pid = int(busy.get("/tmp/owners").split()[0])
     ours = linux.sockets(pid)
-    assert ours == [row for row in linux.sockets() if row.pid == pid]
+    again = [row for row in linux.sockets() if row.pid == pid]
+    assert [_still(row) for row in ours] == [_still(row) for row in again]
     assert {(row.pid, row.fd, row.socket) for row in ours} == {
         file for file in truth(busy).files if file[0] == pid
     }
     assert linux.sockets(2) == []
     with pytest.raises(NoSuchTargetError):
         linux.sockets(4_000_000)
+
+
+def _still(row: Socket) -> Socket:
+    """Without what comes in by itself."""
+    return replace(row, recv_queue=None) if row.family == "packet" else row
 
 
 def test_listening(linux: LinuxGuest, busy: Guest) -> None:
@@ -157,21 +200,29 @@ def as_proc(row: Socket) -> tuple[Any, ...]:
     if row.family in ("inet", "inet6"):
         state = "CLOSE" if row.state == "UNCONNECTED" else row.state
         local, remote = (row.local_address, row.local_port), (row.remote_address, row.remote_port)
-        return namespace, row.family, row.protocol, local, remote, state, inode
+        listens = state == "LISTEN"  # /proc does not say how many may wait
+        queues = (row.recv_queue, 0 if listens else row.send_queue)
+        if None in queues:  # TIME_WAIT, requests
+            queues = (0, 0)
+        # Until 7.0 /proc forgets the user of what has no descriptor any more.
+        uid = row.uid if inode else 0
+        return namespace, row.family, row.protocol, local, remote, state, inode, *queues, uid
     if row.family == "unix":
         path = (row.path or b"").replace(b"\0", b"@")
         return namespace, "unix", row.protocol, row.state, path, inode
     if row.family == "netlink":
         numbers = {name: number for number, name in source._NETLINKS.items()}
         number = numbers.get(row.protocol or "", row.protocol)
-        return namespace, "netlink", number, row.local_port, inode
+        queues = (row.recv_queue, row.send_queue)
+        return namespace, "netlink", number, row.local_port, inode, *queues
     interface = row.local_address
-    return namespace, row.family, row.protocol, interface, row.local_port, inode
+    return namespace, row.family, row.protocol, interface, row.local_port, inode, row.uid
 
 
 def truth(guest: Guest) -> Truth:
     found: Counter[tuple[Any, ...]] = Counter()
     files: set[tuple[int, int, int]] = set()
+    waiting: dict[int, int] = {}
     namespace = pid = 0
     table = ""
     for line in guest.run(_ASK, timeout=60).split(b"\n"):
@@ -187,7 +238,9 @@ def truth(guest: Guest) -> Truth:
             files.add((pid, int(match[1]), int(match[2])))
         elif table != "files" and re.match(rb" *[0-9a-f]+:? ", line):
             found[(namespace, *_line(table, line))] += 1
-    return Truth(found, files)
+            if table == "packet":
+                waiting[int(line.split()[8])] = int(line.split()[6])
+    return Truth(found, files, waiting)
 
 
 def _line(table: str, line: bytes) -> tuple[Any, ...]:
@@ -200,14 +253,18 @@ def _line(table: str, line: bytes) -> tuple[Any, ...]:
         shown = "LISTEN" if int(flags, 16) & 0x10000 else connected
         return "unix", source._TYPES[int(kind, 16)], shown, path, int(inode)
     if table == "netlink":
-        return "netlink", int(words[1]), int(words[2]), int(words[9])
+        return "netlink", int(words[1]), int(words[2]), int(words[9]), int(words[4]), int(words[5])
     if table == "packet":
         interface = b"dummy0" if int(words[4]) else None
-        return "packet", source._TYPES[int(words[2])], interface, int(words[3], 16), int(words[8])
+        user = int(words[8]), int(words[7])
+        return "packet", source._TYPES[int(words[2])], interface, int(words[3], 16), *user
     family = "inet6" if table.endswith("6") else "inet"
     protocol = {"icmp6": "icmpv6"}.get(table, table.removesuffix("6"))
     ends = _end(words[1]), _end(words[2])
-    return family, protocol, *ends, _STATES[int(words[3], 16)], int(words[9])
+    sent, _, received = words[4].partition(b":")
+    uid = int(words[7]) if int(words[9]) else 0
+    queues = int(received, 16), int(sent, 16), uid
+    return family, protocol, *ends, _STATES[int(words[3], 16)], int(words[9]), *queues
 
 
 def _end(word: bytes) -> tuple[str, int]:

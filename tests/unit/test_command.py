@@ -9,6 +9,7 @@ import pytest
 from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
+    "bpf",
     "cgroups",
     "containers",
     "cpu",
@@ -23,12 +24,16 @@ COMMANDS = [
     "modules",
     "mounts",
     "namespaces",
+    "neighbours",
     "pressure",
     "ps",
     "read",
+    "routes",
     "slabs",
     "sockets",
     "symbols",
+    "sysctl",
+    "timers",
     "translate",
     "types",
     "vmstat",

@@ -31,7 +31,8 @@ def _command(table: Table) -> click.Command:
             settings.report(guest)
 
     examples = "\n".join(f"virt-introspect {example}" for example in table.examples)
-    show.__doc__ = f"{table.help}\n\n\b\n{examples}\n"
+    pattern = f"PATTERN: {table.pattern}\n\n" if table.pattern else ""
+    show.__doc__ = f"{table.help}\n\n{pattern}\b\n{examples}\n"
     function: Any = pass_settings(show)
     function = common(function)
     for name, text in reversed(table.switches):
@@ -41,6 +42,8 @@ def _command(table: Table) -> click.Command:
     if table.by_pid:
         help_text = "Only this process."
         function = click.option("--pid", type=int, default=None, help=help_text)(function)
+    if table.pattern:
+        function = click.argument("pattern", required=False)(function)
     if table.argument:
         function = click.argument(table.argument, type=int)(function)
     command: click.Command = click.command(table.name)(target_argument(function))

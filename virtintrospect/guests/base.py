@@ -11,6 +11,7 @@ from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
     from virtintrospect.model import (
+        BpfObject,
         Container,
         ControlGroup,
         Counter,
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
         Module,
         Mount,
         Namespace,
+        Neighbour,
         OpenFile,
         Pressure,
         Problem,
         Process,
+        Route,
         SlabCache,
         Socket,
+        Sysctl,
         SystemInfo,
+        Timer,
     )
 
 
@@ -142,6 +147,32 @@ class Guest(abc.ABC):
         :param pid: only those that this process has open.
         :param listening: only those that wait for others to connect, or to send.
         :raises NoSuchTargetError: there is no such process.
+        """
+
+    @abc.abstractmethod
+    def routes(self) -> list[Route]:
+        """Routes of both IP versions, of all tables and namespaces, one row for each next hop."""
+
+    @abc.abstractmethod
+    def neighbours(self) -> list[Neighbour]:
+        """Addresses on the link and who answers to them (ARP, NDISC), of all namespaces."""
+
+    @abc.abstractmethod
+    def bpf(self) -> list[BpfObject]:
+        """Loaded eBPF programs and maps.
+
+        :raises NotFoundError: the kernel was built without them.
+        """
+
+    @abc.abstractmethod
+    def timers(self) -> list[Timer]:
+        """Timers that wait on each CPU, and whom they belong to."""
+
+    @abc.abstractmethod
+    def sysctl(self, pattern: str | None = None) -> list[Sysctl]:
+        """Kernel parameters, those of each network namespace included.
+
+        :param pattern: a shell pattern; or a name, which stands for all below it, too.
         """
 
     @abc.abstractmethod

@@ -57,6 +57,9 @@ class Table(NamedTuple):
     single: bool = False
     #: Name of the argument behind TARGET that the method needs: ``"pid"``, or none.
     argument: str = ""
+    #: The method takes ``pattern``, a str or ``None`` for all rows: an argument behind TARGET. What
+    #: it does.
+    pattern: str = ""
     #: The method takes ``pid``, an int or ``None`` for all processes: the option ``--pid``.
     by_pid: bool = False
     #: Further options without a value that the method takes: name and help of each.

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from virtintrospect.model.bpf import BpfObject
     from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import (
         Counter,
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
         SlabCache,
     )
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
-    from virtintrospect.model.kernel import LogRecord, Module, SystemInfo
+    from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
     from virtintrospect.model.namespaces import Container, Namespace
-    from virtintrospect.model.network import Interface, Socket
+    from virtintrospect.model.network import Interface, Neighbour, Route, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
 
 __all__ = [
+    "BpfObject",
     "Container",
     "ControlGroup",
     "Counter",
@@ -44,21 +46,28 @@ __all__ = [
     "Module",
     "Mount",
     "Namespace",
+    "Neighbour",
     "OpenFile",
     "Pressure",
     "Problem",
     "Process",
+    "Route",
     "SlabCache",
     "Socket",
+    "Sysctl",
     "SystemInfo",
+    "Timer",
 ]
 
 _WHERE = {
     "ControlGroup": "cgroups",
+    "BpfObject": "bpf",
     "Problem": "problem",
     "SystemInfo": "kernel",
     "Module": "kernel",
     "LogRecord": "kernel",
+    "Sysctl": "kernel",
+    "Timer": "kernel",
     "Process": "process",
     "MemoryArea": "files",
     "OpenFile": "files",
@@ -73,6 +82,8 @@ _WHERE = {
     "Container": "namespaces",
     "Namespace": "namespaces",
     "Interface": "network",
+    "Neighbour": "network",
+    "Route": "network",
     "Socket": "network",
 }
 

@@ -54,3 +54,45 @@ class LogRecord:
     facility: str
     text: bytes
     sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """One row of ``timers``: a timer that waits."""
+
+    #: ``wheel`` (kernel/time/timer.c, in ticks) or ``hrtimer`` (in nanoseconds).
+    kind: str
+    cpu: int
+    #: Of an hrtimer: ``monotonic``, ``realtime``, ``boottime``, ``tai``.
+    clock: str | None
+    #: What is called then; not known of modules.
+    function: str | None
+    #: What a delayed work does then.
+    work: str | None
+    #: Processes that wait for it, as far as that can be told.
+    pids: tuple[int, ...]
+    #: Seconds of CLOCK_MONOTONIC.
+    expires: float | None
+    #: Seconds from the guest's last tick.
+    expires_in: float | None
+    #: ``deferrable``, ``pinned``, ``irqsafe``; ``soft``, ``hard``, ``relative``.
+    flags: tuple[str, ...]
+    #: Virtual address of the ``timer_list`` or ``hrtimer``.
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """One row of ``sysctl``: a kernel parameter."""
+
+    #: As sysctl(8) has it: ``net.ipv4.ip_forward``.
+    name: bytes
+    #: As /proc/sys shows it, but one space between numbers; ``None`` where the kernel computes it
+    #: by a function of its own, or shows it to nobody.
+    value: bytes | None
+    #: The kernel's function that prints it; not known of modules.
+    handler: str | None
+    #: Permissions, octal.
+    mode: str
+    #: Inode number of the network namespace, of those that belong to one.
+    net_namespace: int | None

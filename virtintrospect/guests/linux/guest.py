@@ -21,6 +21,7 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.tasks import Tasks
     from virtintrospect.model import (
+        BpfObject,
         Container,
         ControlGroup,
         Counter,
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
         Module,
         Mount,
         Namespace,
+        Neighbour,
         OpenFile,
         Pressure,
         Process,
+        Route,
         SlabCache,
         Socket,
+        Sysctl,
         SystemInfo,
+        Timer,
     )
 
 #: Problems remembered until somebody takes them.
@@ -57,6 +62,8 @@ GLOBALS = {
     "init_pid_ns": "pid_namespace",
     "psi_system": "psi_group",
     "psi_cgroups_enabled": "static_key_true",
+    "prog_idr": "idr",
+    "map_idr": "idr",
     "psi_disabled": "static_key_false",
 }
 
@@ -208,6 +215,36 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.sockets import sockets
 
         return sockets(self, pid=pid, listening=listening)
+
+    def routes(self) -> list[Route]:
+        """Routes: :mod:`~virtintrospect.guests.linux.routes`."""
+        from virtintrospect.guests.linux.routes import routes
+
+        return routes(self)
+
+    def neighbours(self) -> list[Neighbour]:
+        """Neighbours: :mod:`~virtintrospect.guests.linux.neighbours`."""
+        from virtintrospect.guests.linux.neighbours import neighbours
+
+        return neighbours(self)
+
+    def bpf(self) -> list[BpfObject]:
+        """EBPF programs and maps: :mod:`~virtintrospect.guests.linux.bpf`."""
+        from virtintrospect.guests.linux.bpf import bpf
+
+        return bpf(self)
+
+    def timers(self) -> list[Timer]:
+        """Pending timers: :mod:`~virtintrospect.guests.linux.timers`."""
+        from virtintrospect.guests.linux.timers import timers
+
+        return timers(self)
+
+    def sysctl(self, pattern: str | None = None) -> list[Sysctl]:
+        """Kernel parameters: :mod:`~virtintrospect.guests.linux.sysctl`."""
+        from virtintrospect.guests.linux.sysctl import sysctl
+
+        return sysctl(self, pattern)
 
     @cached_property
     def tasks(self) -> Tasks:

@@ -47,13 +47,25 @@ _MEMBERS = {
     "in4": "ip_ptr",
     "first": "ip_ptr.ifa_list",
     "in6": "ip6_ptr",
+    "index": "ifindex",
+    "kind": "rtnl_link_ops.kind",
+    "driver": "dev.parent.driver.name",
+    "upper": "adj_list.upper.next",
 }
+#: Longest name of a kind or of a driver.
+_NAME = 64
+#: RT_SCOPE_* of IPv4, and IFA_HOST, IFA_LINK, IFA_SITE (include/net/if_inet6.h).
+_SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
+_SCOPES6 = {0x10: "host", 0x20: "link", 0x40: "site"}
 
 
 class _Address(NamedTuple):
     family: str
     address: str
     prefix: int
+    scope: str
+    broadcast: str | None
+    peer: str | None
 
 
 def interfaces(guest: LinuxGuest) -> list[Interface]:
@@ -64,12 +76,19 @@ def interfaces(guest: LinuxGuest) -> list[Interface]:
     for index, address in (*_inet(guest, rows, budget), *_inet6(guest, rows, budget)):
         addresses[index].append(address)
     macs = _hardware(guest, rows)
+    masters = _masters(guest, rows)
+    for name in ("kind", "driver"):
+        texts = guest.kernel.strings([row[name] or 0 for row in rows], _NAME)
+        for row, text in zip(rows, texts, strict=True):
+            row[name] = text if row[name] else None
     counters = netstats.counters(guest, rows, budget)
     guest.note_all([budget.problem])
     nothing: list[_Address | None] = [None]
     return [
-        _record(row, mac, counted, address)
-        for row, mac, counted, found in zip(rows, macs, counters, addresses, strict=True)
+        _record(row, mac, master, counted, address)
+        for row, mac, master, counted, found in zip(
+            rows, macs, masters, counters, addresses, strict=True
+        )
         for address in found or nothing
     ]
 
@@ -87,16 +106,36 @@ def device_links(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int, int]
     return [(link.node - node_at, *found[link.chain]) for link in links if link.node >= node_at]
 
 
-def device_names(guest: LinuxGuest, budget: Budget) -> dict[tuple[int, int], bytes]:
-    """Name of each interface by the address of its ``struct net`` and its index there."""
+class Device(NamedTuple):
+    """What other tables need of an interface."""
+
+    name: bytes
+    #: ``ifindex``.
+    number: int
+    #: Bytes of its hardware addresses.
+    length: int
+    #: Address of its ``struct net``, and the inode number of that.
+    net: int
+    namespace: int
+
+
+def devices(guest: LinuxGuest, budget: Budget) -> dict[int, Device]:
+    """Each ``net_device`` of every namespace, by its address."""
     links = device_links(guest, budget)
-    layout = guest.layout("net_device", {"name": "name", "index": "ifindex"}, text=("name",))
+    members = {"name": "name", "index": "ifindex", "length": "addr_len"}
+    layout = guest.layout("net_device", members, text=("name",))
     columns = layout.lists(guest.kernel, [device for device, _, _ in links], [])
     return {
-        (net, index): name.split(b"\0", 1)[0]
-        for (_, net, _), name, index in zip(links, columns["name"], columns["index"], strict=True)
+        device: Device(name.split(b"\0", 1)[0], index, length, net, inode)
+        for (device, net, inode), name, index, length in zip(links, *columns.values(), strict=True)
         if name is not None
     }
+
+
+def device_names(guest: LinuxGuest, budget: Budget) -> dict[tuple[int, int], bytes]:
+    """Name of each interface by the address of its ``struct net`` and its index there."""
+    found = devices(guest, budget).values()
+    return {(device.net, device.number): device.name for device in found}
 
 
 def _devices(guest: LinuxGuest, budget: Budget) -> list[Row]:
@@ -106,7 +145,7 @@ def _devices(guest: LinuxGuest, budget: Budget) -> list[Row]:
     columns = layout.lists(guest.kernel, [device for device, _, _ in links], [])
     rows = []
     for (device, _, inode), values in zip(links, zip(*columns.values(), strict=True), strict=True):
-        row = dict(zip(columns, values, strict=True)) | {"namespace": inode}
+        row = dict(zip(columns, values, strict=True)) | {"namespace": inode, "device": device}
         if row["name"] is None or row["flags"] is None or row["state"] is None:
             guest.note("unreadable interface", device)
             continue
@@ -118,16 +157,31 @@ def _inet(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[tuple[int,
     """IPv4 addresses (``in_device.ifa_list``): which device has which."""
     from socket import AF_INET, inet_ntop
 
+    def text(number: int) -> str:
+        return inet_ntop(AF_INET, (number & _U32).to_bytes(4, "little"))
+
     next_at = guest.types.offsetof("in_ifaddr", "ifa_next")
     links = walk_chains(guest, [row["first"] for row in rows], budget, next_at=next_at)
-    members = {"local": "ifa_local", "prefix": "ifa_prefixlen"}
-    found = _read(guest, "in_ifaddr", members, links, 0)
+    members = {
+        "local": "ifa_local",
+        "prefix": "ifa_prefixlen",
+        "scope": "ifa_scope",
+        "broadcast": "ifa_broadcast",
+        "peer": "ifa_address",
+    }
     return [
         (
             link.chain,
-            _Address("inet", inet_ntop(AF_INET, (local & _U32).to_bytes(4, "little")), prefix),
+            _Address(
+                "inet",
+                text(row["local"]),
+                row["prefix"],
+                _SCOPES.get(row["scope"], str(row["scope"])),
+                text(row["broadcast"]) if row["broadcast"] else None,
+                text(row["peer"]) if row["peer"] != row["local"] else None,
+            ),
         )
-        for link, local, prefix in found
+        for link, row in _read(guest, "in_ifaddr", members, links, 0)
     ]
 
 
@@ -150,12 +204,27 @@ def _inet6(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[tuple[int
         budget,
         ends=[(device or 0) + head_at for device in devices],
     )
-    members = {"local": "addr.in6_u.u6_addr8", "prefix": "prefix_len"}
-    found = _read(guest, "inet6_ifaddr", members, links, node_at, text=("local",))
+    members = {
+        "local": "addr.in6_u.u6_addr8",
+        "prefix": "prefix_len",
+        "scope": "scope",
+        "peer": "peer_addr.in6_u.u6_addr8",
+    }
+    found = _read(guest, "inet6_ifaddr", members, links, node_at, text=("local", "peer"))
     return [
-        (link.chain, _Address("inet6", inet_ntop(AF_INET6, local), prefix))
-        for link, local, prefix in found
-        if len(local) == 16
+        (
+            link.chain,
+            _Address(
+                "inet6",
+                inet_ntop(AF_INET6, row["local"]),
+                row["prefix"],
+                _SCOPES6.get(row["scope"] & 0xF0, "global"),
+                None,
+                inet_ntop(AF_INET6, row["peer"]) if any(row["peer"]) else None,
+            ),
+        )
+        for link, row in found
+        if len(row["local"]) == len(row["peer"]) == 16
     ]
 
 
@@ -166,18 +235,37 @@ def _read(
     links: list[Link],
     node_at: int,
     text: tuple[str, ...] = (),
-) -> list[tuple[Link, Any, int]]:
-    """Address and prefix of each ``struct``; those that cannot be read are noted."""
+) -> list[tuple[Link, Row]]:
+    """What each ``struct`` says; those that cannot be read are noted."""
     columns = guest.layout(name, members, text=text).lists(
         guest.kernel, [link.node - node_at for link in links], []
     )
     found = []
-    for link, local, prefix in zip(links, columns["local"], columns["prefix"], strict=True):
-        if local is None or prefix is None:
+    for link, values in zip(links, zip(*columns.values(), strict=True), strict=True):
+        if None in values:
             guest.note("unreadable address of an interface", link.node)
         else:
-            found.append((link, local, prefix))
+            found.append((link, dict(zip(columns, values, strict=True))))
     return found
+
+
+def _masters(guest: LinuxGuest, rows: list[Row]) -> list[bytes | None]:
+    """The bridge or bond that an interface belongs to: the first of the devices above it."""
+    at = guest.types.offsetof("netdev_adjacent", "list")
+    uppers = [(row["upper"] or 0) - at for row in rows]
+    members = {"is": "master", "name": "dev.name"}
+    layout = guest.layout("netdev_adjacent", members, text=("name",))
+    # An empty list leads back into the device itself.
+    inside = guest.types.offsetof("net_device", "adj_list.upper")
+    lone = [row["upper"] == row["device"] + inside for row in rows]
+    there = [upper for upper, alone in zip(uppers, lone, strict=True) if not alone and upper > 0]
+    columns = layout.lists(guest.kernel, there, [])
+    names = {
+        upper: name.split(b"\0", 1)[0]
+        for upper, master, name in zip(there, columns["is"], columns["name"], strict=True)
+        if master and name is not None
+    }
+    return [None if alone else names.get(upper) for upper, alone in zip(uppers, lone, strict=True)]
 
 
 def _hardware(guest: LinuxGuest, rows: list[Row]) -> list[str | None]:
@@ -195,7 +283,11 @@ def _hardware(guest: LinuxGuest, rows: list[Row]) -> list[str | None]:
 
 
 def _record(
-    row: Row, mac: str | None, counted: netstats.Counters, address: _Address | None
+    row: Row,
+    mac: str | None,
+    master: bytes | None,
+    counted: netstats.Counters,
+    address: _Address | None,
 ) -> Interface:
     running = bool(row["state"] & _START)
     # What is not running is down, whatever its operational state was (operstate_show()).
@@ -209,10 +301,14 @@ def _record(
         address=address.address if address else None,
         prefix=address.prefix if address else None,
         family=address.family if address else None,
-        rx_bytes=counted.rx_bytes,
-        tx_bytes=counted.tx_bytes,
-        rx_packets=counted.rx_packets,
-        tx_packets=counted.tx_packets,
+        scope=address.scope if address else None,
+        broadcast=address.broadcast if address else None,
+        peer=address.peer if address else None,
+        index=row["index"],
+        kind=row["kind"],
+        driver=row["driver"],
+        master=master,
+        **counted._asdict(),
         net_namespace=row["namespace"],
     )
 

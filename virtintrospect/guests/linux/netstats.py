@@ -26,12 +26,21 @@ class Counters(NamedTuple):
     tx_bytes: int | None = None
     rx_packets: int | None = None
     tx_packets: int | None = None
+    rx_errors: int | None = None
+    tx_errors: int | None = None
+    rx_dropped: int | None = None
+    tx_dropped: int | None = None
 
 
-#: Kinds of per-CPU counters: the structure, and its member for each of :class:`Counters`.
+_NONE = Counters(*(0 for _ in Counters._fields))
+#: Kinds of per-CPU counters: the structure, and its member for each of :class:`Counters` that it
+#: has, the first ones.
 _KINDS = {
     "tstats": ("pcpu_sw_netstats", ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")),
-    "dstats": ("pcpu_dstats", ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")),
+    "dstats": (
+        "pcpu_dstats",
+        ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "", "", "rx_drops", "tx_drops"),
+    ),
     "loopback": ("pcpu_lstats", ("bytes", "bytes", "packets", "packets")),
     "transmit": ("pcpu_lstats", ("", "bytes", "", "packets")),
 }
@@ -48,8 +57,12 @@ _FUNCTIONS = {
 _MODULES = {"dummy": "dummy_get_stats64"}
 
 
-#: What :func:`counters` needs of each ``net_device``.
+#: What :func:`counters` needs of each ``net_device``. What the core itself drops it counts per
+#: CPU since 5.18 (commit 625788b58445), in two plain counters before.
 MEMBERS = {
+    "core": "core_stats?",
+    "core_rx": "rx_dropped.counter?",
+    "core_tx": "tx_dropped.counter?",
     "get_stats64": "netdev_ops.ndo_get_stats64",
     "get_stats": "netdev_ops.ndo_get_stats",
     "stat_type": "pcpu_stat_type?",
@@ -73,9 +86,28 @@ def counters(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[Counter
             continue
         sums = _summed(guest, structure, parts, [rows[i]["per_cpu"] for i in wanted], budget)
         for index, values in zip(wanted, sums, strict=True):
-            base = _plain(rows[index]) if kind in _WITH_PLAIN else Counters(0, 0, 0, 0)
+            base = _plain(rows[index]) if kind in _WITH_PLAIN else _NONE
             found[index] = _added(base, values)
-    return found
+    return _with_core(guest, rows, found, budget)
+
+
+def _with_core(
+    guest: LinuxGuest, rows: list[Row], found: list[Counters], budget: Budget
+) -> list[Counters]:
+    """Add what the core dropped before a driver saw it, or after."""
+    parts = ("rx_dropped", "tx_dropped")
+    wanted = [index for index, row in enumerate(rows) if row["core"]]
+    pointers = [rows[index]["core"] for index in wanted]
+    per_cpu: list[list[int] | None] = []
+    if wanted and "net_device_core_stats" in guest.types:
+        per_cpu = _summed(guest, "net_device_core_stats", parts, pointers, budget)
+    dropped = dict(zip(wanted, per_cpu, strict=False))
+    complete = []
+    for index, (row, counted) in enumerate(zip(rows, found, strict=True)):
+        core = dropped.get(index, [row["core_rx"] or 0, row["core_tx"] or 0])
+        more = None if core is None else [0] * 6 + core
+        complete.append(_added(counted, more))
+    return complete
 
 
 def _kind(guest: LinuxGuest, row: Row, names: dict[int, str]) -> str:
@@ -100,7 +132,8 @@ def _plain(row: Row) -> Counters:
 def _added(base: Counters, values: list[int] | None) -> Counters:
     if values is None or None in base:
         return Counters()
-    return Counters(*((x or 0) + y for x, y in zip(base, values, strict=True)))
+    padded = values + [0] * (len(base) - len(values))
+    return Counters(*((x or 0) + y for x, y in zip(base, padded, strict=True)))
 
 
 def _summed(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import FaultError, NoSuchTargetError
+from virtintrospect.guests.linux import sockqueues
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.interfaces import device_names
 from virtintrospect.guests.linux.netns import namespaces
@@ -84,6 +85,9 @@ _SHOWN = (
 _ATTEMPTS = 3
 #: Address of each ``struct sock``: who has it open.
 Owners = dict[int, list[Holder]]
+#: Members of ``struct sock``.
+_WHOLE = {"type": "sk_type", "number": "sk_protocol", "it": "sk_socket", "uid": "sk_uid.val"}
+_WHOLE |= sockqueues.MEMBERS
 
 
 def sockets(guest: LinuxGuest, *, pid: int | None = None, listening: bool = False) -> list[Socket]:
@@ -185,6 +189,9 @@ def _record(row: Row, holder: Holder | None) -> Socket:
         remote_port=row["remote_port"],
         state=row["shown_state"],
         path=row["path"],
+        recv_queue=row["recv_queue"],
+        send_queue=row["send_queue"],
+        uid=row["uid"],
         net_namespace=row["namespace"],
         address=row["address"],
     )
@@ -206,8 +213,9 @@ class _Reader:
         rows = self._lists("sock_common", _COMMON, addresses, text)
         rows = [row for row in rows if self._plausible(row)]
         whole = [row for row in rows if not _is_small(row)]
-        self._extend(whole, "sock", {"type": "sk_type", "number": "sk_protocol", "it": "sk_socket"})
+        self._extend(whole, "sock", _WHOLE)
         self._inodes(whole)
+        sockqueues.fill(self._guest, whole, self._budget)
         small = [row for row in rows if row["state"] == _TIME_WAIT and _is_small(row)]
         self._extend(small, "inet_timewait_sock", {"substate": "tw_substate"})
         families: dict[int, Callable[[list[Row]], None]] = {
@@ -246,6 +254,7 @@ class _Reader:
         empty: Row = {
             "local_address": None, "local_port": None, "remote_address": None,
             "remote_port": None, "path": None, "inode": None, "type": None, "number": None,
+            "uid": None, "recv_queue": None, "send_queue": None,
         }  # fmt: skip
         return [
             empty | dict(zip(columns, values, strict=True)) | {"address": address}

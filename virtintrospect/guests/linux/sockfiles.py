@@ -1,4 +1,7 @@
-"""Which processes have which sockets open (``files_struct`` → ``file`` → ``socket`` → ``sock``)."""
+"""Which processes have which objects open: ``files_struct`` → ``file`` → ``private_data``.
+
+Of a socket that is the ``struct socket``, which leads to its ``sock``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError, NoSuchTargetError
 from virtintrospect.guests.linux.tasks import thread_group
+from virtintrospect.model import Problem
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
@@ -36,19 +40,46 @@ def holders(
     :param unreadable: gets what cannot be read, and what that is.
     :raises NoSuchTargetError: there is no such process.
     """
+    found = opened(guest, budget, pid, ("socket_file_ops",), unreadable)
+    layout = guest.layout("socket", {"sock": "sk"}, text=())
+    socks = layout.lists(guest.kernel, list(found), [])["sock"]
+    merged: dict[int, list[Holder]] = {}
+    for sock, holding in zip(socks, found.values(), strict=True):
+        if sock:
+            merged.setdefault(sock, []).extend(holding)
+    for many in merged.values():
+        many.sort()
+    return merged
+
+
+def opened(
+    guest: LinuxGuest,
+    budget: Budget,
+    pid: int | None,
+    operations: tuple[str, ...],
+    unreadable: dict[int, str] | None = None,
+) -> dict[int, list[Holder]]:
+    """What is behind open files of some kinds (``private_data``), and who has it open.
+
+    :param pid: only this process's.
+    :param operations: symbols of the ``file_operations`` that tell the kinds.
+    :param unreadable: gets what cannot be read, and what that is; noted where not given.
+    :raises NoSuchTargetError: there is no such process.
+    """
+    bad: dict[int, str] = {} if unreadable is None else unreadable
     tables = _file_tables(guest, budget, pid)
     slots: list[tuple[int, int, int]] = []  # files_struct, descriptor, file
-    for files, array, count in _arrays(guest, list(tables), unreadable):
-        slots += _slots(guest, files, array, count, budget, unreadable)
-    sockets = _sockets(guest, list(dict.fromkeys(slot[2] for slot in slots)), unreadable)
+    for files, array, count in _arrays(guest, list(tables), bad):
+        slots += _slots(guest, files, array, count, budget, bad)
+    behind = _behind(guest, list(dict.fromkeys(slot[2] for slot in slots)), operations, bad)
     found: dict[int, list[Holder]] = {}
     for files, fd, file in slots:
-        if sock := sockets.get(file):
+        if it := behind.get(file):
             owners = tables[files]
             owners = owners[: budget.follow(len(owners))]
-            found.setdefault(sock, []).extend(Holder(owner, fd) for owner in owners)
-    for many in found.values():
-        many.sort()
+            found.setdefault(it, []).extend(Holder(owner, fd) for owner in owners)
+    if unreadable is None:
+        guest.note_all(Problem(what, address) for address, what in bad.items())
     return found
 
 
@@ -119,17 +150,17 @@ def _slots(
     return found[: budget.follow(len(found))]
 
 
-def _sockets(guest: LinuxGuest, files: list[int], unreadable: dict[int, str]) -> dict[int, int]:
-    """Those of the files that are sockets: file → ``struct sock``."""
-    operations = guest.symbols.address("socket_file_ops")
-    layout = guest.layout("file", {"operations": "f_op", "socket": "private_data"}, text=())
+def _behind(
+    guest: LinuxGuest, files: list[int], operations: tuple[str, ...], unreadable: dict[int, str]
+) -> dict[int, int]:
+    """Those of the files that are of a kind: file → its object."""
+    kinds = {guest.symbols.address(name) for name in operations}
+    layout = guest.layout("file", {"operations": "f_op", "it": "private_data"}, text=())
     columns = layout.lists(guest.kernel, files, [])
     open_: dict[int, int] = {}
-    for file, kind, socket in zip(files, columns["operations"], columns["socket"], strict=True):
+    for file, kind, it in zip(files, columns["operations"], columns["it"], strict=True):
         if kind is None:
             unreadable[file] = "unreadable open file"
-        elif kind == operations and socket:
-            open_[file] = socket
-    layout = guest.layout("socket", {"sock": "sk"}, text=())
-    socks = layout.lists(guest.kernel, list(open_.values()), [])["sock"]
-    return {file: sock for file, sock in zip(open_, socks, strict=True) if sock}
+        elif kind in kinds and it:
+            open_[file] = it
+    return open_

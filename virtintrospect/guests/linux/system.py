@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LINK_BASE = 0xFFFF_FFFF_8100_0000
 
 _NANOSECONDS = 1_000_000_000
+#: NTP_SCALE_SHIFT (include/linux/timex.h), and what a tick can last: 10 kHz to 10 Hz.
+_TICK_SHIFT = 32
+_TICKS = 100_000, 100_000_000
 _UTS = ("release", "version", "machine", "nodename")
 
 
@@ -69,6 +72,17 @@ def monotonic_time(guest: LinuxGuest) -> int | None:
     return max(0, wall - keeper["offs_real"])
 
 
+def tick(guest: LinuxGuest) -> int | None:
+    """Nanoseconds of a jiffy: HZ is written nowhere, but the clock has the length of a tick."""
+    keeper = _timekeeper(guest)
+    length = (keeper.get("tick") or 0) >> _TICK_SHIFT if keeper else 0
+    return (
+        round(_NANOSECONDS / round(_NANOSECONDS / length))
+        if _TICKS[0] < length < _TICKS[1]
+        else None
+    )
+
+
 def _timekeeper(guest: LinuxGuest) -> dict[str, int] | None:
     """The kernel's timekeeper.
 
@@ -81,6 +95,7 @@ def _timekeeper(guest: LinuxGuest) -> dict[str, int] | None:
         "xtime_sec": "xtime_sec",
         "nsec": "tkr_mono.xtime_nsec",
         "shift": "tkr_mono.shift",
+        "tick": "ntp_tick?",
     }
     try:
         if "shadow_timekeeper" in guest.symbols:

@@ -160,6 +160,51 @@ static void datagrams(void)
 	MUST(bind(fd, (struct sockaddr *)&self, sizeof self));
 }
 
+/* Sockets in which something waits: 7020 to 7022, and a pair of each kind. */
+static void queues(void)
+{
+	int listener = bound(AF_INET, SOCK_STREAM, 0, "127.0.0.1", 7020);
+	int client, server, fd, pair[2];
+	char text[100] = "";
+
+	MUST(listen(listener, 5));
+	client = connected(AF_INET, SOCK_STREAM, "127.0.0.1", 7020);
+	server = accept(listener, NULL, NULL);
+	MUST(write(client, text, 77));
+	MUST(write(server, text, 55));
+	MUST(read(client, text, 11));
+	for (int i = 0; i < 3; i++) /* wait to be accepted */
+		connected(AF_INET, SOCK_STREAM, "127.0.0.1", 7020);
+	bound(AF_INET, SOCK_DGRAM, 0, "127.0.0.1", 7021);
+	fd = connected(AF_INET, SOCK_DGRAM, "127.0.0.1", 7021);
+	MUST(write(fd, text, 33));
+	bound(AF_INET6, SOCK_DGRAM, 0, "::1", 7022);
+	fd = connected(AF_INET6, SOCK_DGRAM, "::1", 7022);
+	MUST(write(fd, text, 33));
+	MUST(write(fd, text, 44));
+	socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
+	MUST(write(pair[0], text, 5));
+	MUST(write(pair[0], text, 100));
+	MUST(read(pair[1], text, 3));
+	socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair);
+	MUST(write(pair[0], text, 21));
+	MUST(write(pair[0], text, 22));
+	socketpair(AF_UNIX, SOCK_DGRAM, 0, pair);
+	MUST(write(pair[0], text, 61));
+	MUST(write(pair[0], text, 62));
+}
+
+/* Sockets of somebody else. */
+static void of_another_user(void)
+{
+	MUST(seteuid(4242));
+	MUST(listen(bound(AF_INET, SOCK_STREAM, 0, "127.0.0.1", 7030), 3));
+	bound(AF_INET6, SOCK_DGRAM, 0, "::1", 7031);
+	MUST(socket(AF_UNIX, SOCK_DGRAM, 0));
+	MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC));
+	MUST(seteuid(0));
+}
+
 static int named(int type, const char *name, size_t size)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -235,6 +280,8 @@ int main(int argc, char **argv)
 	datagrams();
 	unix_sockets(argv[1]);
 	others();
+	queues();
+	of_another_user();
 	if (fork() == 0) {
 		for (;;)
 			pause();
