@@ -7,7 +7,7 @@ from typing import Self
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import Target, driver_for
-from virtintrospect.errors import MemoryAccessError, UsageError
+from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageError
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
 from virtintrospect.memory import PhysicalMemory
@@ -33,6 +33,32 @@ class ImageTarget(Target):
     def close(self) -> None:
         """Close the file."""
         self._memory.close()
+
+
+class CoreTarget(ImageTarget):
+    """An image that has the CPUs' registers, too: an ELF core of QEMU's."""
+
+    def __init__(self, memory: PhysicalMemory, registers: list[dict[str, int]]) -> None:
+        self._memory = memory
+        self._registers = registers
+
+    def registers(self, vcpu: int) -> dict[str, int]:
+        """Registers of one vCPU at the time of the dump.
+
+        :raises NoSuchTargetError: the image has no vCPU of that number.
+        """
+        if not 0 <= vcpu < len(self._registers):
+            raise NoSuchTargetError(f"the image has no registers of a vCPU {vcpu}")
+        return self._registers[vcpu]
+
+
+def open_image_target(path: Path) -> ImageTarget:
+    """A memory image, with what its format says of registers."""
+    from virtintrospect.memory.cpunotes import registers
+
+    target = ImageTarget(path)
+    found = registers(getattr(target.memory, "notes", ()))
+    return CoreTarget(target.memory, found) if found else target
 
 
 class Session:
@@ -83,7 +109,7 @@ def open_session(target: str, uri: str | None = None, store: Store | None = None
     """
     path = image_path(target)
     if path is not None:
-        return Session(ImageTarget(path), store=store)
+        return Session(open_image_target(path), store=store)
     from virtintrospect.host import Host
 
     with Host(uri) as host:

@@ -14,9 +14,10 @@ from virtintrospect.cli import output
 from virtintrospect.cli.escape import printable
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
+from virtintrospect.guests.linux import hung
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import CGROUPS, COMMANDS, PRESSURE, PS
+from virtintrospect.insight.tables import CGROUPS, COMMANDS, CRASH, HUNG, PRESSURE, PS, STACK
 from virtintrospect.insight.tree import as_tree
 from virtintrospect.symbols.store import Store
 
@@ -24,6 +25,10 @@ from virtintrospect.symbols.store import Store
 SECONDS = 5.0
 #: Bytes by which this process may have grown meanwhile.
 GROWTH = 1 << 30
+
+
+#: An image stands still: it is not worth waiting for.
+hung._PATIENCE = 0.01
 
 
 class HostileGuestWonError(AssertionError):
@@ -110,6 +115,9 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
             yield table.name, lambda t=table, a=arguments: _run(guest, t, a)  # type: ignore[misc]
     yield "pressure of cgroups", lambda: _render(PRESSURE, guest.pressure(cgroups=True))
     yield "a cgroup", lambda: _render(CGROUPS, guest.cgroups("/system.slice"))
+    yield "hung", lambda: _render(HUNG, guest.hung(0))
+    yield "crash", lambda: _render(CRASH, [guest.crash()])
+    yield "cpu stacks", lambda: _render(STACK, guest.cpu_stacks())
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ControlGroup,
         Counter,
         CpuTimes,
+        Crash,
         EnvironmentVariable,
         Interface,
         Load,
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
         Problem,
         Process,
         Route,
+        RunQueue,
         SlabCache,
         Socket,
+        StackFrame,
+        Stall,
         Sysctl,
         SystemInfo,
         Timer,
@@ -193,6 +197,34 @@ class Guest(abc.ABC):
 
         :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
         """
+
+    @abc.abstractmethod
+    def stack(self, pid: int, *, threads: bool = False) -> list[StackFrame]:
+        """The kernel stack of a process's first thread, or of any thread, innermost frame first.
+
+        :param threads: of all threads of that process.
+        :raises NoSuchTargetError: there is no such process or thread.
+        """
+
+    @abc.abstractmethod
+    def runqueues(self) -> list[RunQueue]:
+        """What each CPU that is online is running, and what waits for it."""
+
+    @abc.abstractmethod
+    def hung(self, seconds: float = 120.0) -> list[Stall]:
+        """Why the guest may hang: tasks that wait without end, CPUs that do not come on.
+
+        :param seconds: how long a task must have waited, or a CPU have run the same task, to be
+            named.
+        """
+
+    @abc.abstractmethod
+    def crash(self) -> Crash:
+        """Whether the kernel has crashed, why, and what it was doing."""
+
+    @abc.abstractmethod
+    def cpu_stacks(self) -> list[StackFrame]:
+        """The kernel stacks of the tasks that the CPUs were running, as far as they can be told."""
 
     @abc.abstractmethod
     def module_types(self, name: str) -> Types:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
+    from virtintrospect.model.stack import Crash, RunQueue, StackFrame, Stall
 
 __all__ = [
     "BpfObject",
@@ -37,6 +38,7 @@ __all__ = [
     "ControlGroup",
     "Counter",
     "CpuTimes",
+    "Crash",
     "EnvironmentVariable",
     "Interface",
     "Load",
@@ -52,8 +54,11 @@ __all__ = [
     "Problem",
     "Process",
     "Route",
+    "RunQueue",
     "SlabCache",
     "Socket",
+    "StackFrame",
+    "Stall",
     "Sysctl",
     "SystemInfo",
     "Timer",
@@ -85,6 +90,10 @@ _WHERE = {
     "Neighbour": "network",
     "Route": "network",
     "Socket": "network",
+    "StackFrame": "stack",
+    "RunQueue": "stack",
+    "Stall": "stack",
+    "Crash": "stack",
 }
 
 

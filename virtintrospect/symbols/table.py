@@ -146,6 +146,14 @@ class Symbols:
         Of several symbols at one address the first is given. ``None`` outside the kernel image
         (a module, the heap), for which the nearest symbol would mean nothing.
         """
+        found = self.span(address)
+        return None if found is None else found[:2]
+
+    def span(self, address: int) -> tuple[str, int, int] | None:
+        """As :meth:`lookup`, and the bytes from that symbol to the next one.
+
+        The last symbol of all is taken to have a page.
+        """
         if 0 <= address - self._bias < IMAGE_BELOW + IMAGE_ABOVE:
             low, high, sought = self._first, self._last, address - self._bias
         elif 0 <= address < self._bias:
@@ -156,10 +164,11 @@ class Symbols:
         if number < low:
             return None
         start = self._addresses[number]
-        if number == high - 1 and sought - start >= _LAST_SYMBOL_SIZE:
+        size = self._addresses[number + 1] - start if number < high - 1 else _LAST_SYMBOL_SIZE
+        if sought - start >= size:
             return None
         number = bisect_left(self._addresses, start, low, number)
-        return _text(self._name(number)), sought - start
+        return _text(self._name(number)), sought - start, size
 
     def search(self, pattern: str, limit: int = 1000) -> Iterator[Symbol]:
         """Symbols whose name matches a shell ``pattern`` (``*``, ``?``, ``[…]``; case counts).

@@ -19,6 +19,7 @@ from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
+    from virtintrospect.driver import SupportsRegisters
     from virtintrospect.guests.linux.tasks import Tasks
     from virtintrospect.model import (
         BpfObject,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         ControlGroup,
         Counter,
         CpuTimes,
+        Crash,
         EnvironmentVariable,
         Interface,
         Load,
@@ -40,8 +42,11 @@ if TYPE_CHECKING:
         Pressure,
         Process,
         Route,
+        RunQueue,
         SlabCache,
         Socket,
+        StackFrame,
+        Stall,
         Sysctl,
         SystemInfo,
         Timer,
@@ -91,6 +96,8 @@ class LinuxGuest(Guest):
         super().__init__()
         #: Whether memory changes while it is read, so that rows need a second look.
         self.live = live
+        #: Where the registers of its CPUs can be read; ``None`` where they cannot.
+        self.registers: SupportsRegisters | None = None
         self.memory = memory
         self.mapping = mapping
         self.symbols = symbols
@@ -245,6 +252,36 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.sysctl import sysctl
 
         return sysctl(self, pattern)
+
+    def stack(self, pid: int, *, threads: bool = False) -> list[StackFrame]:
+        """Kernel stacks: :mod:`~virtintrospect.guests.linux.stack`."""
+        from virtintrospect.guests.linux.stack import stack
+
+        return stack(self, pid, threads=threads)
+
+    def runqueues(self) -> list[RunQueue]:
+        """Run queues: :mod:`~virtintrospect.guests.linux.runqueues`."""
+        from virtintrospect.guests.linux.runqueues import runqueues
+
+        return runqueues(self)
+
+    def hung(self, seconds: float = 120.0) -> list[Stall]:
+        """What hangs: :mod:`~virtintrospect.guests.linux.hung`."""
+        from virtintrospect.guests.linux.hung import hung
+
+        return hung(self, seconds)
+
+    def crash(self) -> Crash:
+        """What has crashed: :mod:`~virtintrospect.guests.linux.crash`."""
+        from virtintrospect.guests.linux.crash import crash
+
+        return crash(self)
+
+    def cpu_stacks(self) -> list[StackFrame]:
+        """Stacks of the CPUs: :mod:`~virtintrospect.guests.linux.cpustack`."""
+        from virtintrospect.guests.linux.cpustack import cpu_stacks
+
+        return cpu_stacks(self)
 
     @cached_property
     def tasks(self) -> Tasks:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from virtintrospect.driver import Target
+from virtintrospect.driver import SupportsRegisters, Target
 from virtintrospect.errors import (
     CorruptDataError,
     FaultError,
@@ -96,6 +96,8 @@ class _Identification:
         guest = LinuxGuest(
             self.memory, self.mapping, symbols, profile.types, build_id, live=self.target.live
         )
+        if isinstance(self.target, SupportsRegisters):
+            guest.registers = self.target
         self._verify(guest)
         return guest
 

@@ -20,10 +20,18 @@ def online(guest: LinuxGuest) -> dict[int, int]:
     :raises FaultError: the masks or the offsets cannot be read.
     :raises SymbolNotFoundError: the kernel has no such tables.
     """
+    return _offsets(guest, "__cpu_online_mask")
+
+
+def present(guest: LinuxGuest) -> dict[int, int]:
+    """As :func:`online`, of each CPU that is there, online or not."""
+    return _offsets(guest, "__cpu_present_mask")
+
+
+def _offsets(guest: LinuxGuest, mask: str) -> dict[int, int]:
     possible = bitmap.read(guest, "__cpu_possible_mask")
     offsets = dict(zip(possible, guest.cpu_offsets, strict=False))
-    numbers = bitmap.read(guest, "__cpu_online_mask")
-    return {number: offsets[number] for number in numbers if number in offsets}
+    return {number: offsets[number] for number in bitmap.read(guest, mask) if number in offsets}
 
 
 def addresses(base: int, offsets: Sequence[int]) -> list[int]:

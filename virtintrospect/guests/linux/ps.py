@@ -99,7 +99,7 @@ def processes(guest: LinuxGuest, *, threads: bool = False, details: bool = False
     """The rows of ``ps``."""
     budget = Budget()
     leaders = guest.tasks.addresses(budget)
-    addresses = _with_threads(guest, leaders, budget) if threads else leaders
+    addresses = with_threads(guest, leaders, budget) if threads else leaders
     found: dict[int, Process] = {}
     pending = addresses
     for _ in range(_ATTEMPTS if guest.live else 1):
@@ -119,7 +119,7 @@ def processes(guest: LinuxGuest, *, threads: bool = False, details: bool = False
     return [found[address] for address in addresses if address in found]
 
 
-def _with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list[int]:
+def with_threads(guest: LinuxGuest, leaders: list[int], budget: Budget) -> list[int]:
     """Every thread, grouped by process, the leader first."""
     layout = guest.layout(
         "task_struct", {"signal": "signal", "threads": "signal.nr_threads"}, text=()

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.errors import CorruptDataError, NotFoundError
-from virtintrospect.guests.linux import percpu, system
+from virtintrospect.guests.linux import percpu, schedclock
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.counters import number
 from virtintrospect.guests.linux.cpu import FIXED_SHIFT, fixed
@@ -194,24 +194,12 @@ def _triples(values: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _clock(guest: LinuxGuest) -> _Clock:
-    """The latest moment that is noted anywhere, by the clock of the scheduler.
-
-    A timekeeper's time becomes that of the scheduler by ``__gtod_offset``
-    (kernel/sched/clock.c).
-    """
+    """The clock of the scheduler, and PSI's steps on it."""
     period = number(guest, "psi_period")
     tick = period - 2_000_000_000
     if not 0 < tick <= 100_000_000:
         raise CorruptDataError(f"a PSI period of {period} ns", guest.symbols.address("psi_period"))
-    layout = guest.layout("rq", {"clock": "clock"}, text=())
-    places = percpu.addresses(
-        guest.symbols.address("runqueues"), list(percpu.online(guest).values())
-    )
-    seen = [clock for clock in layout.lists(guest.kernel, places, [])["clock"] if clock]
-    monotonic = system.monotonic_time(guest)
-    if monotonic is not None and "__gtod_offset" in guest.symbols:
-        seen.append(monotonic + number(guest, "__gtod_offset", signed=True))
-    now = max(seen, default=0)
+    now = schedclock.now(guest)
     offset = (
         number(guest, "__sched_clock_offset", signed=True)
         if "__sched_clock_offset" in guest.symbols

@@ -1,0 +1,143 @@
+"""What the CPUs are at: their current tasks, and their registers where a target has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtintrospect.errors import FaultError, VirtIntrospectError
+from virtintrospect.guests.linux import percpu
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+#: IRQ_STACK_SIZE (arch/x86/include/asm/page_64_types.h); twice that with KASAN.
+_IRQ_STACK = 16384
+#: More than ``struct cea_exception_stacks`` has.
+_LARGEST_STACKS = 1 << 20
+
+#: Names of registers in ``struct pt_regs``, and those of the architecture.
+_NAMES = {
+    "bp": "rbp", "sp": "rsp", "ip": "rip", "ax": "rax", "bx": "rbx", "cx": "rcx", "dx": "rdx",
+    "si": "rsi", "di": "rdi", "r8": "r8", "r9": "r9", "r10": "r10", "r11": "r11", "r12": "r12",
+    "r13": "r13", "r14": "r14", "r15": "r15",
+}  # fmt: skip
+
+
+class CpuState(NamedTuple):
+    """A CPU's registers, as the unwinder wants them."""
+
+    ip: int
+    sp: int
+    bp: int
+    registers: Mapping[str, int]
+    #: It runs a program, not the kernel.
+    user: bool
+
+
+class CpuStates:
+    """The CPUs that are present: a panic takes all but one offline, where they stand."""
+
+    def __init__(self, guest: LinuxGuest) -> None:
+        self._guest = guest
+        try:
+            self.offsets = percpu.present(guest)
+        except VirtIntrospectError as error:
+            guest.note(f"no CPUs: {error}", getattr(error, "address", 0))
+            self.offsets = {}
+        self._running: dict[int, int] | None = None
+        self._states: dict[int, CpuState] | None = None
+
+    def running(self, *, fresh: bool = False) -> dict[int, int]:
+        """The CPU of each task that is on one (``rq->curr``), by the address of the task."""
+        if self._running is None or fresh:
+            layout = self._guest.layout("rq", {"curr": "curr"}, text=())
+            base = self._guest.symbols.get("runqueues", 0)
+            places = percpu.addresses(base, list(self.offsets.values()))
+            current = layout.lists(self._guest.kernel, places, [])["curr"]
+            self._running = {
+                task: cpu for cpu, task in zip(self.offsets, current, strict=True) if task
+            }
+        return self._running
+
+    def state(self, cpu: int) -> CpuState | None:
+        """A CPU's registers; ``None`` where the target has none."""
+        if self._states is None:
+            self._states = self._read_states()
+        return self._states.get(cpu)
+
+    def stacks(self, cpu: int) -> list[tuple[int, int]]:
+        """Stacks of a CPU that are not a task's: of interrupts and of exceptions."""
+        offset = self.offsets.get(cpu)
+        if offset is None:
+            return []
+        found = []
+        for symbol, member in (
+            ("hardirq_stack_ptr", None),
+            ("pcpu_hot", "hardirq_stack_ptr"),  # 6.2 to 6.14
+        ):
+            top = self._pointer(symbol, "pcpu_hot", member, offset)
+            if top:
+                end = (top + 15) & ~15  # a slot for the stack that was left may be cut off
+                found.append((end - _IRQ_STACK, end))
+                break
+        base = self._pointer("cea_exception_stacks", "", None, offset)
+        if base and "cea_exception_stacks" in self._guest.types:
+            size = self._guest.types.sizeof("cea_exception_stacks")
+            found += _exception_stacks(self._guest, base) if 0 < size <= _LARGEST_STACKS else []
+        return found
+
+    def _pointer(self, symbol: str, name: str, member: str | None, offset: int) -> int | None:
+        """A pointer in a per-CPU variable, or in a member of one."""
+        guest = self._guest
+        if symbol not in guest.symbols:
+            return None
+        inner = 0
+        if member is not None:
+            if not guest.types.has(name, member):
+                return None
+            inner = guest.types.offsetof(name, member)
+        (place,) = percpu.addresses(guest.symbols.address(symbol) + inner, [offset])
+        try:
+            return guest.kernel.read_u64(place)
+        except FaultError:
+            return None
+
+    def _read_states(self) -> dict[int, CpuState]:
+        """The registers of all virtual CPUs, by the kernel's number of each.
+
+        The kernel's ``gs`` leads to a CPU's own data, and so to its number; where that fails,
+        the order of the virtual CPUs is the kernel's.
+        """
+        target = self._guest.registers
+        if target is None:
+            return {}
+        numbers = {offset: cpu for cpu, offset in self.offsets.items()}
+        found = {}
+        for vcpu in range(len(self._guest.cpu_offsets)):
+            try:
+                values = target.registers(vcpu)
+            except VirtIntrospectError as error:
+                if vcpu == 0:
+                    self._guest.note(f"no registers: {error}", 0)
+                break
+            bases = (values.get("gs_base"), values.get("kernel_gs_base"))
+            cpu = next((numbers[base] for base in bases if base in numbers), vcpu)
+            found[cpu] = CpuState(
+                ip=values.get("rip", 0),
+                sp=values.get("rsp", 0),
+                bp=values.get("rbp", 0),
+                registers={name: values[key] for name, key in _NAMES.items() if key in values},
+                user=values.get("cs", 0) & 3 == 3,
+            )
+        return found
+
+
+def _exception_stacks(guest: LinuxGuest, base: int) -> list[tuple[int, int]]:
+    """Each ``…_stack`` of ``struct cea_exception_stacks``; guard pages lie between them."""
+    found = [
+        (base + member.offset, base + member.offset + member.size)
+        for member in guest.types.describe("cea_exception_stacks").members
+        if member.name and member.name.endswith("_stack") and 0 < member.size <= _IRQ_STACK * 4
+    ]
+    return found[:16]
