@@ -45,6 +45,8 @@ class Config:
     machine: str = "q35"
     #: More kernel parameters, e.g. ``lab.sleepers=200`` (see guest/workload.c).
     cmdline: str = ""
+    #: It may panic: then it stays as it is, and libvirt is told by a pvpanic device.
+    crashes: bool = False
 
     @property
     def id(self) -> str:
@@ -61,6 +63,8 @@ class Config:
             parts.append(f"{self.vcpus}cpu")
         if self.machine != "q35":
             parts.append(self.machine)
+        if self.crashes:
+            parts.append("crashes")
         if self.cmdline:
             parts.append(re.sub(r"[^A-Za-z0-9]+", "_", self.cmdline).strip("_")[:30])
         return "-".join(parts)
@@ -73,7 +77,8 @@ def domain_xml(
     boot = ""
     if kernel is not None:
         pti = "on" if config.pti else "off"
-        cmdline = f"console=ttyS0 quiet panic=-1 pti={pti} {config.cmdline}".strip()
+        panic = 0 if config.crashes else -1
+        cmdline = f"console=ttyS0 quiet panic={panic} pti={pti} {config.cmdline}".strip()
         boot = (
             f"<kernel>{escape(str(kernel))}</kernel><initrd>{escape(str(initrd))}</initrd>"
             f"<cmdline>{escape(cmdline)}</cmdline>"
@@ -92,9 +97,10 @@ def domain_xml(
   <cpu mode='maximum'>{la57}</cpu>
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>restart</on_reboot>
-  <on_crash>destroy</on_crash>
+  <on_crash>{"preserve" if config.crashes else "destroy"}</on_crash>
   <devices>
     <controller type='usb' model='none'/>
+    {"<panic model='isa'/>" if config.crashes else ""}
     <serial type='file'><source path='{escape(str(log))}'/></serial>
     <channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>
   </devices>

@@ -117,6 +117,27 @@ def kernel(name: str) -> Kernel:
     )
 
 
+def loose_module(name: str, module: str) -> bytes:
+    """A module that guests do not have by themselves: its .ko out of the kernel's package.
+
+    :raises FileNotFoundError: the package has no such module.
+    """
+    source = KERNELS[name]
+    for package in apt.download(source.suite, [source.image, source.modules]):
+        # The lock: another process may be about to fetch the package anew.
+        with locked(f"apt-{source.suite}"):
+            unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
+            with subprocess.Popen(unpack, stdout=subprocess.PIPE) as process:
+                names = [f"*/{module}.ko", f"*/{module}.ko.xz"]
+                found = subprocess.run(
+                    ["tar", "-xO", "--wildcards", *names],
+                    stdin=process.stdout, capture_output=True, check=False,
+                ).stdout  # fmt: skip
+        if found:
+            return lzma.decompress(found) if found.startswith(b"\xfd7zXZ") else found
+    raise FileNotFoundError(f"{name}: no module {module}")
+
+
 def _wanted(target: Path) -> list[str] | None:
     try:
         wanted: list[str] = json.loads((target / "kernel.json").read_text())["wanted"]

@@ -27,6 +27,8 @@ Row = dict[str, Any]
 #: THREAD_SIZE is 16 KiB on x86-64, 32 with KASAN.
 _THREAD_SIZES = (8192, 16384, 32768, 65536)
 _USUAL_SIZE = 16384
+#: Of a task that says it is on a CPU, while no CPU says so: it is being switched just then.
+UNKNOWN_CPU = -1
 #: How often a stack is read again when its task ran meanwhile.
 _ATTEMPTS = 4
 
@@ -194,9 +196,9 @@ class StackReader:
         """Tell what is missing in a stack."""
         name = f"task {item.row['tid']}"
         if item.cpu is not None and not item.frames:
+            where = f" on CPU {item.cpu}" if item.cpu != UNKNOWN_CPU else ""
             self._guest.note(
-                f"{name} is running on CPU {item.cpu}: its state is in registers that cannot be "
-                "read here",
+                f"{name} is running{where}: its state is in registers that cannot be read here",
                 item.task,
             )
         elif item.torn:
@@ -236,8 +238,7 @@ class StackReader:
     def _stack(self, row: Row, running: dict[int, int]) -> TaskStack:
         task = row["address"]
         if task in running or row["on_cpu"]:
-            cpu = running.get(task)
-            return self.on_cpu(row, -1 if cpu is None else cpu)
+            return self.on_cpu(row, running.get(task, UNKNOWN_CPU))
         bottom, sp = row["stack"], row["sp"]
         if not bottom:
             return TaskStack(task, row, [], None, "it has ended, and has none any more")
