@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from virtintrospect.space import AddressSpace
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         SystemInfo,
         Timer,
     )
+    from virtintrospect.symbols.layout import Layout
 
 
 class Guest(abc.ABC):
@@ -80,8 +82,12 @@ class Guest(abc.ABC):
         """Loaded kernel modules, newest first, as ``lsmod`` orders them."""
 
     @abc.abstractmethod
-    def dmesg(self) -> list[LogRecord]:
-        """The kernel's log buffer, oldest record first."""
+    def dmesg(self, after: int | None = None) -> list[LogRecord]:
+        """The kernel's log buffer, oldest record first.
+
+        :param after: only what came after the record of this sequence number, and is complete.
+            A log that does not reach so far belongs to another boot: all of it is given.
+        """
 
     @abc.abstractmethod
     def meminfo(self) -> MemoryInfo:
@@ -192,6 +198,30 @@ class Guest(abc.ABC):
         """The environment of a process, from its own memory.
 
         :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
+
+    @abc.abstractmethod
+    def layout(
+        self,
+        name: str,
+        members: Sequence[str] | Mapping[str, str],
+        text: Collection[str] | None = None,
+    ) -> Layout:
+        """Compiled access to chosen members of a structure, made once.
+
+        Parameters as of :class:`~virtintrospect.symbols.layout.Layout`.
+
+        :raises TypeNotFoundError: the kernel has no such structure or member.
+        """
+
+    @abc.abstractmethod
+    def entries(self, head: int | str, name: str, member: str) -> list[int]:
+        """Addresses of the structures on one of the kernel's linked lists, in its order.
+
+        :param head: address or symbol of the list's head.
+        :param name: the structures' type.
+        :param member: their member by which they are linked.
+        :raises NotFoundError: the kernel has no such symbol, structure or member.
         """
 
     @abc.abstractmethod
