@@ -22,7 +22,19 @@ def table_commands() -> Iterator[click.Command]:
 
 
 def _command(table: Table) -> click.Command:
-    def show(settings: Settings, target: str, **arguments: Any) -> None:
+    def show(
+        settings: Settings,
+        target: str,
+        *,
+        follow: bool = False,
+        interval: float = 0,
+        **arguments: Any,
+    ) -> None:
+        if follow:
+            from virtintrospect.cli.follow import follow as go_on
+
+            go_on(settings, target, table, interval)
+            return
         with settings.open(target, table) as session:
             guest: Guest = session.guest
             found = getattr(guest, table.source)(**arguments)
@@ -39,6 +51,8 @@ def _command(table: Table) -> click.Command:
         function = click.option(f"--{name}", is_flag=True, help=text)(function)
     for name, text in reversed(table.texts):
         function = click.option(f"--{name}", metavar=name.upper(), help=text)(function)
+    if table.follow:
+        function = _follow_options(function)
     if table.by_pid:
         help_text = "Only this process."
         function = click.option("--pid", type=int, default=None, help=help_text)(function)
@@ -48,6 +62,15 @@ def _command(table: Table) -> click.Command:
         function = click.argument(table.argument, type=int)(function)
     command: click.Command = click.command(table.name)(target_argument(function))
     return command
+
+
+def _follow_options(function: Any) -> Any:
+    function = click.option(
+        "--interval", metavar="SECONDS", type=click.FloatRange(0.01, 3600), default=0.5,
+        help="With --follow: how long to wait between two looks; 0.5 by default.",
+    )(function)  # fmt: skip
+    help_text = "Go on with what comes, through reboots, until Ctrl-C or the end of the guest."
+    return click.option("-f", "--follow", is_flag=True, help=help_text)(function)
 
 
 @click.command("ps")
