@@ -88,14 +88,18 @@ class Session:
         self.lock = threading.RLock()
         self._store = Store(default_directory()) if store is None else store
         self._guest: Guest | None = None
+        self._closed = False
 
     @property
     def guest(self) -> Guest:
         """The kernel that runs now: recognised at first use, and anew after a reboot.
 
         :raises GuestNotRecognisedError: no known kernel is running (yet).
+        :raises UsageError: the session is closed.
         """
         with self.lock:
+            if self._closed:
+                raise UsageError("the session is closed", hint="use it inside its `with` block")
             guest = self._guest
             if guest is None or (self.target.live and not guest.is_current()):
                 guest = self._guest = identify(self.target, self._store, previous=guest)
@@ -142,17 +146,31 @@ class Session:
         """Guest-physical memory."""
         return self.target.memory
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names that :meth:`table` and :meth:`columns` take: those of the commands."""
+        from virtintrospect.insight.tables import COMMANDS, PS
+
+        return (PS.name, *(table.name for table in COMMANDS))
+
     def table(self, name: str, **arguments: Any) -> list[Any]:
         """The records of a table by the name of its command: ``table("files", pid=1)``.
 
         :param arguments: those of the method behind it, e.g. ``threads=True`` of ``ps``.
         :returns: records, one alone where the command shows one object.
-        :raises UsageError: there is no such table.
+        :raises UsageError: there is no such table, or it takes other arguments.
         """
+        import inspect
+
         from virtintrospect.insight.tables import find
 
         table = find(name)
-        found = getattr(self, table.source)(**arguments)
+        method = getattr(self, table.source)
+        try:
+            inspect.signature(method).bind(**arguments)
+        except TypeError as error:
+            raise UsageError(f"table {name!r}: {error}") from error
+        found = method(**arguments)
         return [found] if table.single else list(found)
 
     def columns(
@@ -188,7 +206,9 @@ class Session:
         """Release the guest's memory; closing twice is harmless."""
         with self.lock:
             self._guest = None
-            self.target.close()
+            if not self._closed:
+                self._closed = True
+                self.target.close()
 
     def __enter__(self) -> Self:
         return self
@@ -229,7 +249,10 @@ def image_path(target: str) -> Path | None:
     if target.startswith("file:"):
         from urllib.parse import unquote, urlsplit
 
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError as error:
+            raise UsageError(f"{target!r} is no URL: {error}") from error
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise UsageError(f"{target!r} is no local file", hint="write file:///path/to/image")
         return Path(unquote(parts.path))

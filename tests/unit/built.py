@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tests.unit.images import BuiltMemory
 from tests.unit.symbols.btf_blob import FWD, PTR, Blob
@@ -32,7 +33,7 @@ _INTEGERS = {
 }  # fmt: skip
 _MEMBER = re.compile(r"(\w+) (\**)(\w+)((?:\[\d+\])*)(?::(\d+))?")
 
-Values = Mapping[str, int | bytes]
+Values = Mapping[str, Any]
 
 
 def c_types(
@@ -41,7 +42,7 @@ def c_types(
     """BTF of structures: ``{"list_head": "list_head *next; list_head *prev"}``.
 
     Members are aligned as C aligns them; ``u8 level:3`` are bits. A structure must come before
-    those that contain it; pointers may go to any.
+    those that contain it; pointers may go to any. ``"union NAME"`` makes a union.
     """
     blob = Blob()
     known = {
@@ -50,8 +51,9 @@ def c_types(
     }
     for enum, values in (enums or {}).items():
         blob.enum(enum, dict(values))
-    for name, text in structs.items():
-        members, at, largest = [], 0, 1
+    for title, text in structs.items():
+        name, union = title.removeprefix("union "), title.startswith("union ")
+        members, at, end, largest = [], 0, 0, 1
         for part in filter(None, (part.strip() for part in text.split(";"))):
             match = _MEMBER.fullmatch(part)
             assert match is not None, part
@@ -66,10 +68,12 @@ def c_types(
             if not width:
                 at = -(-at // (8 * align)) * 8 * align
             members.append((member, type_id, at, width))
-            at += width or 8 * size
+            end = max(end, at + (width or 8 * size))
+            at = 0 if union else end
             largest = max(largest, align)
-        size = -(-at // (8 * largest)) * largest
-        known[name] = (blob.struct(name, size, members), size, largest)
+        size = -(-end // (8 * largest)) * largest
+        made = blob.union(name, size, members) if union else blob.struct(name, size, members)
+        known[name] = (made, size, largest)
     return blob
 
 

@@ -266,3 +266,29 @@ def test_who_follows_passes_over_what_is_lost() -> None:
         ring.add(b"record %d" % number)
     ring.state(3, REUSABLE)
     assert after(ring, 2) == [4]
+
+
+@pytest.mark.parametrize("part", ["descs", "infos", "data"])
+def test_slot_that_is_used_anew_while_it_is_read(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the old record and half of the new one are no record."""
+    ring = Ring()
+    for number in range(COUNT):
+        ring.add(b"record %d" % number)
+    guest = ring.kernel.guest(live=True)
+    plain = BuiltMemory._read_within
+    where = {"descs": ring.descs, "infos": ring.infos, "data": ring.data}[part] - BASE
+    waiting = [b"much newer one"]
+
+    def read(memory: BuiltMemory, index: int, paddr: int, size: int) -> bytes:
+        found = plain(memory, index, paddr, size)
+        if waiting and paddr <= where < paddr + size:
+            ring.add(waiting.pop())
+        return found
+
+    monkeypatch.setattr(BuiltMemory, "_read_within", read)
+    found = guest.dmesg()
+    assert not waiting
+    assert [record.text for record in found] == [b"record %d" % n for n in range(1, COUNT)]
+    assert [record.sequence for record in found] == list(range(1, COUNT))

@@ -25,7 +25,7 @@ _AT_ONCE = 4096
 # A descriptor's state is the top two bits of state_var, the rest is its id
 # (kernel/printk/printk_ringbuffer.h).
 _ID_BITS = 62
-_RESERVED, _COMMITTED, _FINALIZED = 0, 1, 2
+_RESERVED, _COMMITTED, _FINALIZED, _REUSABLE = 0, 1, 2, 3
 _ID_MASK = (1 << _ID_BITS) - 1
 #: A record's data block starts with the id of its descriptor.
 _BLOCK_HEADER = 8
@@ -106,10 +106,17 @@ class _Reader:
         return found
 
     def _records(self, wanted: list[int], budget: Budget) -> Iterator[LogRecord]:
-        descs, infos = self._tables([number % self._count for number in wanted])
-        if not self._text:
+        slots = [number % self._count for number in wanted]
+        descs = self._descs(slots)
+        infos = self._infos(slots)
+        if not self._text or self._guest.live:
             # Behind the descriptors: what they say is complete is so in the text as well.
             self._text = buffer(self._guest, self._ring["data"], 1 << self._ring["size_bits"])
+        if self._guest.live:
+            # As prb_read(): what was used anew meanwhile was not read as one.
+            again = self._descs(slots)["state"]
+            states = zip(descs["state"], again, strict=True)
+            descs["state"] = [old if _same(old, new) else None for old, new in states]
         for index, number in enumerate(wanted):
             if self._after is not None and _unfinished(descs["state"][index], number):
                 self._stopped = True
@@ -118,15 +125,15 @@ class _Reader:
             if record is not None and budget.keep(len(record.text)):
                 yield record
 
-    def _tables(self, slots: list[int]) -> tuple[Columns, Columns]:
-        """The columns of some descriptors and of their infos, read in bulk."""
-        guest, ring = self._guest, self._ring
-        desc = guest.layout("prb_desc", _DESC, text=())
-        info = guest.layout("printk_info", _INFO, text=())
-        desc_size, info_size = (guest.types.sizeof(name) for name in ("prb_desc", "printk_info"))
-        descs = desc.lists(guest.kernel, [ring["descs"] + i * desc_size for i in slots], [])
-        infos = info.lists(guest.kernel, [ring["infos"] + i * info_size for i in slots], [])
-        return descs, infos
+    def _descs(self, slots: list[int]) -> Columns:
+        guest, size = self._guest, self._guest.types.sizeof("prb_desc")
+        layout = guest.layout("prb_desc", _DESC, text=())
+        return layout.lists(guest.kernel, [self._ring["descs"] + i * size for i in slots], [])
+
+    def _infos(self, slots: list[int]) -> Columns:
+        guest, size = self._guest, self._guest.types.sizeof("printk_info")
+        layout = guest.layout("printk_info", _INFO, text=())
+        return layout.lists(guest.kernel, [self._ring["infos"] + i * size for i in slots], [])
 
     def _record(self, descs: Columns, infos: Columns, wanted: int, index: int) -> LogRecord | None:
         """One record, or ``None`` where its slot was reused or never used, or is written to."""
@@ -143,6 +150,13 @@ class _Reader:
             return None
         level, facility = infos["level"][index], infos["facility"][index]
         return self._make.record(infos["ts_nsec"][index], level, facility, body, sequence)
+
+
+def _same(before: int | None, after: int | None) -> bool:
+    """Whether a descriptor is still that of the same record, its text not given up."""
+    if before is None or after is None or (before ^ after) & _ID_MASK:
+        return False
+    return before == after or after >> _ID_BITS & 3 != _REUSABLE
 
 
 def _unfinished(state: int | None, wanted: int) -> bool:
