@@ -9,16 +9,35 @@ import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import COMMANDS, PS, PS_DETAILS
+from virtintrospect.insight.tables import ALL, COMMANDS, PS, PS_DETAILS
 
 if TYPE_CHECKING:
     from virtintrospect.guests.base import Guest
+
+#: Characters that `virt-introspect --help` has room for behind a command, on 80 columns.
+_SUMMARY = 60
 
 
 def table_commands() -> Iterator[click.Command]:
     """A command for each table of :data:`~virtintrospect.insight.tables.COMMANDS`."""
     for table in COMMANDS:
         yield _command(table)
+
+
+def summary(command: click.Command) -> str:
+    """What fits behind a command's name: the beginning of its help."""
+    line = " ".join((command.help or "").partition("\n\n")[0].split())
+    line = line.partition(": ")[0].rstrip(".")
+    return (line if len(line) <= _SUMMARY else line.partition(", ")[0]) + "."
+
+
+def columns_of(command: click.Command) -> str:
+    """Names of the columns of a command's table, for the end of its help."""
+    table = ALL[command.name or ""]
+    brief = ", ".join(column.name for column in table.columns if column.brief)
+    more = ", ".join(column.name for column in table.columns if not column.brief)
+    text = f"Columns: {brief}."
+    return f"{text} Shown in a table only if asked for: {more}." if more else text
 
 
 def _command(table: Table) -> click.Command:
@@ -55,7 +74,7 @@ def _command(table: Table) -> click.Command:
         function = _follow_options(function)
     if table.by_pid:
         help_text = "Only this process."
-        function = click.option("--pid", type=int, default=None, help=help_text)(function)
+        function = click.option("--pid", type=int, metavar="PID", help=help_text)(function)
     if table.pattern:
         function = click.argument("pattern", required=False)(function)
     if table.argument:

@@ -704,6 +704,9 @@ COMMANDS = (
     SYSCTL,
 )
 
+#: Every table, by its command's name.
+ALL = {table.name: table for table in (LIST, PS, *COMMANDS, SYMBOLS, TYPES, TRANSLATE, READ)}
+
 
 def find(name: str) -> Table:
     """The table of a command that shows one of a guest.
