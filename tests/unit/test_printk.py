@@ -292,3 +292,13 @@ def test_slot_that_is_used_anew_while_it_is_read(
     assert not waiting
     assert [record.text for record in found] == [b"record %d" % n for n in range(1, COUNT)]
     assert [record.sequence for record in found] == list(range(1, COUNT))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 8, 100])
+def test_records_are_read_some_at_a_time(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtintrospect.guests.linux.printk_ring._AT_ONCE", at_once)
+    ring = Ring()
+    for number in range(21):
+        ring.add(b"record %d" % number)
+    assert after(ring, None) == list(range(13, 21))
+    assert after(ring, 17) == [18, 19, 20]

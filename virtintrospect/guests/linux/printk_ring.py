@@ -97,20 +97,22 @@ class _Reader:
         # Records do not overlap: all texts together are no longer than the buffer.
         budget = Budget(entries=used, size=1 << self._ring["size_bits"])
         found: list[LogRecord] = []
-        for start in range(0, used, _AT_ONCE):
+        # The newest are read last, and together.
+        for end in range((used - 1) % _AT_ONCE + 1, used + 1, _AT_ONCE):
             if budget.late() or self._stopped:
                 break
-            some = range(first + start, first + min(start + _AT_ONCE, used))
-            found += self._records([number & _ID_MASK for number in some], budget)
+            some = range(first + max(0, end - _AT_ONCE), first + end)
+            found += self._records([n & _ID_MASK for n in some], budget, newest=end == used)
         self._guest.note_all([budget.problem])
         return found
 
-    def _records(self, wanted: list[int], budget: Budget) -> Iterator[LogRecord]:
+    def _records(self, wanted: list[int], budget: Budget, *, newest: bool) -> Iterator[LogRecord]:
         slots = [number % self._count for number in wanted]
         descs = self._descs(slots)
         infos = self._infos(slots)
-        if not self._text or self._guest.live:
-            # Behind the descriptors: what they say is complete is so in the text as well.
+        if not self._text or (newest and self._guest.live):
+            # Behind the descriptors: what they say is complete is so in the text as well. Only
+            # the newest records can have been incomplete when it was read before.
             self._text = buffer(self._guest, self._ring["data"], 1 << self._ring["size_bits"])
         if self._guest.live:
             # As prb_read(): what was used anew meanwhile was not read as one.
