@@ -83,6 +83,8 @@ class Host:
                 if error.get_error_code() != self._libvirt.VIR_ERR_NO_DOMAIN:
                     raise self._error(error) from error
                 continue
+            except ValueError:  # libvirt-python refuses zero bytes and what is not UTF-8
+                continue
             if (domain := self._describe(handle)) is not None:
                 return domain
         hint = "`virt-introspect list` shows the domains; a path to a memory image needs a '/'"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import Target, driver_for
@@ -11,7 +14,18 @@ from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageErr
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
 from virtintrospect.memory import PhysicalMemory
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.store import Store, default_directory
+from virtintrospect.symbols.table import Symbols
+from virtintrospect.symbols.types import Types
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from virtintrospect.insight.follow import LogBatch
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class ImageTarget(Target):
@@ -61,10 +75,34 @@ def open_image_target(path: Path) -> ImageTarget:
     return CoreTarget(target.memory, found) if found else target
 
 
-class Session:
-    """Domain or image, its memory, and its guest. A context manager.
+def _of_guest(
+    method: Callable[Concatenate[Guest, _P], _R],
+) -> Callable[Concatenate[Session, _P], _R]:
+    """A method of the guest that runs now, as one of the session's; one call at a time."""
 
-    :param target: takes it over: closing the session closes the target.
+    @functools.wraps(method, updated=())
+    def call(session: Session, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with session.lock:
+            found: _R = getattr(session.guest, method.__name__)(*args, **kwargs)
+            return found
+
+    return call
+
+
+class Session:
+    """A domain or an image, its memory, and the kernel that runs in it. A context manager.
+
+    All tables and primitives of :class:`~virtintrospect.guests.base.Guest` are methods of the
+    session, too: each call goes to the kernel that runs at that moment, so a session outlives
+    reboots of its guest. :attr:`guest` is that kernel itself; what it gives is its own and
+    means nothing after a reboot.
+
+    **Threads.** A session's own methods may be called from several threads; they take turns.
+    :attr:`guest`, and address spaces, types and symbols, belong to one thread at a time, or
+    are used under :attr:`lock`. Sessions share nothing: for work at the same time, open one
+    for each thread.
+
+    :param target: taken over: closing the session closes the target.
     :param domain: the libvirt domain, where there is one.
     :param store: cache of kernels' symbols and types.
     """
@@ -72,25 +110,147 @@ class Session:
     def __init__(self, target: Target, domain: Domain | None = None, store: Store | None = None):
         self.target = target
         self.domain = domain
+        #: Held while a method of the session runs.
+        self.lock = threading.RLock()
         self._store = Store(default_directory()) if store is None else store
         self._guest: Guest | None = None
+        self._closed = False
 
     @property
     def guest(self) -> Guest:
         """The kernel that runs now: recognised at first use, and anew after a reboot.
 
         :raises GuestNotRecognisedError: no known kernel is running (yet).
+        :raises UsageError: the session is closed.
         """
-        if self._guest is not None and self.target.live and not self._guest.is_current():
-            self._guest = None
-        if self._guest is None:
-            self._guest = identify(self.target, self._store)
-        return self._guest
+        with self.lock:
+            if self._closed:
+                raise UsageError("the session is closed", hint="use it inside its `with` block")
+            guest = self._guest
+            if guest is None or (self.target.live and not guest.is_current()):
+                guest = self._guest = identify(self.target, self._store, previous=guest)
+            return guest
+
+    info = _of_guest(Guest.info)
+    processes = _of_guest(Guest.processes)
+    modules = _of_guest(Guest.modules)
+    dmesg = _of_guest(Guest.dmesg)
+    meminfo = _of_guest(Guest.meminfo)
+    pressure = _of_guest(Guest.pressure)
+    cpu = _of_guest(Guest.cpu)
+    load = _of_guest(Guest.load)
+    vmstat = _of_guest(Guest.vmstat)
+    slabs = _of_guest(Guest.slabs)
+    cgroups = _of_guest(Guest.cgroups)
+    containers = _of_guest(Guest.containers)
+    namespaces = _of_guest(Guest.namespaces)
+    maps = _of_guest(Guest.maps)
+    files = _of_guest(Guest.files)
+    interfaces = _of_guest(Guest.interfaces)
+    sockets = _of_guest(Guest.sockets)
+    mounts = _of_guest(Guest.mounts)
+    routes = _of_guest(Guest.routes)
+    neighbours = _of_guest(Guest.neighbours)
+    bpf = _of_guest(Guest.bpf)
+    timers = _of_guest(Guest.timers)
+    sysctl = _of_guest(Guest.sysctl)
+    environment = _of_guest(Guest.environment)
+    stack = _of_guest(Guest.stack)
+    runqueues = _of_guest(Guest.runqueues)
+    hung = _of_guest(Guest.hung)
+    crash = _of_guest(Guest.crash)
+    cpu_stacks = _of_guest(Guest.cpu_stacks)
+    layout = _of_guest(Guest.layout)
+    entries = _of_guest(Guest.entries)
+    module_types = _of_guest(Guest.module_types)
+    process_space = _of_guest(Guest.process_space)
+    take_problems = _of_guest(Guest.take_problems)
+
+    @property
+    def symbols(self) -> Symbols:
+        """Symbols of the kernel that runs now."""
+        return self.guest.symbols
+
+    @property
+    def types(self) -> Types:
+        """Types of the kernel that runs now."""
+        return self.guest.types
+
+    @property
+    def kernel(self) -> AddressSpace:
+        """Address space of the kernel that runs now."""
+        return self.guest.kernel
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        """Guest-physical memory."""
+        return self.target.memory
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names that :meth:`table` and :meth:`columns` take: those of the commands."""
+        from virtintrospect.insight.tables import COMMANDS, PS
+
+        return (PS.name, *(table.name for table in COMMANDS))
+
+    def table(self, name: str, **arguments: Any) -> list[Any]:
+        """The records of a table by the name of its command: ``table("files", pid=1)``.
+
+        :param arguments: those of the method behind it, e.g. ``threads=True`` of ``ps``.
+        :returns: records, one alone where the command shows one object.
+        :raises UsageError: there is no such table, or it takes other arguments.
+        """
+        import inspect
+
+        from virtintrospect.insight.tables import find
+
+        table = find(name)
+        method = getattr(self, table.source)
+        try:
+            inspect.signature(method).bind(**arguments)
+        except TypeError as error:
+            raise UsageError(f"table {name!r}: {error}") from error
+        found = method(**arguments)
+        return [found] if table.single else list(found)
+
+    def columns(
+        self, name: str, names: Collection[str] | None = None, **arguments: Any
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The columns of a table as numpy arrays: ``columns("ps", ["pid", "resident_size"])``.
+
+        Numbers are masked arrays in which what is unknown is masked, texts are arrays of
+        objects; see :func:`~virtintrospect.insight.arrays.arrays`.
+
+        :param names: which columns; all when not given.
+        :param arguments: as of :meth:`table`.
+        :raises UsageError: there is no such table or column.
+        """
+        from virtintrospect.insight.arrays import arrays
+        from virtintrospect.insight.tables import PS, PS_DETAILS, find
+
+        if name == PS.name and not PS_DETAILS.isdisjoint(PS_DETAILS if names is None else names):
+            arguments = {"details": True} | arguments
+        return arrays(find(name), self.table(name, **arguments), names)
+
+    def follow_log(self, interval: float = 0.5) -> Iterator[LogBatch]:
+        """The kernel's log, then what comes to it, for ever, through reboots.
+
+        :param interval: seconds between two looks.
+        :returns: an iterator of batches: ``records``, ``lost`` (how many were overwritten
+            before they could be read) and ``rebooted``.
+        :raises TargetGoneError: the guest has ended.
+        """
+        from virtintrospect.insight.follow import follow_log
+
+        return follow_log(lambda: self.guest, interval)
 
     def close(self) -> None:
         """Release the guest's memory; closing twice is harmless."""
-        self._guest = None
-        self.target.close()
+        with self.lock:
+            self._guest = None
+            if not self._closed:
+                self._closed = True
+                self.target.close()
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +291,10 @@ def image_path(target: str) -> Path | None:
     if target.startswith("file:"):
         from urllib.parse import unquote, urlsplit
 
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError as error:
+            raise UsageError(f"{target!r} is no URL: {error}") from error
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise UsageError(f"{target!r} is no local file", hint="write file:///path/to/image")
         return Path(unquote(parts.path))

@@ -15,7 +15,7 @@ from virtintrospect.arch.paging import (
     translator,
     walk,
 )
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import FaultError, UsageError
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.memory.base import MAX_READ
 
@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _U64 = struct.Struct("<Q")
+
+
+def as_addresses(values: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """An array of addresses.
+
+    :raises UsageError: one of them has more than 64 bits, or is negative.
+    """
+    import numpy as np
+
+    try:
+        return np.ascontiguousarray(values, dtype=np.uint64)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise UsageError(f"addresses are numbers of 64 bits: {error}") from error
 
 
 class LinearRange(NamedTuple):
@@ -88,10 +101,11 @@ class AddressSpace:
         """Guest-physical addresses of an array of virtual ones, all at once.
 
         :returns: unsigned 64-bit numbers; ``0xffff_ffff_ffff_ffff`` where there is no page.
+        :raises UsageError: an address has more than 64 bits, or is negative.
         """
         import numpy as np
 
-        addresses = np.asarray(vaddrs, dtype=np.uint64)
+        addresses = as_addresses(vaddrs)
         result = np.full(addresses.shape, NOT_MAPPED, dtype=np.uint64)
         rest = np.ones(addresses.shape, dtype=bool)
         for start, end, paddr in self.linear:

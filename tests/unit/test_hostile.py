@@ -7,15 +7,13 @@ import time
 
 import pytest
 
-from tests.unit.built import BASE, SIZE, built_guest
+from tests.unit.built import BASE, SIZE, BuiltKernel
 from tests.unit.images import BuiltMemory
 from tests.unit.symbols.btf_blob import FUNC_PROTO, PTR, STRUCT, Blob
 from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import CorruptDataError, TypeNotFoundError, VirtIntrospectError
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.lists import walk_list
-from virtintrospect.guests.linux.printk import records
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.layout import Layout
@@ -149,75 +147,11 @@ def test_many_types_of_one_name() -> None:
     assert time.monotonic() - start < 3
 
 
-# -- the log before 5.10, which no kernel here has ------------------------------------------
-
-LOG = 0x10_0000
-LOG_SIZE = 1 << 16
-_OLD = struct.Struct("<QHHHBB")
-
-
-def old_guest(memory: BuiltMemory, first: int = 0, following: int = LOG_SIZE) -> LinuxGuest:
-    """A guest with nothing but the globals of the log of 3.11 to 5.9."""
-    addresses = {
-        "linux_banner": BASE, "log_buf": BASE + 8, "log_buf_len": BASE + 16,
-        "log_first_idx": BASE + 24, "log_next_idx": BASE + 32, "log_first_seq": BASE + 40,
-        "page_offset_base": BASE + 48,
-    }  # fmt: skip
-    memory.write_u64(8, BASE + LOG, LOG_SIZE, first, following, 7, BASE)
-    return built_guest(memory, addresses, Btf.parse(Blob().build()))
-
-
-def put(memory: BuiltMemory, position: int, text: bytes, length: int = 0, claimed: int = 0) -> int:
-    length = length or _OLD.size + len(text)
-    head = _OLD.pack(position * 1000, length, claimed or len(text), 0, 0, 6 << 5)
-    memory.write(LOG + position, head + text)
-    return position + length
-
-
-def test_old_log(memory: BuiltMemory) -> None:
-    end = put(memory, put(memory, 0, b"one"), b"two")
-    found = records(old_guest(memory, 0, end))
-    assert [(record.text, record.sequence) for record in found] == [(b"one", 7), (b"two", 8)]
-
-
-def test_old_log_wraps_once(memory: BuiltMemory) -> None:
-    first = LOG_SIZE - 64
-    put(memory, first, b"last of the buffer")  # what follows is zero: go on at the start
-    end = put(memory, 0, b"first of the buffer")
-    found = records(old_guest(memory, first, end))
-    assert [record.text for record in found] == [b"last of the buffer", b"first of the buffer"]
-
-
-@pytest.mark.parametrize("first", [0, 16, LOG_SIZE - 16, LOG_SIZE, 0xFFFF_FFFF])
-def test_old_log_that_never_ends(memory: BuiltMemory, first: int) -> None:
-    """Zeros from where it begins, and no record at the start either."""
-    memory.write(LOG + LOG_SIZE // 2, b"not all of it is zero")
-    memory.write(LOG, b"\1")
-    assert records(old_guest(memory, first, 12345)) == []
-    memory.write(LOG, b"\0")
-    assert records(old_guest(memory, first, 12345)) == []
-
-
-def test_old_log_that_runs_in_a_circle(memory: BuiltMemory) -> None:
-    put(memory, 0, b"", length=LOG_SIZE - 32, claimed=40_000)
-    guest = old_guest(memory, 0, 12345)
-    assert sum(len(record.text) for record in records(guest)) <= LOG_SIZE
-
-
-def test_old_log_of_overlapping_records(memory: BuiltMemory) -> None:
-    for position in range(0, LOG_SIZE - 64, 16):
-        put(memory, position, b"", length=16, claimed=0xFFFF)
-    guest = old_guest(memory, 0, 12345)
-    assert records(guest) == []
-    assert "impossible length" in guest.take_problems()[0].what
-
-
 # -- the direct map -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", [0, 0x1000, (1 << 64) - 4096, 1 << 63, 0xFFFF_FFFF_8000_0000])
-def test_direct_map_is_not_where_nothing_is_mapped(memory: BuiltMemory, base: int) -> None:
-    guest = old_guest(memory)
-    memory.write_u64(48, base)
-    forged = LinuxGuest(memory, guest.mapping, guest.symbols, guest.types, b"", live=False)
-    assert [linear.start for linear in forged.kernel.linear] == [BASE]
+def test_direct_map_is_not_where_nothing_is_mapped(base: int) -> None:
+    kernel = BuiltKernel()
+    kernel.number("page_offset_base", base)
+    assert [linear.start for linear in kernel.guest().kernel.linear] == [BASE]

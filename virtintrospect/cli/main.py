@@ -14,7 +14,7 @@ from virtintrospect.cli.escape import printable
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
-from virtintrospect.cli.tables import ps, table_commands
+from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
 from virtintrospect.cli.triage import crash, hung
 from virtintrospect.errors import VirtIntrospectError
 
@@ -39,6 +39,9 @@ def cli(context: click.Context) -> None:
     virt-introspect dmesg ./crashed.core
     virt-introspect -o json info web01
 
+    `virt-introspect COMMAND --help` has examples of each command, and names its columns. A PID
+    is one of the guest's own, as `ps` shows it.
+
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such domain or image, 4 memory cannot be
     reached, 5 guest not recognised.
     """
@@ -46,6 +49,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (list_, ps, *table_commands(), hung, crash, symbols, types, translate, read):
+    command.short_help, command.epilog = summary(command), columns_of(command)
     cli.add_command(command)
 
 

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from virtintrospect.cli.escape import printable
-from virtintrospect.errors import UsageError
-from virtintrospect.insight.columns import Column, Record, Table, Unit
+from virtintrospect.insight.columns import Column, Record, Table, Unit, no_column
 
 FORMATS = ("table", "json", "jsonl", "csv")
 
@@ -31,8 +30,7 @@ def choose(table: Table, columns: str | None, output: str) -> tuple[Column, ...]
     for name in columns.split(","):
         column = table.column(name.strip())
         if column is None:
-            known = ", ".join(column.name for column in table.columns)
-            raise UsageError(f"{table.name} has no column {name!r}", hint=f"it has: {known}")
+            raise no_column(table, name)
         chosen.append(column)
     return tuple(chosen)
 
@@ -65,6 +63,39 @@ def show(
         _fields(chosen, records, out)
     else:
         _table(chosen, records, out, all_columns=columns is not None)
+
+
+class Stream:
+    """Records that come bit by bit, each bit shown at once.
+
+    The widths of a table are those of the first bit; longer cells push the rest of their line.
+
+    :param output: one of :data:`FORMATS` but ``json``, which cannot go on.
+    :param columns: as of :func:`show`.
+    """
+
+    def __init__(
+        self, table: Table, *, output: str, columns: str | None = None, file: TextIO | None = None
+    ) -> None:
+        self._out = sys.stdout if file is None else file
+        self._columns = choose(table, columns, output)
+        self._output = output
+        self._widths: list[int] | None = None
+        self._begun = False
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Show some records."""
+        if self._output == "jsonl":
+            _jsonl(self._columns, records, self._out)
+        elif self._output == "csv":
+            _csv(self._columns, records, self._out, head=not self._begun)
+        else:
+            rows = [[human_value(c.unit, r.get(c.name)) for c in self._columns] for r in records]
+            heads = [column.name for column in self._columns]
+            self._widths = self._widths or _widths([heads, *rows])
+            _lines(self._columns, rows if self._begun else [heads, *rows], self._widths, self._out)
+        self._begun = True
+        self._out.flush()
 
 
 # -- values ---------------------------------------------------------------------------------
@@ -168,11 +199,14 @@ def _jsonl(columns: Sequence[Column], records: Iterable[Record], out: TextIO) ->
         out.write(encode(item) + "\n")
 
 
-def _csv(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
+def _csv(
+    columns: Sequence[Column], records: Iterable[Record], out: TextIO, *, head: bool = True
+) -> None:
     import csv
 
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
+    if head:
+        writer.writerow([column.name for column in columns])
     for item in _objects(columns, records):
         writer.writerow([_csv_value(item.get(column.name, "")) for column in columns])
 
@@ -210,12 +244,19 @@ def _table(
 
 def _plain(columns: Sequence[Column], rows: list[list[str]], out: TextIO) -> None:
     """Aligned columns without borders, complete lines: for pipes, files and logs."""
-    heads = [column.name for column in columns]
+    lines = [[column.name for column in columns], *rows]
+    _lines(columns, lines, _widths(lines), out)
+
+
+def _widths(rows: list[list[str]]) -> list[int]:
     # One absurdly long cell must not make every line as long.
-    widths = [
-        min(max(map(len, values)), _WIDEST_PLAIN) for values in zip(heads, *rows, strict=True)
-    ]
-    for row in (heads, *rows):
+    return [min(max(map(len, values)), _WIDEST_PLAIN) for values in zip(*rows, strict=True)]
+
+
+def _lines(
+    columns: Sequence[Column], rows: list[list[str]], widths: list[int], out: TextIO
+) -> None:
+    for row in rows:
         cells = (
             cell.rjust(width) if column.unit in _RIGHT else cell.ljust(width)
             for cell, width, column in zip(row, widths, columns, strict=True)

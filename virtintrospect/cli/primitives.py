@@ -118,11 +118,11 @@ def _type_rows(table: Types, name: str) -> Iterator[dict[str, Any]]:
 @click.command("translate")
 @target_argument
 @click.argument("vaddr")
-@click.option("--pid", type=int, help="In the address space of this process.")
+@click.option("--pid", type=int, metavar="PID", help="In the address space of this process.")
 @common
 @pass_settings
 def translate(settings: Settings, target: str, vaddr: str, pid: int | None) -> None:
-    """Walk the page tables of TARGET for a virtual address or a symbol.
+    """Walk TARGET's page tables for a virtual address or a symbol.
 
     \b
     virt-introspect translate web01 init_task
@@ -147,7 +147,7 @@ def translate(settings: Settings, target: str, vaddr: str, pid: int | None) -> N
 @target_argument
 @click.argument("address")
 @click.option("-n", "--size", default="256", metavar="BYTES", help="How much; 256 by default.")
-@click.option("--pid", type=int, help="ADDRESS is one of this process.")
+@click.option("--pid", type=int, metavar="PID", help="ADDRESS is one of this process.")
 @click.option("--physical", is_flag=True, help="ADDRESS is guest-physical.")
 @click.option("--raw", is_flag=True, help="Write the bytes themselves to standard output.")
 @common

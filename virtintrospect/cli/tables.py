@@ -9,10 +9,13 @@ import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import COMMANDS, PS, PS_DETAILS
+from virtintrospect.insight.tables import ALL, COMMANDS, PS, PS_DETAILS
 
 if TYPE_CHECKING:
     from virtintrospect.guests.base import Guest
+
+#: Characters that `virt-introspect --help` has room for behind a command, on 80 columns.
+_SUMMARY = 60
 
 
 def table_commands() -> Iterator[click.Command]:
@@ -21,8 +24,36 @@ def table_commands() -> Iterator[click.Command]:
         yield _command(table)
 
 
+def summary(command: click.Command) -> str:
+    """What fits behind a command's name: the beginning of its help."""
+    line = " ".join((command.help or "").partition("\n\n")[0].split())
+    line = line.partition(": ")[0].rstrip(".")
+    return (line if len(line) <= _SUMMARY else line.partition(", ")[0]) + "."
+
+
+def columns_of(command: click.Command) -> str:
+    """Names of the columns of a command's table, for the end of its help."""
+    table = ALL[command.name or ""]
+    brief = ", ".join(column.name for column in table.columns if column.brief)
+    more = ", ".join(column.name for column in table.columns if not column.brief)
+    text = f"Columns: {brief}."
+    return f"{text} Shown in a table only if asked for: {more}." if more else text
+
+
 def _command(table: Table) -> click.Command:
-    def show(settings: Settings, target: str, **arguments: Any) -> None:
+    def show(
+        settings: Settings,
+        target: str,
+        *,
+        follow: bool = False,
+        interval: float = 0,
+        **arguments: Any,
+    ) -> None:
+        if follow:
+            from virtintrospect.cli.follow import follow as go_on
+
+            go_on(settings, target, table, interval)
+            return
         with settings.open(target, table) as session:
             guest: Guest = session.guest
             found = getattr(guest, table.source)(**arguments)
@@ -39,15 +70,26 @@ def _command(table: Table) -> click.Command:
         function = click.option(f"--{name}", is_flag=True, help=text)(function)
     for name, text in reversed(table.texts):
         function = click.option(f"--{name}", metavar=name.upper(), help=text)(function)
+    if table.follow:
+        function = _follow_options(function)
     if table.by_pid:
         help_text = "Only this process."
-        function = click.option("--pid", type=int, default=None, help=help_text)(function)
+        function = click.option("--pid", type=int, metavar="PID", help=help_text)(function)
     if table.pattern:
         function = click.argument("pattern", required=False)(function)
     if table.argument:
         function = click.argument(table.argument, type=int)(function)
     command: click.Command = click.command(table.name)(target_argument(function))
     return command
+
+
+def _follow_options(function: Any) -> Any:
+    function = click.option(
+        "--interval", metavar="SECONDS", type=click.FloatRange(0.01, 3600), default=0.5,
+        help="With --follow: how long to wait between two looks; 0.5 by default.",
+    )(function)  # fmt: skip
+    help_text = "Go on with what comes, through reboots, until Ctrl-C or the end of the guest."
+    return click.option("-f", "--follow", is_flag=True, help=help_text)(function)
 
 
 @click.command("ps")

@@ -9,11 +9,12 @@ from virtintrospect.symbols.store import Store
 __all__ = ["Guest", "identify"]
 
 
-def identify(target: Target, store: Store) -> Guest:
+def identify(target: Target, store: Store, previous: Guest | None = None) -> Guest:
     """The guest that runs in a target; each known operating system is tried in turn.
 
+    :param previous: the one that ran there before it rebooted.
     :raises GuestNotRecognisedError: none of them knows it.
     """
     from virtintrospect.guests.linux.identify import identify as linux
 
-    return linux(target, store)
+    return linux(target, store, previous)

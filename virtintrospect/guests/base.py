@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from virtintrospect.space import AddressSpace
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         SystemInfo,
         Timer,
     )
+    from virtintrospect.symbols.layout import Layout
 
 
 class Guest(abc.ABC):
@@ -84,8 +86,12 @@ class Guest(abc.ABC):
         """Loaded kernel modules, newest first, as ``lsmod`` orders them."""
 
     @abc.abstractmethod
-    def dmesg(self) -> list[LogRecord]:
-        """The kernel's log buffer, oldest record first."""
+    def dmesg(self, after: int | None = None) -> list[LogRecord]:
+        """The kernel's log buffer, oldest record first.
+
+        :param after: only what came after the record of this sequence number, and is complete.
+            A log that does not reach so far belongs to another boot: all of it is given.
+        """
 
     @abc.abstractmethod
     def meminfo(self) -> MemoryInfo:
@@ -225,6 +231,30 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def cpu_stacks(self) -> list[StackFrame]:
         """The kernel stacks of the tasks that the CPUs were running, as far as they can be told."""
+
+    @abc.abstractmethod
+    def layout(
+        self,
+        name: str,
+        members: Sequence[str] | Mapping[str, str],
+        text: Collection[str] | None = None,
+    ) -> Layout:
+        """Compiled access to chosen members of a structure, made once.
+
+        Parameters as of :class:`~virtintrospect.symbols.layout.Layout`.
+
+        :raises TypeNotFoundError: the kernel has no such structure or member.
+        """
+
+    @abc.abstractmethod
+    def entries(self, head: int | str, name: str, member: str) -> list[int]:
+        """Addresses of the structures on one of the kernel's linked lists, in its order.
+
+        :param head: address or symbol of the list's head.
+        :param name: the structures' type.
+        :param member: their member by which they are linked.
+        :raises NotFoundError: the kernel has no such symbol, structure or member.
+        """
 
     @abc.abstractmethod
     def module_types(self, name: str) -> Types:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
+from virtintrospect.errors import UsageError
+
 
 class Unit(Enum):
     """What a column's value means; programs get the plain value, people a readable one."""
@@ -64,6 +66,9 @@ class Table(NamedTuple):
     by_pid: bool = False
     #: Further options without a value that the method takes: name and help of each.
     switches: tuple[tuple[str, str], ...] = ()
+    #: Method of :class:`~virtintrospect.session.Session` that gives batches of records as they
+    #: come: the options ``--follow`` and ``--interval``.
+    follow: str = ""
 
     #: Further options with a text as their value, ``None`` unless given: name and help of each.
     texts: tuple[tuple[str, str], ...] = ()
@@ -80,3 +85,9 @@ def record(table: Table, source: object) -> dict[str, Any]:
     """The fields of a record that a table shows; unknown ones (``None``) are left out."""
     values = {column.name: getattr(source, column.name) for column in table.columns}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def no_column(table: Table, name: str) -> UsageError:
+    """What to raise for a column that the table does not have."""
+    known = ", ".join(column.name for column in table.columns)
+    return UsageError(f"{table.name} has no column {name!r}", hint=f"it has: {known}")

@@ -5,6 +5,7 @@ Names follow osquery where it has the table (processes, kernel_modules, kernel_i
 
 from __future__ import annotations
 
+from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Column, Table, Unit
 
 _A, _B, _N = Unit.ADDRESS, Unit.BYTES, Unit.NUMBER
@@ -119,6 +120,7 @@ PS = Table(
         Column("address", _A, brief=False),
         Column("confidence", _N, brief=False),
     ),
+    source="processes",
 )
 
 MODULES = Table(
@@ -144,10 +146,17 @@ DMESG = Table(
         Column("level"),
         Column("facility"),
         Column("text", wrap=True),
+        Column("timestamp", Unit.EPOCH, brief=False),
     ),
     source="dmesg",
     help="Show the kernel log of TARGET.",
-    examples=("dmesg web01", "dmesg ./crashed.core | tail"),
+    examples=(
+        "dmesg web01",
+        "dmesg web01 --follow -o jsonl",
+        "dmesg web01 --columns timestamp,level,text",
+        "dmesg ./crashed.core | tail",
+    ),
+    follow="follow_log",
 )
 
 MAPS = Table(
@@ -801,3 +810,17 @@ COMMANDS = (
     STACK,
     RUNQUEUES,
 )
+
+#: Every table, by its command's name.
+ALL = {table.name: table for table in (LIST, PS, *COMMANDS, SYMBOLS, TYPES, TRANSLATE, READ)}
+
+
+def find(name: str) -> Table:
+    """The table of a command that shows one of a guest.
+
+    :raises UsageError: there is none of that name.
+    """
+    known = {table.name: table for table in (PS, *COMMANDS)}
+    if name not in known:
+        raise UsageError(f"there is no table {name!r}", hint=f"there are: {', '.join(known)}")
+    return known[name]

@@ -53,7 +53,10 @@ class LogRecord:
     level: str
     facility: str
     text: bytes
+    #: Counts the records of a boot.
     sequence: int
+    #: Seconds since the epoch, UTC, when it was logged; off by the time that the guest slept.
+    timestamp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

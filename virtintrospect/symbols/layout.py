@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
-from virtintrospect.space import AddressSpace
+from virtintrospect.space import AddressSpace, as_addresses
 from virtintrospect.symbols.types import Field, Kind, Types
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Layout:
         """
         import numpy as np
 
-        wanted = np.ascontiguousarray(addresses, dtype=np.uint64)
+        wanted = as_addresses(addresses)
         columns: dict[str, npt.NDArray[Any]] = {}
         bad: list[int] | None = None if faults is None else []
         _fill_arrays(self._root, space, wanted, columns, bad)

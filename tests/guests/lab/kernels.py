@@ -37,6 +37,8 @@ KERNELS = {
     ),
     "6.1-full": Source("bookworm", r"linux-image-6\.1\.[^-]*-\d+-amd64"),
     "6.12-full": Source("bookworm", r"linux-image-6\.12\.[^-]*-amd64"),
+    "6.1-rt": Source("bookworm", r"linux-image-6\.1\.[^-]*-\d+-rt-amd64"),
+    "6.12-rt": Source("bookworm", r"linux-image-6\.12\.[^-]*-rt-amd64"),
 }
 
 #: Modules kept from the packages, with all that they depend on. The first four are how a

@@ -127,11 +127,11 @@ class LinuxGuest(Guest):
 
         return modules(self)
 
-    def dmesg(self) -> list[LogRecord]:
+    def dmesg(self, after: int | None = None) -> list[LogRecord]:
         """The log: :mod:`~virtintrospect.guests.linux.printk`."""
         from virtintrospect.guests.linux.printk import records
 
-        return records(self)
+        return records(self, after)
 
     def meminfo(self) -> MemoryInfo:
         """Memory as /proc/meminfo: :mod:`~virtintrospect.guests.linux.meminfo`."""
@@ -333,6 +333,16 @@ class LinuxGuest(Guest):
         if layout is None:
             layout = self._layouts[key] = Layout(self.types, name, members, text)
         return layout
+
+    def entries(self, head: int | str, name: str, member: str) -> list[int]:
+        """A linked list: :func:`~virtintrospect.guests.linux.lists.walk_list`."""
+        from virtintrospect.guests.linux.lists import walk_list
+
+        start = self.symbols.address(head) if isinstance(head, str) else head
+        offset = self.types.offsetof(name, member)
+        nodes, problem = walk_list(self.kernel, start)
+        self.note_all([problem])
+        return [node - offset for node in nodes if node >= offset]
 
     def read_global(
         self,

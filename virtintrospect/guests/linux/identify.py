@@ -42,15 +42,18 @@ _CHUNK = 4 << 20
 _PATIENCE = 60.0
 
 
-def identify(target: Target, store: Store) -> LinuxGuest:
+def identify(target: Target, store: Store, previous: object = None) -> LinuxGuest:
     """Recognise the Linux kernel that runs in a target.
 
+    :param previous: the guest that ran there before. Its kernel still lies in RAM after a
+        reboot; only the trampoline is certain to be the new one's.
     :raises GuestNotRecognisedError: there is none; says what was tried and where it stopped.
     :raises MissingTypesError: there is one, without type information.
     """
     problems: list[VirtIntrospectError] = []
     deadline = time.monotonic() + _PATIENCE
-    for mapping in locate.candidates(target):
+    again = isinstance(previous, LinuxGuest) and previous.mapping.found_by == locate.TRAMPOLINE
+    for mapping in locate.by_trampoline(target.memory) if again else locate.candidates(target):
         if problems and time.monotonic() > deadline:
             break
         _log.info(
@@ -70,6 +73,10 @@ def identify(target: Target, store: Store) -> LinuxGuest:
             f"a kernel image was found, but not understood: {problems[0]}",
             hint="the guest may be booting: try again; if it lasts, report it with --debug",
         ) from problems[0]
+    if again:
+        raise GuestNotRecognisedError(
+            "the guest reboots, and its new kernel is not there yet", hint="try again in a moment"
+        )
     raise GuestNotRecognisedError(
         "no Linux kernel in the guest's memory (tried the trampoline page table, VMCOREINFO "
         "and every resident page as a page table)",

@@ -36,6 +36,8 @@ _MAX_TRIES = 32
 #: Pages that look like a top table that are tried: each process has one or two.
 _MAX_ROOTS = 1 << 18
 _LARGE_PAGE = 2 << 20
+#: :attr:`KernelMapping.found_by` of the first way.
+TRAMPOLINE = "the trampoline page table"
 _TABLE = struct.Struct("<512Q")
 _MODES = (X86_64_5LEVEL, X86_64_4LEVEL)
 #: Accessed and dirty bits come and go; these make an entry a writable, present kernel table.
@@ -82,7 +84,7 @@ def by_trampoline(memory: PhysicalMemory) -> Iterator[KernelMapping]:
         except FaultError:
             continue
         if last & _TABLE_ENTRY == _TABLE_ENTRY:
-            yield from _try_root(memory, page, "the trampoline page table")
+            yield from _try_root(memory, page, TRAMPOLINE)
 
 
 def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[KernelMapping]:

@@ -61,13 +61,21 @@ def _members(guest: LinuxGuest) -> dict[str, str]:
 
 
 def _memory_members(guest: LinuxGuest) -> dict[str, str]:
-    """Where a module's memory is described: since 6.4 one entry a kind (commit ac3b43283923)."""
+    """Where a module's memory is described.
+
+    Since 6.4 one entry a kind (commit ac3b43283923); two ``module_layout`` since 4.5 (commit
+    7523e4dc5057), before that members of the module's own.
+    """
     if guest.types.has("module", "mem"):
         kinds = guest.types.enumerators("mod_mem_type")
         count = kinds.get("MOD_MEM_NUM_TYPES", 0)
         sizes = {f"size{kind}": f"mem[{kind}].size" for kind in range(min(count, 16))}
         return sizes | {"base": f"mem[{kinds.get('MOD_TEXT', 0)}].base"}
-    return {"size0": "core_layout.size", "size1": "init_layout.size", "base": "core_layout.base"}
+    return {
+        "size0": "core_layout.size|core_size",
+        "size1": "init_layout.size|init_size",
+        "base": "core_layout.base|module_core",
+    }
 
 
 def _plausible(guest: LinuxGuest, address: int, row: dict[str, Any]) -> bool:
