@@ -15,6 +15,7 @@ from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
 from virtintrospect.cli.tables import ps, table_commands
+from virtintrospect.cli.virsh import dommemstat, guestinfo
 from virtintrospect.errors import VirtIntrospectError
 
 #: numpy's linear algebra starts a thread for each core on import, which costs more CPU than
@@ -44,7 +45,17 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Settings)
 
 
-for command in (list_, ps, *table_commands(), symbols, types, translate, read):
+for command in (
+    list_,
+    ps,
+    *table_commands(),
+    guestinfo,
+    dommemstat,
+    symbols,
+    types,
+    translate,
+    read,
+):
     cli.add_command(command)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.bpf import BpfObject
     from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import (
+        BalloonStats,
         Counter,
         CpuTimes,
         Load,
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
+    from virtintrospect.model.users import Login, User
 
 __all__ = [
+    "BalloonStats",
     "BpfObject",
     "Container",
     "ControlGroup",
@@ -41,6 +44,7 @@ __all__ = [
     "Interface",
     "Load",
     "LogRecord",
+    "Login",
     "MemoryArea",
     "MemoryInfo",
     "Module",
@@ -57,6 +61,7 @@ __all__ = [
     "Sysctl",
     "SystemInfo",
     "Timer",
+    "User",
 ]
 
 _WHERE = {
@@ -81,10 +86,13 @@ _WHERE = {
     "SlabCache": "counters",
     "Container": "namespaces",
     "Namespace": "namespaces",
+    "BalloonStats": "counters",
     "Interface": "network",
     "Neighbour": "network",
     "Route": "network",
     "Socket": "network",
+    "User": "users",
+    "Login": "users",
 }
 
 

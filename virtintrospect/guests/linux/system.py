@@ -63,6 +63,14 @@ def _clock(guest: LinuxGuest) -> tuple[int, int] | None:
     return booted // _NANOSECONDS, max(0, now - booted) // _NANOSECONDS
 
 
+def wall_time(guest: LinuxGuest) -> int | None:
+    """Nanoseconds since the epoch at the last timer tick, by the guest's own clock."""
+    keeper = _timekeeper(guest)
+    if keeper is None:
+        return None
+    return keeper["xtime_sec"] * _NANOSECONDS + (keeper["nsec"] >> (keeper["shift"] & 63))
+
+
 def monotonic_time(guest: LinuxGuest) -> int | None:
     """Nanoseconds of CLOCK_MONOTONIC at the last timer tick."""
     keeper = _timekeeper(guest)
