@@ -29,8 +29,8 @@ _PAGE_SIZES = range(32, 257, 8)
 class CachedFile(NamedTuple):
     """What is in memory of a file."""
 
-    #: Bytes of the whole file (``i_size``).
-    size: int
+    #: Bytes of the whole file (``i_size``); ``None`` where that cannot be read.
+    size: int | None
     #: Its pieces, in order, as (offset, bytes); adjacent ones are joined.
     pieces: tuple[tuple[int, bytes], ...]
     #: Bytes from its start that were wanted at most.
@@ -39,7 +39,7 @@ class CachedFile(NamedTuple):
     @property
     def whole(self) -> bytes | None:
         """The content; ``None`` where some of it is not in memory, or it is larger than wanted."""
-        if not self.size:
+        if self.size == 0:
             return b""
         if len(self.pieces) == 1 and not self.pieces[0][0]:
             content = self.pieces[0][1]
@@ -60,11 +60,11 @@ def read_inode(guest: LinuxGuest, inode: int, budget: Budget, *, limit: int = LI
     size, mapping, root = (column[0] for column in layout.lists(guest.kernel, [inode], []).values())
     if size is None or root is None or size < 0:
         guest.note("unreadable file", inode)
-        return CachedFile(0, (), 0)
+        return CachedFile(None, (), limit)
     wanted = min(size, limit)
-    last = (wanted - 1) // PAGE
-    if not wanted:
+    if wanted <= 0:
         return CachedFile(size, (), limit)
+    last = (wanted - 1) // PAGE
     pages = _pages(guest, mapping, walk_spans(guest, root, budget, last=last), last)
     pieces: list[tuple[int, bytes]] = []
     for index, frame in sorted(pages.items()):
