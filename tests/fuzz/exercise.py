@@ -16,7 +16,7 @@ from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import CGROUPS, COMMANDS, PRESSURE, PS
+from virtintrospect.insight.tables import CGROUPS, COMMANDS, PRESSURE, PS, guestinfo_table
 from virtintrospect.insight.tree import as_tree
 from virtintrospect.symbols.store import Store
 
@@ -110,6 +110,10 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
             yield table.name, lambda t=table, a=arguments: _run(guest, t, a)  # type: ignore[misc]
     yield "pressure of cgroups", lambda: _render(PRESSURE, guest.pressure(cgroups=True))
     yield "a cgroup", lambda: _render(CGROUPS, guest.cgroups("/system.slice"))
+    yield "guestinfo", lambda: _guestinfo(guest)
+    yield "balloon", guest.balloon_stats
+    for path in (b"/etc/passwd", b"/bin/busybox", b"/proc/1/../../lab/modules"):
+        yield "file", lambda path=path: guest.cached_file(path)  # type: ignore[misc]
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")
@@ -124,6 +128,13 @@ def _run(guest: LinuxGuest, table: Table, arguments: tuple[int, ...]) -> None:
     """The command that a table's declaration makes."""
     found = getattr(guest, table.source)(*arguments)
     _render(table, [found] if table.single else found)
+
+
+def _guestinfo(guest: LinuxGuest) -> None:
+    values = guest.guestinfo()
+    text = io.StringIO()
+    output.show(guestinfo_table(values), [values], output="table", single=True, file=text)
+    _printable(text.getvalue())
 
 
 def _user_memory(guest: LinuxGuest) -> None:

@@ -35,6 +35,8 @@ _UTMP = b"/run/utmp"
 _SCOPE = re.compile(rb"/session-([^/]{1,32})\.scope(?:/|$)")
 
 _CREDENTIALS = {
+    "pid": "tgid",
+    "start": "start_boottime|real_start_time",
     "uid": "real_cred.uid.val",
     "gid": "real_cred.gid.val",
     "euid": "real_cred.euid.val",
@@ -55,8 +57,11 @@ def users(guest: LinuxGuest) -> list[User]:
     """The rows of ``users``, by user id."""
     budget = Budget()
     addresses = guest.tasks.addresses(budget)
-    columns = guest.layout("task_struct", _CREDENTIALS, text=()).lists(guest.kernel, addresses, [])
-    counts = Counter(values for values in zip(*columns.values(), strict=True) if None not in values)
+    rows = _credentials(guest, addresses)
+    if guest.live:
+        again = _credentials(guest, addresses)
+        rows = [row for row, other in zip(rows, again, strict=True) if row == other]
+    counts = Counter(row[2:] for row in rows if None not in row and 0 < row[0] <= _MAX_PID)
     found = names_of(guest, budget)
     names = account_names(found[0]) if found else {}
     guest.note_all([budget.problem])
@@ -64,6 +69,12 @@ def users(guest: LinuxGuest) -> list[User]:
         User(uid, gid, euid, egid, names.get(uid), counts[uid, gid, euid, egid])
         for uid, gid, euid, egid in sorted(counts)
     ]
+
+
+def _credentials(guest: LinuxGuest, addresses: list[int]) -> list[tuple[int, ...]]:
+    """Pid, start time and credentials of each task."""
+    columns = guest.layout("task_struct", _CREDENTIALS, text=()).lists(guest.kernel, addresses, [])
+    return list(zip(*columns.values(), strict=True))
 
 
 def logins(guest: LinuxGuest) -> list[Login]:
