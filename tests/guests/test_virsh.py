@@ -17,7 +17,10 @@ import pytest
 from virtintrospect.session import Session, open_session
 
 from .lab import libvirtd
-from .lab.debian import LOGINS, DebianGuest
+from .lab.debian import BOOT_PATIENCE, LOGINS, DebianGuest
+
+#: Booting systemd takes a minute where it is emulated, and much longer on a busy machine.
+pytestmark = pytest.mark.timeout(BOOT_PATIENCE * 2)
 
 #: A log that is written meanwhile takes some blocks; in bytes.
 _USED_SLACK = 1 << 20

@@ -37,6 +37,10 @@ COMMANDS = [
     "translate",
     "types",
     "vmstat",
+    "users",
+    "logins",
+    "guestinfo",
+    "dommemstat",
 ]
 
 

@@ -56,8 +56,17 @@ _MASKED = (
     "systemd-journal-flush.service", "systemd-journal-catalog-update.service",
     "ldconfig.service", "systemd-update-done.service", "systemd-firstboot.service",
     "systemd-random-seed.service", "systemd-binfmt.service", "modprobe@drm.service",
-    "systemd-timesyncd.service",
+    "systemd-timesyncd.service", "systemd-sysusers.service", "systemd-sysctl.service",
+    "systemd-modules-load.service", "kmod-static-nodes.service", "e2scrub_reap.service",
+    "systemd-pstore.service", "modprobe@configfs.service", "modprobe@fuse.service",
+    "modprobe@efi_pstore.service", "user@0.service",
 )  # fmt: skip
+#: Emulated, on a machine that has other things to do, everything takes long.
+_PATIENT = """[Manager]
+DefaultTimeoutStartSec=infinity
+DefaultDeviceTimeoutSec=infinity
+DefaultStartLimitIntervalSec=0
+"""
 _INIT = """#!/bin/busybox sh
 PATH=/bin
 for system in proc:proc sysfs:sys devtmpfs:dev; do
@@ -170,6 +179,7 @@ def _root_disk() -> Path:
         ZONE,
         _TARGET,
         _GETTY,
+        _PATIENT,
         _MASKED,
         _ROOT_SIZE,
     )
@@ -218,6 +228,10 @@ def _configure(root: Path) -> None:
     units = root / "etc/systemd/system"
     (units / "lab.target").write_text(_TARGET)
     _link(units / "default.target", "/etc/systemd/system/lab.target")
+    (root / "etc/systemd/system.conf.d").mkdir()
+    (root / "etc/systemd/system.conf.d/lab.conf").write_text(_PATIENT)
+    with (root / "etc/login.defs").open("a") as file:
+        file.write("LOGIN_TIMEOUT 0\n")
     for terminal, user in LOGINS.items():
         name = f"serial-getty@{terminal}" if terminal.startswith("ttyS") else f"getty@{terminal}"
         folder = units / f"{name}.service.d"
@@ -272,7 +286,7 @@ def _xml(name: str, vmlinuz: Path, initrd: Path, disks: list[Path], log: Path) -
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{vmlinuz}</kernel><initrd>{initrd}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 systemd.show_status=0</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 systemd.show_status=0 udev.event_timeout=900</cmdline>
   </os>
   <features><acpi/><apic/></features>
   <cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>

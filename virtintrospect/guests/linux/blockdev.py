@@ -21,7 +21,7 @@ _MAX_DEVICES = 1 << 14
 #: Devices between a disk and the bus that it hangs on; longest name of a device.
 _MAX_ABOVE, _MAX_NAME = 16, 256
 #: Bits of a minor number within ``dev_t`` (include/linux/kdev_t.h).
-_MINOR_BITS = 20
+MINOR_BITS = 20
 _PCI = re.compile(rb"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 #: Bytes of an entry of udev's database, and of a serial number, that are read.
 _MAX_ENTRY, _MAX_SERIAL = 64 << 10, 256
@@ -45,7 +45,7 @@ class BlockDevice(NamedTuple):
     @property
     def number(self) -> tuple[int, int]:
         """Major and minor."""
-        return self.device >> _MINOR_BITS, self.device & (1 << _MINOR_BITS) - 1
+        return self.device >> MINOR_BITS, self.device & (1 << MINOR_BITS) - 1
 
 
 def block_devices(guest: LinuxGuest, budget: Budget) -> list[BlockDevice] | None:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from virtintrospect.errors import NotFoundError, VirtIntrospectError
 from virtintrospect.guests.linux import blockdev, osrelease, statfs
 from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.cpu import averages
 from virtintrospect.guests.linux.dcache import Names, names_of
+from virtintrospect.guests.linux.interfaces import interfaces
 from virtintrospect.guests.linux.mounts import Row, place_of
-from virtintrospect.guests.linux.paths import PathReader
+from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.guests.linux.system import wall_time
 from virtintrospect.guests.linux.users import find_logins
 
@@ -198,45 +200,66 @@ def _hostname(source: _Source) -> Keys:
     return {"hostname": source.uts["nodename"]}
 
 
-def _filesystems(source: _Source) -> Keys:
+class _FileSystem(NamedTuple):
+    """A mount of a file system that has a device of its own."""
+
+    place: FilePath
+    superblock: int
+    device: int
+    kind: bytes
+    #: The device's name, as the file system noted it (``super_block.s_id``).
+    name: bytes
+
+
+def _mounted(source: _Source) -> list[_FileSystem]:
     """Mounts of block devices, in the order of /proc/self/mountinfo."""
     guest = source.guest
-    devices = {device.device: device for device in source.devices or ()}
     layout = guest.layout(
-        "super_block", {"device": "s_dev", "type": "s_type.name", "bdev": "s_bdev"}, text=()
+        "super_block", {"device": "s_dev", "type": "s_type.name", "name": "s_id"}, text=("name",)
     )
-    rows = list(source.mounts.items())
-    columns = layout.lists(guest.kernel, [row["superblock"] or 0 for _, row in rows], [])
-    places = [place_of(guest, address, row) for address, row in rows]
+    rows = [(address, row) for address, row in source.mounts.items() if row["superblock"]]
+    columns = layout.lists(guest.kernel, [row["superblock"] for _, row in rows], [])
     kinds = guest.kernel.strings([pointer or 0 for pointer in columns["type"]], _MAX_TEXT)
-    chosen = []
-    for number, kind in enumerate(kinds):
-        device = columns["device"][number]
-        if kind is not None and device is not None and device >> 20:
-            chosen.append((places[number], kind, device, rows[number][1]["superblock"]))
-    paths = PathReader(guest, source.budget).files(place for place, *_ in chosen)
+    return [
+        _FileSystem(
+            place_of(guest, address, row),
+            row["superblock"],
+            device,
+            kind,
+            name.split(b"\0", 1)[0],
+        )
+        for (address, row), device, name, kind in zip(
+            rows, columns["device"], columns["name"], kinds, strict=True
+        )
+        if kind is not None and device is not None and device >> blockdev.MINOR_BITS
+    ]
+
+
+def _filesystems(source: _Source) -> Keys:
+    found = _mounted(source)
+    devices = {device.device: device for device in source.devices or ()}
+    paths = PathReader(source.guest, source.budget).files(item.place for item in found)
     keys: Keys = {}
     count = 0
-    for place, kind, device, superblock in chosen:
-        path = paths.get(place)
+    for item in found:
+        path = paths.get(item.place)
         if path is None:
             continue
-        known = devices.get(device)
-        figures = statfs.usage(guest, kind, superblock)
+        known = devices.get(item.device)
+        name = known.name if known else item.name
         head = f"fs.{count}."
-        keys[head + "name"] = known.name if known else None
-        keys[head + "mountpoint"] = path
-        keys[head + "fstype"] = kind
+        keys |= {head + "name": name, head + "mountpoint": path, head + "fstype": item.kind}
+        figures = statfs.usage(source.guest, item.kind, item.superblock)
         if figures and figures.total:
             used = figures.total - figures.free
             keys[head + "total-bytes"] = used + figures.available
             keys[head + "used-bytes"] = used
-        if known and not known.name.startswith(_VIRTUAL):
-            about = source.disks[known.disk]
+        if not name.startswith(_VIRTUAL):
+            about = source.disks.get(known.disk) if known else None
             keys[head + "disk.count"] = 1
-            keys[head + "disk.0.alias"] = about.alias
-            keys[head + "disk.0.serial"] = about.serial
-            keys[head + "disk.0.device"] = b"/dev/" + known.name
+            keys[head + "disk.0.alias"] = about.alias if about else None
+            keys[head + "disk.0.serial"] = about.serial if about else None
+            keys[head + "disk.0.device"] = b"/dev/" + name
         count += 1
     return {"fs.count": count} | keys
 
@@ -269,7 +292,8 @@ def _interfaces(source: _Source) -> Keys:
     first = guest.tasks.addresses(source.budget)[:1]
     layout = guest.layout("task_struct", {"namespace": "nsproxy.net_ns.ns.inum"}, text=())
     namespaces = layout.lists(guest.kernel, first, [])["namespace"]
-    rows = [row for row in guest.interfaces() if row.net_namespace in namespaces]
+    every = interfaces(guest, counted=False)
+    rows = [row for row in every if row.net_namespace in namespaces]
     names = list(dict.fromkeys(row.interface for row in rows))
     keys: Keys = {"if.count": len(names)}
     for number, name in enumerate(names):
@@ -287,8 +311,7 @@ def _interfaces(source: _Source) -> Keys:
 
 
 def _load(source: _Source) -> Keys:
-    load = source.guest.load()
-    return {"load.1m": load.load1, "load.5m": load.load5, "load.15m": load.load15}
+    return dict(zip(("load.1m", "load.5m", "load.15m"), averages(source.guest), strict=True))
 
 
 _PARTS: dict[str, Callable[[_Source], Keys]] = {

@@ -12,10 +12,10 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.guests.linux.paths import MAX_DEPTH, FilePath, PathReader
 from virtintrospect.guests.linux.rbtree import walk_rbtree
-from virtintrospect.model import Mount
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.model import Mount
 
 Row = dict[str, Any]
 
@@ -208,6 +208,8 @@ def _texts(guest: LinuxGuest, rows: Iterable[Row], budget: Budget) -> dict[int, 
 
 
 def _record(row: Row, path: bytes | None, namespace: int | None, texts: dict[int, bytes]) -> Mount:
+    from virtintrospect.model import Mount
+
     kind, subtype = texts.get(row["type"] or 0), texts.get(row["subtype"] or 0)
     if kind is not None and subtype:
         kind += b"." + subtype

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux import bitmap
-from virtintrospect.model import SystemInfo
 from virtintrospect.symbols import vmcoreinfo
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.model import SystemInfo
 
 #: Where x86-64 kernels are linked to run when KASLR does not move them: __START_KERNEL
 #: (CONFIG_PHYSICAL_START is 16 MiB unless somebody changed it).
@@ -25,6 +25,8 @@ _UTS = ("release", "version", "machine", "nodename")
 
 def system_info(guest: LinuxGuest) -> SystemInfo:
     """The row of ``info``."""
+    from virtintrospect.model import SystemInfo
+
     uts = guest.read_global("init_uts_ns", {key: f"name.{key}" for key in _UTS}, text=_UTS)
     clock = _clock(guest)
     return SystemInfo(
