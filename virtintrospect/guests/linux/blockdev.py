@@ -1,7 +1,7 @@
 """Block devices (block/bdev.c, block/genhd.c): disks, their partitions, and where they hang.
 
-Each has an inode on a file system of the kernel's own (``bdev_inode``) as long as it is there:
-since 5.11 (commit 22ae8ce8b892); before, only while somebody has it open.
+Since 5.11 (commit 22ae8ce8b892) each has an inode on a file system of the kernel's own
+(``bdev_inode``) as long as it is there; before, only while somebody has it open.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BlockDevice(NamedTuple):
     #: As below /dev: ``vda``, ``vda1``.
     name: bytes
     device: int
-    #: Address of its ``struct gendisk``, which its partitions share.
+    #: An address that a disk shares with its partitions, and with nobody else.
     disk: int
     partition: bool
     sectors: int
@@ -53,34 +53,12 @@ def block_devices(guest: LinuxGuest, budget: Budget) -> list[BlockDevice] | None
 
     ``None`` where the kernel has no such list.
     """
-    types = guest.types
-    if not types.has("block_device", "bd_device") or "blockdev_superblock" not in guest.symbols:
+    if guest.types.has("block_device", "bd_device"):
+        found = _by_inode(guest, budget)
+    elif guest.types.has("hd_struct", "__dev") and guest.types.has("class", "p"):
+        found = _by_class(guest, budget)
+    else:
         return None
-    head = guest.pointer("blockdev_superblock") + types.offsetof("super_block", "s_inodes")
-    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_DEVICES, budget=budget)
-    guest.note_all([problem])
-    inner = types.offsetof("bdev_inode", "vfs_inode") + types.offsetof("inode", "i_sb_list")
-    members = {
-        "device": "bd_dev",
-        "disk": "bd_disk",
-        "whole": "bd_disk.part0",
-        "sectors": "bd_nr_sectors",
-        "name": "bd_device.kobj.name",
-        "hash": "bd_device.kobj.sd.hash",
-    }
-    at = types.offsetof("bdev_inode", "bdev")
-    addresses = [node - inner + at for node in nodes if node >= inner]
-    columns = guest.layout("block_device", members, text=()).lists(guest.kernel, addresses, [])
-    names = _names(guest, columns["name"])
-    node_at = types.offsetof("block_device", "bd_device")
-    found = [
-        BlockDevice(name, device, disk, whole != address, sectors, order, address + node_at)
-        for address, name, device, disk, whole, sectors, order in zip(
-            addresses, names, columns["device"], columns["disk"], columns["whole"],
-            columns["sectors"], columns["hash"], strict=True,
-        )
-        if name and device and disk and order is not None and sectors is not None
-    ]  # fmt: skip
     disks = {device.disk: device for device in found if not device.partition}
     found = [device for device in found if device.disk in disks]
 
@@ -89,6 +67,84 @@ def block_devices(guest: LinuxGuest, budget: Budget) -> list[BlockDevice] | None
         return disk.hash, disk.name, device.partition, device.hash, device.name
 
     return sorted(found, key=place)
+
+
+def _by_inode(guest: LinuxGuest, budget: Budget) -> list[BlockDevice]:
+    """Since 5.11: the inodes of ``blockdev_superblock``."""
+    types = guest.types
+    head = guest.pointer("blockdev_superblock") + types.offsetof("super_block", "s_inodes")
+    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_DEVICES, budget=budget)
+    guest.note_all([problem])
+    inner = types.offsetof("bdev_inode", "vfs_inode") + types.offsetof("inode", "i_sb_list")
+    members = {
+        "device": "bd_dev",
+        "sectors": "bd_nr_sectors",
+        "hash": "bd_device.kobj.sd.hash",
+        "name": "bd_device.kobj.name",
+        "disk": "bd_disk",
+        "whole": "bd_disk.part0",
+    }
+    at = types.offsetof("bdev_inode", "bdev")
+    addresses = [node - inner + at for node in nodes if node >= inner]
+    *columns, names, disks, wholes = (
+        guest.layout("block_device", members, text=()).lists(guest.kernel, addresses, []).values()
+    )
+    partitions = [whole != address for whole, address in zip(wholes, addresses, strict=True)]
+    node_at = types.offsetof("block_device", "bd_device")
+    places = [address + node_at for address in addresses]
+    return _devices(guest, columns, names, disks, partitions, places)
+
+
+def _by_class(guest: LinuxGuest, budget: Budget) -> list[BlockDevice]:
+    """Before: the devices of ``block_class``, each within a ``struct hd_struct``."""
+    types = guest.types
+    layout = guest.layout("class", {"private": "p"}, text=())
+    private = layout.read(guest.kernel, guest.symbols.address("block_class"))["private"]
+    head = private + types.offsetof("subsys_private", "klist_devices.k_list")
+    nodes, problem = walk_list(guest.kernel, head, limit=_MAX_DEVICES, budget=budget)
+    guest.note_all([problem])
+    inner = types.offsetof("device_private", "knode_class.n_node")
+    layout = guest.layout("device_private", {"device": "device"}, text=())
+    privates = [node - inner for node in nodes if node >= inner]
+    places = [place for place in layout.lists(guest.kernel, privates, [])["device"] if place]
+    members = {
+        "device": "__dev.devt",
+        "sectors": "nr_sects",
+        "hash": "__dev.kobj.sd.hash",
+        "name": "__dev.kobj.name",
+        "parent": "__dev.parent",
+        "number": "partno",
+    }
+    outer = types.offsetof("hd_struct", "__dev")
+    addresses = [place - outer for place in places if place >= outer]
+    *columns, names, parents, numbers = (
+        guest.layout("hd_struct", members, text=()).lists(guest.kernel, addresses, []).values()
+    )
+    partitions = [bool(number) for number in numbers]
+    # A partition hangs on its disk; the device of the disk stands for both.
+    disks = [
+        parent if partition else place
+        for parent, partition, place in zip(parents, partitions, places, strict=True)
+    ]
+    return _devices(guest, columns, names, disks, partitions, places)
+
+
+def _devices(
+    guest: LinuxGuest,
+    columns: list[list[int | None]],
+    pointers: list[int | None],
+    disks: list[int | None],
+    partitions: list[bool],
+    places: list[int],
+) -> list[BlockDevice]:
+    """Those of them that have a name and are in sysfs."""
+    return [
+        BlockDevice(name, device, disk, partition, sectors, order, place)
+        for name, device, sectors, order, disk, partition, place in zip(
+            _names(guest, pointers), *columns, disks, partitions, places, strict=True
+        )
+        if name and device and disk and order is not None and sectors is not None
+    ]
 
 
 def pci_addresses(guest: LinuxGuest, devices: list[BlockDevice]) -> list[bytes | None]:
