@@ -7,12 +7,11 @@ key whose value memory does not tell is left out.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtintrospect.errors import NotFoundError, VirtIntrospectError
+from virtintrospect.errors import CorruptDataError, VirtIntrospectError
 from virtintrospect.guests.linux import blockdev, osrelease, statfs
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cpu import averages
@@ -22,6 +21,7 @@ from virtintrospect.guests.linux.mounts import Row, place_of
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.guests.linux.system import wall_time
 from virtintrospect.guests.linux.users import find_logins
+from virtintrospect.guests.linux.zone import zone_at
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.blockdev import BlockDevice
@@ -163,37 +163,13 @@ def _timezone(source: _Source) -> Keys:
     target = names.link(entry.inode) or b""
     content = source.content(b"/etc/localtime", _MAX_ZONE)
     try:
-        zone = _zone(content, target.rpartition(_ZONEINFO)[2])
-        from datetime import datetime
-
-        local = datetime.fromtimestamp(now // 1_000_000_000, zone)
-        offset = local.utcoffset()
-    except (*_BAD_ZONE, NotFoundError) as error:
-        source.guest.note(f"no timezone: {error}", entry.inode)
+        name, offset = zone_at(now // 1_000_000_000, content, target.rpartition(_ZONEINFO)[2])
+    except CorruptDataError as error:
+        source.guest.note(f"no timezone: {error.message}", entry.inode)
         return {}
     if content is None:
         source.guest.note("the zone's rules are not in the guest's memory: they are this host's", 0)
-    return {
-        "timezone.name": (local.tzname() or "")[:_MAX_TEXT] or None,
-        "timezone.offset": None if offset is None else int(offset.total_seconds()),
-    }
-
-
-#: What zoneinfo raises for bytes that are no zone, and datetime for a clock of nonsense.
-_BAD_ZONE = (
-    ValueError, struct.error, OverflowError, OSError, IndexError, KeyError, TypeError,
-)  # fmt: skip
-
-
-def _zone(content: bytes | None, name: bytes) -> Any:
-    import io
-    from zoneinfo import ZoneInfo
-
-    if content is not None:
-        return ZoneInfo.from_file(io.BytesIO(content))
-    if not name:
-        raise NotFoundError("the content of /etc/localtime is not in memory")
-    return ZoneInfo(name.decode("ascii"))
+    return {"timezone.name": name, "timezone.offset": offset}
 
 
 def _hostname(source: _Source) -> Keys:

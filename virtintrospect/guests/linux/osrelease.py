@@ -1,4 +1,4 @@
-"""What os-release(5) and zone files say, out of bytes from a stranger."""
+"""What os-release(5) says, out of bytes from a stranger."""
 
 from __future__ import annotations
 
