@@ -49,6 +49,14 @@ class SupportsRegisters(Protocol):
         """Registers of one vCPU by their architectural, lower-case names (``cr3``, ``rip``)."""
 
 
+@runtime_checkable
+class SupportsResidentSize(Protocol):
+    """A target whose VMM is a process of this host."""
+
+    def resident_size(self) -> int:
+        """Bytes of memory that this process has, the guest's RAM included."""
+
+
 class Driver(abc.ABC):
     """Opens guests of one kind of VMM."""
 

@@ -67,6 +67,17 @@ class KvmTarget(Target):
         """Guest-physical memory."""
         return self._memory
 
+    def resident_size(self) -> int:
+        """Bytes of memory that QEMU has (/proc/PID/statm), the guest's RAM included.
+
+        :raises TargetGoneError: the guest ended.
+        """
+        try:
+            pages = int(self.process.read_file("statm", 256).split()[1])
+        except (OSError, IndexError) as error:
+            raise self.process.gone() from error
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def check(self) -> None:
         """Make sure that the guest still runs.
 

@@ -17,7 +17,16 @@ from virtintrospect.guests import identify
 from virtintrospect.guests.linux import hung
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import CGROUPS, COMMANDS, CRASH, HUNG, PRESSURE, PS, STACK
+from virtintrospect.insight.tables import (
+    CGROUPS,
+    COMMANDS,
+    CRASH,
+    HUNG,
+    PRESSURE,
+    PS,
+    STACK,
+    guestinfo_table,
+)
 from virtintrospect.insight.tree import as_tree
 from virtintrospect.symbols.store import Store
 
@@ -118,6 +127,10 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "hung", lambda: _render(HUNG, guest.hung(0))
     yield "crash", lambda: _render(CRASH, [guest.crash()])
     yield "cpu stacks", lambda: _render(STACK, guest.cpu_stacks())
+    yield "guestinfo", lambda: _guestinfo(guest)
+    yield "balloon", guest.balloon_stats
+    for path in (b"/etc/passwd", b"/bin/busybox", b"/proc/1/../../lab/modules"):
+        yield "file", lambda path=path: guest.cached_file(path)  # type: ignore[misc]
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")
@@ -132,6 +145,13 @@ def _run(guest: LinuxGuest, table: Table, arguments: tuple[int, ...]) -> None:
     """The command that a table's declaration makes."""
     found = getattr(guest, table.source)(*arguments)
     _render(table, [found] if table.single else found)
+
+
+def _guestinfo(guest: LinuxGuest) -> None:
+    values = guest.guestinfo()
+    text = io.StringIO()
+    output.show(guestinfo_table(values), [values], output="table", single=True, file=text)
+    _printable(text.getvalue())
 
 
 def _user_memory(guest: LinuxGuest) -> None:

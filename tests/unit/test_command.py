@@ -41,6 +41,10 @@ COMMANDS = [
     "translate",
     "types",
     "vmstat",
+    "users",
+    "logins",
+    "guestinfo",
+    "dommemstat",
 ]
 
 

@@ -11,7 +11,7 @@ from tests.unit.images import BuiltMemory
 from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.xarray import LAST, walk_xarray
+from virtintrospect.guests.linux.xarray import LAST, Span, walk_spans, walk_xarray
 from virtintrospect.space import AddressSpace, LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
@@ -125,6 +125,9 @@ def test_an_entry_above_the_lowest_level(builder: Builder, guest: Any) -> None:
     root = builder.store(128, pointer(128), height=12, shift=6)
     builder.slot(builder.node(6, 0), 3, 2 << 2 | 2)  # the next 64 indices belong to it, too
     assert walk_xarray(guest, root, Budget()) == [(3, pointer(3)), (128, pointer(128))]
+    builder.slot(builder.node(0, 3), 4, 3 << 2 | 2)
+    spans = [Span(3, 4, pointer(3)), Span(128, 255, pointer(128))]
+    assert walk_spans(guest, root, Budget()) == spans
 
 
 def test_up_to_an_index(builder: Builder, guest: Any) -> None:

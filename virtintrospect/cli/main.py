@@ -16,6 +16,7 @@ from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
 from virtintrospect.cli.triage import crash, hung
+from virtintrospect.cli.virsh import dommemstat, guestinfo
 from virtintrospect.errors import VirtIntrospectError
 
 #: numpy's linear algebra starts a thread for each core on import, which costs more CPU than
@@ -48,7 +49,19 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Settings)
 
 
-for command in (list_, ps, *table_commands(), hung, crash, symbols, types, translate, read):
+for command in (
+    list_,
+    ps,
+    *table_commands(),
+    guestinfo,
+    dommemstat,
+    hung,
+    crash,
+    symbols,
+    types,
+    translate,
+    read,
+):
     command.short_help, command.epilog = summary(command), columns_of(command)
     cli.add_command(command)
 

@@ -60,7 +60,7 @@ def show(
     elif output == "csv":
         _csv(chosen, records, out)
     elif single:
-        _fields(chosen, records, out)
+        _fields(chosen, records, out, table.line)
     else:
         _table(chosen, records, out, all_columns=columns is not None)
 
@@ -157,6 +157,7 @@ _HUMAN: dict[Unit, Callable[[Any], str]] = {
     Unit.EPOCH: _epoch,
     Unit.MILLISECONDS: _milliseconds,
     Unit.SECONDS: _seconds,
+    Unit.REAL: lambda number: f"{number:.6f}",
     Unit.FLAG: lambda flag: "yes" if flag else "no",
 }
 _RIGHT = {Unit.NUMBER, Unit.BYTES, Unit.MILLISECONDS, Unit.SECONDS}
@@ -217,13 +218,16 @@ def _csv_value(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _fields(columns: Sequence[Column], records: Iterable[Record], out: TextIO) -> None:
+def _fields(columns: Sequence[Column], records: Iterable[Record], out: TextIO, line: str) -> None:
     for record in records:
         shown = [column for column in columns if record.get(column.name) is not None]
         width = max((len(column.name) for column in shown), default=0)
         for column in shown:
             value = human_value(column.unit, record[column.name])
-            out.write(f"{column.name + ':':<{width + 1}} {value}\n")
+            if line:
+                out.write(line.format(name=column.name, value=value) + "\n")
+            else:
+                out.write(f"{column.name + ':':<{width + 1}} {value}\n")
 
 
 def _table(

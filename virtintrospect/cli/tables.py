@@ -33,7 +33,9 @@ def summary(command: click.Command) -> str:
 
 def columns_of(command: click.Command) -> str:
     """Names of the columns of a command's table, for the end of its help."""
-    table = ALL[command.name or ""]
+    table = ALL.get(command.name or "")
+    if table is None:
+        return ""
     brief = ", ".join(column.name for column in table.columns if column.brief)
     more = ", ".join(column.name for column in table.columns if not column.brief)
     text = f"Columns: {brief}."

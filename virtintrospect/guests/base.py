@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.table import Symbols
@@ -12,6 +12,7 @@ from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
     from virtintrospect.model import (
+        BalloonStats,
         BpfObject,
         Container,
         ControlGroup,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         EnvironmentVariable,
         Interface,
         Load,
+        Login,
         LogRecord,
         MemoryArea,
         MemoryInfo,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
         Sysctl,
         SystemInfo,
         Timer,
+        User,
     )
     from virtintrospect.symbols.layout import Layout
 
@@ -255,6 +258,30 @@ class Guest(abc.ABC):
         :param member: their member by which they are linked.
         :raises NotFoundError: the kernel has no such symbol, structure or member.
         """
+
+    @abc.abstractmethod
+    def users(self) -> list[User]:
+        """Credentials that processes have, and how many have each."""
+
+    @abc.abstractmethod
+    def logins(self) -> list[Login]:
+        """Who is logged in."""
+
+    @abc.abstractmethod
+    def guestinfo(
+        self, kinds: Collection[str] = (), aliases: Mapping[bytes, str] | None = None
+    ) -> dict[str, Any]:
+        """What a guest agent would tell: keys, their order and units as of ``virsh guestinfo``.
+
+        :param kinds: which of user, os, timezone, hostname, filesystem, disk, interface and
+            load; all of them where none is named.
+        :param aliases: what the host calls disks, by their PCI address (``0000:04:00.0``) or
+            their serial number (:func:`~virtintrospect.domain.disk_aliases`).
+        """
+
+    @abc.abstractmethod
+    def balloon_stats(self) -> BalloonStats:
+        """What a balloon driver would tell of the guest's memory."""
 
     @abc.abstractmethod
     def module_types(self, name: str) -> Types:

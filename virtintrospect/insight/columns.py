@@ -21,6 +21,8 @@ class Unit(Enum):
     EPOCH = "epoch"
     SECONDS = "seconds"
     MILLISECONDS = "milliseconds"
+    #: A fraction, for people with six decimals, as libvirt's tools print one.
+    REAL = "real"
     FLAG = "flag"
     #: Raw bytes, shown as hexadecimal digits.
     HEX = "hex"
@@ -57,6 +59,8 @@ class Table(NamedTuple):
     examples: tuple[str, ...] = ()
     #: The method gives one record instead of a list.
     single: bool = False
+    #: How a field of a single record is printed for people; by default aligned ``name: value``.
+    line: str = ""
     #: Name of the argument behind TARGET that the method needs: ``"pid"``, or none.
     argument: str = ""
     #: The method takes ``pattern``, a str or ``None`` for all rows: an argument behind TARGET. What

@@ -5,6 +5,8 @@ Names follow osquery where it has the table (processes, kernel_modules, kernel_i
 
 from __future__ import annotations
 
+from typing import Any
+
 from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Column, Table, Unit
 
@@ -676,6 +678,67 @@ SYSCTL = Table(
     examples=("sysctl web01", "sysctl web01 net.ipv4.conf", "sysctl web01 'kernel.*panic*'"),
     pattern="Only names that match this shell pattern, or that are below this name.",
 )
+USERS = Table(
+    "users",
+    (
+        Column("uid", _N),
+        Column("name"),
+        Column("gid", _N),
+        Column("euid", _N),
+        Column("egid", _N),
+        Column("processes", _N),
+    ),
+    source="users",
+    help="List the credentials that TARGET's processes have, and how many have each.",
+    examples=("users web01", "users web01 -o json | jq '.[] | select(.uid != .euid)'"),
+)
+
+LOGINS = Table(
+    "logins",
+    (
+        Column("type"),
+        Column("user"),
+        Column("tty"),
+        Column("host"),
+        Column("time", Unit.EPOCH),
+        Column("pid", _N),
+        Column("uid", _N, brief=False),
+        Column("session"),
+        Column("source"),
+    ),
+    source="logins",
+    help="List who is logged in to TARGET.",
+    examples=("logins web01", "logins web01 -o json | jq -r '.[].user'"),
+)
+
+DOMMEMSTAT = Table(
+    "dommemstat",
+    (
+        Column("actual", _N),
+        Column("swap_in", _N),
+        Column("swap_out", _N),
+        Column("major_fault", _N),
+        Column("minor_fault", _N),
+        Column("unused", _N),
+        Column("available", _N),
+        Column("usable", _N),
+        Column("last_update", _N),
+        Column("disk_caches", _N),
+        Column("hugetlb_pgalloc", _N),
+        Column("hugetlb_pgfail", _N),
+        Column("rss", _N),
+    ),
+    single=True,
+    line="{name} {value}",
+)
+
+
+def guestinfo_table(values: dict[str, Any]) -> Table:
+    """The table that has the keys of one ``guestinfo`` as its columns, written as virsh does."""
+    units = {bool: Unit.FLAG, int: _N, float: Unit.REAL}
+    columns = (Column(key, units.get(type(value), Unit.TEXT)) for key, value in values.items())
+    return Table("guestinfo", tuple(columns), single=True, line="{name:<20}: {value}")
+
 
 STACK = Table(
     "stack",
@@ -809,10 +872,15 @@ COMMANDS = (
     SYSCTL,
     STACK,
     RUNQUEUES,
+    USERS,
+    LOGINS,
 )
 
 #: Every table, by its command's name.
-ALL = {table.name: table for table in (LIST, PS, *COMMANDS, SYMBOLS, TYPES, TRANSLATE, READ)}
+ALL = {
+    table.name: table
+    for table in (LIST, PS, *COMMANDS, HUNG, CRASH, DOMMEMSTAT, SYMBOLS, TYPES, TRANSLATE, READ)
+}
 
 
 def find(name: str) -> Table:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.bpf import BpfObject
     from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import (
+        BalloonStats,
         Counter,
         CpuTimes,
         Load,
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
     from virtintrospect.model.stack import Crash, RunQueue, StackFrame, Stall
+    from virtintrospect.model.users import Login, User
 
 __all__ = [
+    "BalloonStats",
     "BpfObject",
     "Container",
     "ControlGroup",
@@ -43,6 +46,7 @@ __all__ = [
     "Interface",
     "Load",
     "LogRecord",
+    "Login",
     "MemoryArea",
     "MemoryInfo",
     "Module",
@@ -62,6 +66,7 @@ __all__ = [
     "Sysctl",
     "SystemInfo",
     "Timer",
+    "User",
 ]
 
 _WHERE = {
@@ -86,6 +91,7 @@ _WHERE = {
     "SlabCache": "counters",
     "Container": "namespaces",
     "Namespace": "namespaces",
+    "BalloonStats": "counters",
     "Interface": "network",
     "Neighbour": "network",
     "Route": "network",
@@ -94,6 +100,8 @@ _WHERE = {
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
+    "User": "users",
+    "Login": "users",
 }
 
 

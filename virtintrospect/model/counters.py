@@ -156,3 +156,20 @@ class SlabCache:
     size: int | None
     #: Virtual address of the ``struct kmem_cache``.
     address: int
+
+
+@dataclass(frozen=True, slots=True)
+class BalloonStats:
+    """What ``virsh dommemstat`` has from the guest: KiB, and counts of events."""
+
+    swap_in: int | None
+    swap_out: int | None
+    major_fault: int | None
+    #: All page faults, the major ones included: what the driver reports under this name.
+    minor_fault: int | None
+    unused: int
+    available: int
+    usable: int
+    disk_caches: int
+    hugetlb_pgalloc: int | None
+    hugetlb_pgfail: int | None

@@ -154,6 +154,8 @@ class Types(abc.ABC):
     def __init__(self) -> None:
         self._flat: dict[int, dict[str, Member]] = {}
         self._resolved: dict[tuple[str, str], tuple[Field, ...]] = {}
+        #: What :meth:`has` has looked for in vain.
+        self._absent: set[tuple[str, str]] = set()
 
     # What a format supplies.
 
@@ -208,11 +210,13 @@ class Types(abc.ABC):
 
     def has(self, name: str, path: str) -> bool:
         """Whether the type ``name`` exists and has a member ``path``: ask this, not a version."""
-        if name not in self:
+        if (name, path) in self._absent or name not in self:
             return False
         try:
-            self.resolve(name, path)
+            self.resolve(name, path, explain=False)
         except TypeNotFoundError:
+            if len(self._absent) < MAX_MEMBERS:
+                self._absent.add((name, path))
             return False
         return True
 
@@ -228,7 +232,7 @@ class Types(abc.ABC):
             )
         return hops[0].offset
 
-    def resolve(self, name: str, path: str) -> tuple[Field, ...]:
+    def resolve(self, name: str, path: str, *, explain: bool = True) -> tuple[Field, ...]:
         """Where ``path`` lies in ``name``: one field a hop, all but the last of them pointers.
 
         :raises TypeNotFoundError: no such type or member; the hint says what there is.
@@ -236,14 +240,19 @@ class Types(abc.ABC):
         """
         known = self._resolved.get((name, path))
         if known is None:
-            known = self.resolve_in(self.find(name), path, name=name)
+            known = self.resolve_in(self.find(name), path, name=name, explain=explain)
             if len(self._resolved) >= MAX_MEMBERS:
                 self._resolved.clear()
             self._resolved[name, path] = known
         return known
 
-    def resolve_in(self, type_id: int, path: str, *, name: str = "") -> tuple[Field, ...]:
-        """As :meth:`resolve`, for a type known by its id (``name`` is for messages)."""
+    def resolve_in(
+        self, type_id: int, path: str, *, name: str = "", explain: bool = True
+    ) -> tuple[Field, ...]:
+        """As :meth:`resolve`, for a type known by its id (``name`` is for messages).
+
+        :param explain: say what there is instead, which takes longer than the look-up itself.
+        """
         if len(path) > MAX_PATH:
             raise TypeNotFoundError(name, path[:64] + "…", hint="the path is too long")
         hops: list[Field] = []
@@ -259,7 +268,8 @@ class Types(abc.ABC):
                 stripped, node = self._defined(*self.strip(node.target or 0))
             member = self._members(stripped, node, name, path).get(parsed[1])
             if member is None:
-                raise TypeNotFoundError(name, path, hint=self._similar(stripped, parsed[1]))
+                hint = self._similar(stripped, parsed[1]) if explain else ""
+                raise TypeNotFoundError(name, path, hint=hint)
             bits += member.bit_offset
             current = member.type_id
             for number in re.findall(r"\d+", parsed[2]):

@@ -35,6 +35,8 @@ need qemu-system-x86 has qemu-system-x86_64
 need seabios test -e /usr/share/seabios/bios-256k.bin
 need busybox-static installed busybox-static
 need dpkg has dpkg-deb
+need debootstrap test -e /usr/sbin/debootstrap
+need e2fsprogs test -e /usr/sbin/mke2fs
 need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 

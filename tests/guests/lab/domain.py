@@ -86,7 +86,7 @@ def domain_xml(
     backing = _BACKINGS[config.backing]
     la57 = "<feature policy='disable' name='la57'/>" if config.levels == 4 else ""
     return f"""
-<domain type='{_domain_type(config)}'>
+<domain type='{domain_type(config)}'>
   <name>{escape(name)}</name>
   <description>{escape(owner)}</description>
   <memory unit='MiB'>{config.ram_mib}</memory>
@@ -108,7 +108,7 @@ def domain_xml(
 """
 
 
-def _domain_type(config: Config) -> str:
+def domain_type(config: Config) -> str:
     """KVM where it works; it cannot give a guest 5 levels on a processor that has only 4."""
     flags = Path("/proc/cpuinfo").read_text()
     possible = config.levels == 4 or re.search(r"^flags\b.*\bla57\b", flags, re.MULTILINE)

@@ -26,6 +26,8 @@ class Source:
     suite: str
     image: str
     modules: str = ""
+    #: Modules kept besides :data:`MODULES`.
+    more: tuple[str, ...] = ()
 
 
 KERNELS = {
@@ -39,6 +41,11 @@ KERNELS = {
     "6.12-full": Source("bookworm", r"linux-image-6\.12\.[^-]*-amd64"),
     "6.1-rt": Source("bookworm", r"linux-image-6\.1\.[^-]*-\d+-rt-amd64"),
     "6.12-rt": Source("bookworm", r"linux-image-6\.12\.[^-]*-rt-amd64"),
+    "6.1-debian": Source(  # for debian.py
+        "bookworm",
+        r"linux-image-6\.1\.[^-]*-\d+-cloud-amd64",
+        more=("virtio_blk", "virtio_net", "virtio_balloon"),
+    ),
 }
 
 #: Modules kept from the packages, with all that they depend on. The first four are how a
@@ -104,9 +111,10 @@ def kernel(name: str) -> Kernel:
     source = KERNELS[name]
     target = cache() / "kernels" / name
     with locked(f"kernel-{name}"):
-        if _wanted(target) != list(MODULES):
+        wanted = [*MODULES, *source.more]
+        if _wanted(target) != wanted:
             packages = apt.download(source.suite, [source.image, source.modules])
-            _unpack(packages, target)
+            _unpack(packages, target, wanted)
     about = json.loads((target / "kernel.json").read_text())
     return Kernel(
         name=name,
@@ -148,7 +156,7 @@ def _wanted(target: Path) -> list[str] | None:
     return wanted
 
 
-def _unpack(packages: list[Path], target: Path) -> None:
+def _unpack(packages: list[Path], target: Path, wanted: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
         raw, done = Path(scratch, "raw"), Path(scratch, "done")
@@ -158,7 +166,7 @@ def _unpack(packages: list[Path], target: Path) -> None:
             _extract(package, raw)
         found = {path.name.split(".ko")[0].replace("-", "_"): path for path in raw.glob("*.ko*")}
         modules: dict[str, list[str]] = {}
-        todo = list(MODULES)
+        todo = list(wanted)
         while todo:
             module = todo.pop()
             if module in modules or module not in found:
@@ -172,7 +180,7 @@ def _unpack(packages: list[Path], target: Path) -> None:
         about = {
             "release": image.name.removeprefix("vmlinuz-"),
             "packages": [package.name for package in packages],
-            "wanted": list(MODULES),
+            "wanted": wanted,
             "modules": modules,
         }
         (done / "kernel.json").write_text(json.dumps(about, indent=1))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests.linux import percpu, system
 from virtintrospect.guests.linux.counters import number
-from virtintrospect.model import CpuTimes, Load
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.model import CpuTimes, Load
 
 _MILLISECOND = 1_000_000
 #: FSHIFT (include/linux/sched/loadavg.h): bits behind the point.
@@ -38,6 +38,8 @@ def times(guest: LinuxGuest) -> list[CpuTimes]:
     Idle time of a CPU whose tick has stopped goes on until the guest's clock was last brought
     up to date, which an idle guest may do seconds later: it lags, and never runs ahead.
     """
+    from virtintrospect.model import CpuTimes
+
     cpus = percpu.online(guest)
     rows = _statistics(guest, list(cpus.values()))
     whole = _load_columns(guest)
@@ -63,9 +65,10 @@ def _load_columns(guest: LinuxGuest) -> dict[str, Any]:
 
 def load(guest: LinuxGuest) -> Load:
     """The record of ``load``, as /proc/loadavg and the last lines of /proc/stat have it."""
+    from virtintrospect.model import Load
+
     queues = _queues(guest, list(percpu.online(guest).values()))
-    averages = struct.unpack("<3Q", guest.kernel.read(guest.symbols.address("avenrun"), 24))
-    load1, load5, load15 = (fixed(value + _FIXED_1 // 200) for value in averages)
+    load1, load5, load15 = averages(guest)
     cursor = guest.read_global("init_pid_ns", {"next": "idr.idr_next"})["next"]
     return Load(
         load1=load1,
@@ -76,6 +79,12 @@ def load(guest: LinuxGuest) -> Load:
         total=number(guest, "nr_threads", 4),
         last_pid=cursor - 1,
     )
+
+
+def averages(guest: LinuxGuest) -> list[float]:
+    """Load of the last one, five and fifteen minutes."""
+    values = struct.unpack("<3Q", guest.kernel.read(guest.symbols.address("avenrun"), 24))
+    return [fixed(value + _FIXED_1 // 200) for value in values]
 
 
 def fixed(value: int) -> float:

@@ -20,8 +20,10 @@ from virtintrospect.symbols.types import Types
 
 if TYPE_CHECKING:
     from virtintrospect.driver import SupportsRegisters
+    from virtintrospect.guests.linux.pagecache import CachedFile
     from virtintrospect.guests.linux.tasks import Tasks
     from virtintrospect.model import (
+        BalloonStats,
         BpfObject,
         Container,
         ControlGroup,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         EnvironmentVariable,
         Interface,
         Load,
+        Login,
         LogRecord,
         MemoryArea,
         MemoryInfo,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
         Sysctl,
         SystemInfo,
         Timer,
+        User,
     )
 
 #: Problems remembered until somebody takes them.
@@ -282,6 +286,46 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.cpustack import cpu_stacks
 
         return cpu_stacks(self)
+
+    def users(self) -> list[User]:
+        """Credentials in use: :mod:`~virtintrospect.guests.linux.users`."""
+        from virtintrospect.guests.linux.users import users
+
+        return users(self)
+
+    def logins(self) -> list[Login]:
+        """Who is logged in: :mod:`~virtintrospect.guests.linux.users`."""
+        from virtintrospect.guests.linux.users import logins
+
+        return logins(self)
+
+    def guestinfo(
+        self, kinds: Collection[str] = (), aliases: Mapping[bytes, str] | None = None
+    ) -> dict[str, Any]:
+        """The keys of ``virsh guestinfo``: :mod:`~virtintrospect.guests.linux.guestinfo`."""
+        from virtintrospect.guests.linux.guestinfo import guestinfo
+
+        return guestinfo(self, kinds, aliases)
+
+    def balloon_stats(self) -> BalloonStats:
+        """Memory statistics: :mod:`~virtintrospect.guests.linux.balloon`."""
+        from virtintrospect.guests.linux.balloon import balloon_stats
+
+        return balloon_stats(self)
+
+    def cached_file(self, path: bytes, *, limit: int = 1 << 20) -> CachedFile | None:
+        """What the guest has in memory of a file, as its first process would find it.
+
+        Nothing is read from its disks. ``None`` where it knows no such file, or has not looked
+        it up lately.
+
+        :param limit: bytes from its start that are read at most.
+        """
+        from virtintrospect.guests.linux.budget import Budget
+        from virtintrospect.guests.linux.dcache import names_of
+
+        found = names_of(self, Budget(size=limit))
+        return found[0].read(path, limit=limit) if found else None
 
     @cached_property
     def tasks(self) -> Tasks:

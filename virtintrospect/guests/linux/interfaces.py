@@ -68,8 +68,11 @@ class _Address(NamedTuple):
     peer: str | None
 
 
-def interfaces(guest: LinuxGuest) -> list[Interface]:
-    """The rows of ``interfaces``: namespace by namespace, in the order of ``ip link``."""
+def interfaces(guest: LinuxGuest, *, counted: bool = True) -> list[Interface]:
+    """The rows of ``interfaces``: namespace by namespace, in the order of ``ip link``.
+
+    :param counted: with their counters, which cost more than all the rest.
+    """
     budget = Budget()
     rows = _devices(guest, budget)
     addresses: list[list[_Address]] = [[] for _ in rows]
@@ -81,7 +84,8 @@ def interfaces(guest: LinuxGuest) -> list[Interface]:
         texts = guest.kernel.strings([row[name] or 0 for row in rows], _NAME)
         for row, text in zip(rows, texts, strict=True):
             row[name] = text if row[name] else None
-    counters = netstats.counters(guest, rows, budget)
+    none = [netstats.Counters()] * len(rows)
+    counters = netstats.counters(guest, rows, budget) if counted else none
     guest.note_all([budget.problem])
     nothing: list[_Address | None] = [None]
     return [

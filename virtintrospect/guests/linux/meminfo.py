@@ -43,7 +43,7 @@ _S32 = 4
 
 def meminfo(guest: LinuxGuest) -> MemoryInfo:
     """The record of ``memory``; what cannot be read is left out and noted."""
-    source = _Memory(guest)
+    source = Memory(guest)
     found: dict[str, int | None] = {}
     for name, line in _LINES.items():
         try:
@@ -64,7 +64,7 @@ class _HugePages(NamedTuple):
     surplus: int
 
 
-class _Memory:
+class Memory:
     """What the lines are made of; each part is read once, when a line first asks for it."""
 
     def __init__(self, guest: LinuxGuest) -> None:
@@ -72,9 +72,11 @@ class _Memory:
         self.counters = Counters(guest)
 
     def has(self, symbol: str) -> bool:
+        """Whether this kernel has a variable."""
         return symbol in self.guest.symbols
 
     def number(self, symbol: str, size: int = 8) -> int:
+        """The integer that a variable holds."""
         return number(self.guest, symbol, size)
 
     def pages(self, *names: str) -> int | None:
@@ -123,6 +125,7 @@ class _Memory:
 
     @cached_property
     def cached(self) -> int:
+        """Pages of files that are in memory."""
         return max(0, self.counters["NR_FILE_PAGES"] - self.swap_cached - self.buffers)
 
     @cached_property
@@ -243,36 +246,36 @@ def _kib(size: int) -> int:
     return size // 1024 * 1024
 
 
-def _counter(*names: str) -> Callable[[_Memory], int | None]:
+def _counter(*names: str) -> Callable[[Memory], int | None]:
     return lambda memory: memory.pages(*names)
 
 
-def _or_zero(name: str) -> Callable[[_Memory], int]:
+def _or_zero(name: str) -> Callable[[Memory], int]:
     """A line that stayed when its counter went."""
     return lambda memory: memory.pages(name) or 0
 
 
-def _if(symbol: str, line: Callable[[_Memory], int | None]) -> Callable[[_Memory], int | None]:
+def _if(symbol: str, line: Callable[[Memory], int | None]) -> Callable[[Memory], int | None]:
     """A line of kernels that were built with what ``symbol`` belongs to."""
     return lambda memory: line(memory) if memory.has(symbol) else None
 
 
-def _hugepages(field: str) -> Callable[[_Memory], Any]:
+def _hugepages(field: str) -> Callable[[Memory], Any]:
     return lambda m: None if m.default_hugepages is None else getattr(m.default_hugepages, field)
 
 
-def _hugepage_size(memory: _Memory) -> int | None:
+def _hugepage_size(memory: Memory) -> int | None:
     state = memory.default_hugepages
     return None if state is None else PAGE << state.order
 
 
-def _vmalloc_total(memory: _Memory) -> int | None:
+def _vmalloc_total(memory: Memory) -> int | None:
     # VMALLOC_END is the last byte, so /proc shows a KiB less than the space has.
     size = _VMALLOC_TIB.get(memory.guest.mapping.mode.name)
     return None if size is None else _kib((size << 40) - 1)
 
 
-def _vmalloc_used(memory: _Memory) -> int | None:
+def _vmalloc_used(memory: Memory) -> int | None:
     """nr_vmalloc_pages(): a variable once, a node's counter since 7.0."""
     if memory.has("nr_vmalloc_pages"):
         return memory.number("nr_vmalloc_pages") * PAGE
@@ -280,7 +283,7 @@ def _vmalloc_used(memory: _Memory) -> int | None:
 
 
 #: The fields in the order of /proc/meminfo. ``None``: this kernel has no such line.
-_LINES: dict[str, Callable[[_Memory], int | None]] = {
+_LINES: dict[str, Callable[[Memory], int | None]] = {
     "memory_total": lambda m: m.total * PAGE,
     "memory_free": _counter("NR_FREE_PAGES"),
     "memory_available": lambda m: m.available * PAGE,

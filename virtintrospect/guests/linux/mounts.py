@@ -12,10 +12,10 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.guests.linux.paths import MAX_DEPTH, FilePath, PathReader
 from virtintrospect.guests.linux.rbtree import walk_rbtree
-from virtintrospect.model import Mount
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.model import Mount
 
 Row = dict[str, Any]
 
@@ -52,6 +52,7 @@ _MEMBERS = {
     "mountpoint": "mnt_mountpoint",
     "root": "mnt.mnt_root",
     "flags": "mnt.mnt_flags",
+    "superblock": "mnt.mnt_sb",
     "sb_flags": "mnt.mnt_sb.s_flags",
     "type": "mnt.mnt_sb.s_type.name",
     "subtype": "mnt.mnt_sb.s_subtype",
@@ -96,6 +97,23 @@ def mounts(guest: LinuxGuest) -> list[Mount]:
             records.append(_record(row, seen, space.inode, texts))
     guest.note_all([budget.problem])
     return records
+
+
+def first_namespace(guest: LinuxGuest, budget: Budget) -> tuple[FilePath, dict[int, Row]] | None:
+    """Root directory of the first process, and the mounts of its namespace by their address.
+
+    ``parent`` and ``mountpoint`` of a row are those of ``struct mount``; a ``FilePath`` needs
+    the address of the ``vfsmount`` within.
+    """
+    spaces = _namespaces(guest, budget)
+    if not spaces:
+        return None
+    return spaces[0].root, _read(guest, _members(guest, spaces[0], budget))
+
+
+def place_of(guest: LinuxGuest, address: int, row: Row) -> FilePath:
+    """Where a mount of :func:`first_namespace` is mounted."""
+    return _point(address, row, guest.types.offsetof("mount", "mnt"))
 
 
 def _namespaces(guest: LinuxGuest, budget: Budget) -> list[_Namespace]:
@@ -190,6 +208,8 @@ def _texts(guest: LinuxGuest, rows: Iterable[Row], budget: Budget) -> dict[int, 
 
 
 def _record(row: Row, path: bytes | None, namespace: int | None, texts: dict[int, bytes]) -> Mount:
+    from virtintrospect.model import Mount
+
     kind, subtype = texts.get(row["type"] or 0), texts.get(row["subtype"] or 0)
     if kind is not None and subtype:
         kind += b"." + subtype

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux import bitmap
-from virtintrospect.model import SystemInfo
 from virtintrospect.symbols import vmcoreinfo
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.model import SystemInfo
 
 #: Where x86-64 kernels are linked to run when KASLR does not move them: __START_KERNEL
 #: (CONFIG_PHYSICAL_START is 16 MiB unless somebody changed it).
@@ -25,6 +25,8 @@ _UTS = ("release", "version", "machine", "nodename")
 
 def system_info(guest: LinuxGuest) -> SystemInfo:
     """The row of ``info``."""
+    from virtintrospect.model import SystemInfo
+
     uts = guest.read_global("init_uts_ns", {key: f"name.{key}" for key in _UTS}, text=_UTS)
     clock = _clock(guest)
     return SystemInfo(
@@ -61,6 +63,14 @@ def _clock(guest: LinuxGuest) -> tuple[int, int] | None:
     booted = keeper["offs_real"] - keeper["offs_boot"]
     now = keeper["xtime_sec"] * _NANOSECONDS + (keeper["nsec"] >> (keeper["shift"] & 63))
     return booted // _NANOSECONDS, max(0, now - booted) // _NANOSECONDS
+
+
+def wall_time(guest: LinuxGuest) -> int | None:
+    """Nanoseconds since the epoch at the last timer tick, by the guest's own clock."""
+    keeper = _timekeeper(guest)
+    if keeper is None:
+        return None
+    return keeper["xtime_sec"] * _NANOSECONDS + (keeper["nsec"] >> (keeper["shift"] & 63))
 
 
 def monotonic_time(guest: LinuxGuest) -> int | None:

@@ -25,7 +25,7 @@ def vmstat(guest: LinuxGuest) -> list[Counter]:
     """The rows of ``vmstat``, in the order of /proc/vmstat."""
     counters = Counters(guest)
     values = _zones(guest, counters) + _numa(guest, counters) + _nodes(guest, counters)
-    values += _limits(guest, counters) + _events(guest)
+    values += _limits(guest, counters) + events(guest)
     table = guest.symbols.address("vmstat_text")
     data = guest.kernel.read(table, 8 * len(values))
     names = guest.kernel.strings(struct.unpack(f"<{len(values)}Q", data), _LONGEST_NAME)
@@ -129,7 +129,7 @@ def _limit(guest: LinuxGuest, size: str, ratio: str, usable: int) -> int:
     return number(guest, ratio, 4) * PAGE // 100 * usable // PAGE
 
 
-def _events(guest: LinuxGuest) -> list[int]:
+def events(guest: LinuxGuest) -> list[int]:
     """``vm_event_states`` of all CPUs, summed; sectors become KiB."""
     if "vm_event_states" not in guest.symbols:
         return []  # built without CONFIG_VM_EVENT_COUNTERS

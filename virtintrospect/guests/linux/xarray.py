@@ -41,6 +41,14 @@ class _Node(NamedTuple):
     place: int
 
 
+class Span(NamedTuple):
+    """An entry, and the indices that it is at."""
+
+    first: int
+    last: int
+    entry: int
+
+
 class _Form(NamedTuple):
     """Where a node has what."""
 
@@ -65,10 +73,18 @@ def walk_xarray(
         pages), not pointers alone.
     :returns: pairs of index and entry; the ids of an IDR are ``idr_base`` higher.
     """
+    spans = walk_spans(guest, root, budget, last=last, values=values)
+    return [(span.first, span.entry) for span in spans]
+
+
+def walk_spans(
+    guest: LinuxGuest, root: int, budget: Budget, *, last: int = LAST, values: bool = False
+) -> list[Span]:
+    """As :func:`walk_xarray`, with all the indices of each entry (``xa_store_order()``)."""
     if not _is_node(root):
-        return [(0, root)] if _is_entry(root, values=values) else []
+        return [Span(0, 0, root)] if _is_entry(root, values=values) else []
     form = _form(guest)
-    found: list[tuple[int, int]] = []
+    found: list[Span] = []
     seen: set[int] = set()
     level = [_Node(root - 2, 0, None, 0)]
     while level and not budget.late():
@@ -82,7 +98,7 @@ def walk_xarray(
             guest.note("xarray with a cycle", taken[-1].address)
         seen.update(node.address for node in new)
         entries, below = _read(guest, form, new, last)
-        wanted = [pair for pair in entries if _is_entry(pair[1], values=values)]
+        wanted = [span for span in entries if _is_entry(span.entry, values=values)]
         found += wanted[: budget.follow(len(wanted))]
         level += below
     found.sort()
@@ -115,13 +131,13 @@ def _form(guest: LinuxGuest) -> _Form:
 
 def _read(
     guest: LinuxGuest, form: _Form, nodes: list[_Node], last: int
-) -> tuple[list[tuple[int, int]], list[_Node]]:
+) -> tuple[list[Span], list[_Node]]:
     """What the slots of some nodes hold, up to an index: entries, and nodes below."""
     size = form.slots_at + form.words.size
     faults: list[int] = []
     data = guest.kernel.gather([node.address for node in nodes], size, faults)
     bad = set(faults)
-    entries: list[tuple[int, int]] = []
+    entries: list[Span] = []
     below: list[_Node] = []
     for number, node in enumerate(nodes):
         start = number * size
@@ -134,12 +150,17 @@ def _read(
         if not right or shift % form.bits or shift >= 64:
             guest.note("xarray node in the wrong place", node.address)
             continue
-        for slot, entry in enumerate(form.words.unpack_from(data, start + form.slots_at)):
+        words = form.words.unpack_from(data, start + form.slots_at)
+        for slot, entry in enumerate(words):
             index = node.first + (slot << shift)
             if index > last:
                 break
             if not _is_node(entry):
-                entries.append((index, entry))
+                if entry:
+                    end = slot + 1
+                    while end < len(words) and words[end] == slot << 2 | 2:  # xa_mk_sibling()
+                        end += 1
+                    entries.append(Span(index, node.first + (end << shift) - 1, entry))
             elif shift:
                 below.append(_Node(entry - 2, index, shift - form.bits, slot))
             else:
