@@ -11,6 +11,7 @@ import click
 
 from virtintrospect import __version__
 from virtintrospect.cli.escape import printable
+from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
@@ -44,7 +45,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Settings)
 
 
-for command in (list_, ps, *table_commands(), symbols, types, translate, read):
+for command in (list_, ps, *table_commands(), symbols, types, translate, read, hooks):
     cli.add_command(command)
 
 
