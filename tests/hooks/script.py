@@ -50,10 +50,10 @@ class Script:
 
         :param through: a command that runs it.
         """
-        given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
-        done = subprocess.run(
+        options["input" if isinstance(stdin, bytes) else "stdin"] = stdin
+        done: subprocess.CompletedProcess[Any] = subprocess.run(
             [*through, str(self.path), *arguments],
-            capture_output=True, timeout=60, check=False, **(given | options),
+            capture_output=True, timeout=60, check=False, **options,
         )  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 

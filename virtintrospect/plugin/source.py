@@ -85,4 +85,5 @@ def _folders() -> Iterator[Path]:
         for file in files("virtintrospect") or ():
             if file.match(f"share/virtintrospect/hooks/{_SHIPPED}"):
                 yield Path(str(file.locate())).resolve().parent.parent
-    yield Path(sysconfig.get_path("data"), "share/virtintrospect/hooks")
+    for folder in (tree, Path(sysconfig.get_path("data"))):  # the first: pip install --target
+        yield folder / "share/virtintrospect/hooks"
