@@ -232,10 +232,10 @@ def test_from_a_wheel(wheel: Path, form: str, tmp_path: Path) -> None:
     if form == "environment":
         venv.create(tmp_path / "env")
         python = str(tmp_path / "env/bin/python")
-        command = [*pip, "--python", python, *install, wheel]
+        command = [*pip, "--python", python, *install, str(wheel)]
     else:
         python = sys.executable
-        command = [*pip, *install, "--target", tmp_path / "packages", wheel]
+        command = [*pip, *install, "--target", str(tmp_path / "packages"), str(wheel)]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     paths = [str(tmp_path / "packages")] if form == "target" else []
     # click and rich are taken from here; our own package is not: its path comes first.

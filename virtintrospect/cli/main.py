@@ -10,6 +10,7 @@ import sys
 import click
 
 from virtintrospect import __version__
+from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.escape import printable
 from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.listing import list_
@@ -45,7 +46,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Settings)
 
 
-for command in (list_, ps, *table_commands(), symbols, types, translate, read, hooks):
+for command in (list_, ps, *table_commands(), symbols, types, translate, read, hooks, doctor):
     cli.add_command(command)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.plugin import source
+from virtintrospect.plugin.confinement import selinux_may_forbid
 from virtintrospect.plugin.daemons import Daemon
 from virtintrospect.plugin.hooks import DRIVERS, Hooks, content, is_ours
 
@@ -63,6 +64,9 @@ class Installer:
             for daemon in blind:
                 self._reload(daemon)
             self._note()
+        if domain := selinux_may_forbid(hooks.daemons(), hooks.root):
+            advice = "may be forbidden to run hooks, and then starts no guest: see doctor"
+            self._actions.append(Action("warning", f"SELinux domain {domain}", advice))
         return self._actions
 
     def remove(self) -> list[Action]:
