@@ -41,7 +41,7 @@ def cli(context: click.Context) -> None:
     virt-introspect -o json info web01
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such domain or image, 4 memory cannot be
-    reached, 5 guest not recognised.
+    reached, 5 guest not recognised, 6 done with findings.
     """
     context.ensure_object(Settings)
 
