@@ -85,6 +85,7 @@ class Bench:
         self.connection = private.connect()
         self.domain: Any = self.connection.defineXML(f"""
 <domain type='qemu'><name>vi-bench-{os.urandom(4).hex()}</name><memory unit='MiB'>32</memory>
+<cputune><vcpusched vcpus='0' scheduler='idle'/></cputune>
 <os><type arch='x86_64' machine='q35'>hvm</type></os><devices><memballoon model='none'/>
 <controller type='usb' model='none'/></devices></domain>""")
 

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
 from tests.guests.lab.private import PATIENCE, Private
+from virtintrospect.plugin import source
 
 PROGRAM = str(Path(sys.executable).with_name("virt-introspect"))
 
@@ -211,6 +213,25 @@ def test_no_broken_thing_stops_a_guest(host: Host) -> None:
     assert "50-virtintrospect" not in host.private.log.read_text()
 
 
+def test_hook_that_libvirt_does_not_know_of(host: Host) -> None:
+    """One put there by hand is found out, and libvirtd reloaded; an update needs no reload."""
+    path = host.private.hooks / "qemu.d/50-virtintrospect"
+    path.parent.mkdir()
+    path.write_bytes(source.with_places(source.shipped(), source.Places(host.run, host.spool)))
+    path.chmod(0o755)
+    (status,) = host.hooks("status", code=6)
+    assert (status["state"], status["seen"]) == ("installed", False)
+    assert "reload" in status["advice"]
+    done = {action["action"]: action["subject"] for action in host.hooks("install")}
+    assert done["unchanged"] == str(path).replace(str(host.private.hooks), "/etc/libvirt/hooks")
+    assert done["reloaded"] == f"libvirtd[{host.private.pid}]"
+    assert host.hooks("status")[0]["seen"] is True
+    path.write_bytes(path.read_bytes() + b"# an older version\n")
+    assert host.hooks("status", code=6)[0]["state"] == "differs"
+    assert [action["action"] for action in host.hooks("install")] == ["updated"]
+    assert host.hooks("status")[0]["seen"] is True
+
+
 def test_a_daemon_of_another_host_is_left_alone(host: Host) -> None:
     """Installing on this machine does not reload the libvirtd of somebody else's namespace."""
     from virtintrospect.plugin.daemons import running
@@ -219,3 +240,26 @@ def test_a_daemon_of_another_host_is_left_alone(host: Host) -> None:
     assert [daemon.pid for daemon in inside] == [host.private.pid]
     machine = Path("/etc/libvirt/hooks")
     assert host.private.pid not in [daemon.pid for daemon in running(machine)]
+
+
+def test_migration_is_told_where_the_guest_arrives(host: Host, tmp_path: Path) -> None:
+    """Two libvirtds of this machine; what the hook prints would replace the guest's XML."""
+    host.hooks("install")
+    host.reload_until_seen()
+    with Private() as private:
+        other = Host(private, tmp_path / "other")
+        other.hooks("install")
+        other.reload_until_seen()
+        domain = host.define()
+        domain.create()
+        uri = {"migrate_uri": "tcp:127.0.0.1", libvirt.VIR_MIGRATE_PARAM_DEST_NAME: domain.name()}
+        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+        flags |= libvirt.VIR_MIGRATE_PERSIST_DEST
+        arrived = domain.migrate3(other.connection, uri, flags)
+        assert arrived.isActive()
+        host.wait_told(arrived, "stopped")
+        assert host.told(arrived) == ["started", "stopped"]
+        assert other.told(arrived) == ["migrate", "started"]
+        assert "s3cr3tpw" in arrived.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)
+        arrived.destroy()
+        other.connection.close()
