@@ -259,7 +259,7 @@ def test_from_anonymous_to_shared_ram(private: Private) -> None:
 <domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>
 <os><type arch='x86_64' machine='q35'>hvm</type></os>
 <devices><controller type='usb' model='none'/>
-<graphics type='vnc' port='-1' autoport='yes' passwd='s3cr3tpw'/></devices></domain>""")
+<graphics type='vnc' passwd='s3cr3tpw'><listen type='socket'/></graphics></devices></domain>""")
     assert _memory(private, name)["status"] == "note"
     domain.create()
     before = _memory(private, name)

@@ -50,7 +50,7 @@ class Host:
 <domain type='qemu'><name>vi-hook-{os.urandom(4).hex()}</name><memory unit='MiB'>32</memory>
 <os><type arch='x86_64' machine='q35'>hvm</type></os>{extra}
 <devices><controller type='usb' model='none'/><memballoon model='none'/>
-<graphics type='vnc' port='-1' autoport='yes' passwd='s3cr3tpw'/></devices></domain>""")
+<graphics type='vnc' passwd='s3cr3tpw'><listen type='socket'/></graphics></devices></domain>""")
 
     def told(self, domain: Any) -> list[str]:
         """What the spool has of a domain: operations, in order."""

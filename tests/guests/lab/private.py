@@ -168,9 +168,8 @@ class Private:
             file.writelines(f'{name} = "{value}"\n' for name, value in settings.items())
         with (etc / "qemu.conf").open("a") as file:
             # Kernels and initramfs are shared with the machine's libvirtd, which gives them to
-            # its guests' user, and refuses to start another when their owner is a third: here
-            # nobody's owner is changed, and so guests must run as root.
-            file.write('user = "root"\ngroup = "root"\n')
+            # its guests' user, and refuses to start another when their owner is a third. So
+            # nobody's owner is changed here; they can be read by all.
             file.write("dynamic_ownership = 0\nremember_owner = 0\n")
         # Without it the first look at QEMU's capabilities takes a minute.
         known = Path("/var/cache/libvirt")
