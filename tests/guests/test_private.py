@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from virtintrospect.session import open_session
 
 from .lab.domain import Config
 from .lab.guest import Guest
-from .lab.private import Private
+from .lab.private import Private, sweep
 
 
 @pytest.fixture
@@ -68,3 +70,21 @@ def test_two_side_by_side_are_strangers(private: Private) -> None:
         assert here.getCapabilities().split("uuid>")[1] != there.getCapabilities().split("uuid>")[1]
         here.close()
         there.close()
+
+
+def test_what_a_killed_owner_leaves_is_swept_away(private: Private) -> None:
+    program = (
+        "import os\nfrom tests.guests.lab.private import Private\n"
+        "daemon = Private()\nprint(daemon.folder, daemon.pid, flush=True)\nos._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    folder, pid = done.stdout.split()
+    assert "libvirtd" in Path(f"/proc/{pid}/comm").read_text()
+    sweep()
+    assert not Path(folder).exists()
+    assert private.folder.exists()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from .domain import start_time
 from .libvirtd import private_dev
 from .paths import cache
 
@@ -52,6 +53,27 @@ exec "$@"
 """
 
 
+def sweep() -> None:
+    """End what is left of private daemons whose owner was killed."""
+    for owner in Path(tempfile.gettempdir()).glob("vi-lab-*/owner"):
+        with contextlib.suppress(OSError, ValueError):
+            pid, started = map(int, owner.read_text().split())
+            if start_time(pid) != started:
+                _clear(owner.parent)
+
+
+def _clear(folder: Path) -> None:
+    """Kill the processes that have their PID files in a private folder, and remove it."""
+    for path in [*folder.glob("*.pid"), *folder.glob("run/qemu/*.pid")]:
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            # Daemons name their folder, QEMUs their guest: a PID may be somebody else's by now.
+            if any(name.encode() in command for name in (str(folder), f"guest={path.stem},")):
+                os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class Private:
     """A private libvirtd, running. A context manager: at its end all its guests are gone.
 
@@ -72,6 +94,8 @@ class Private:
         self.log = self.folder / "log" / f"{daemon}.log"
         self.pid_file = self.folder / f"{daemon}.pid"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        sweep()
+        (self.folder / "owner").write_text(f"{os.getpid()} {start_time(os.getpid())}")
         self._prepare()
         atexit.register(self.close)
         try:
@@ -137,12 +161,7 @@ class Private:
             self._destroy_guests()
         for daemon in (self.daemon, "virtlogd"):
             self._end(daemon, signal.SIGTERM)
-        for path in (self.folder / "run/qemu").glob("*.pid"):  # of a libvirtd that was killed
-            with contextlib.suppress(OSError, ValueError):
-                pid = int(path.read_text())
-                if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _clear(self.folder)
 
     def __enter__(self) -> Self:
         return self
