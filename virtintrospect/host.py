@@ -39,17 +39,19 @@ def default_uri() -> str | None:
 
 
 class Host:
-    """A read-only connection to libvirt.
+    """A connection to libvirt.
 
     :param uri: connection URI; ``None`` for the default of virsh.
+    :param writable: not read-only; only for what the user asked to be changed.
     :raises MemoryAccessError: libvirt is not running, not installed or refuses.
     """
 
-    def __init__(self, uri: str | None = None) -> None:
+    def __init__(self, uri: str | None = None, *, writable: bool = False) -> None:
         libvirt = _libvirt()
         wanted = uri or default_uri()
         try:
-            self._connection = libvirt.openReadOnly(wanted)
+            opened = libvirt.open(wanted) if writable else libvirt.openReadOnly(wanted)
+            self._connection = opened
             self.uri: str = self._connection.getURI()
             self.hypervisor: str = self._connection.getType()
         except libvirt.libvirtError as error:
@@ -91,6 +93,36 @@ class Host:
         if self.uri.endswith("/session"):
             hint = f"{self.uri} has this user's own domains; the host's are on qemu:///system (-c)"
         raise NoSuchTargetError(f"no domain {target!r} on {self.uri}", hint=hint)
+
+    def versions(self) -> tuple[int, int, int]:
+        """Of libvirt's library here, of its daemon, and of the hypervisor: 9000000 is 9.0.0."""
+        connection = self._connection
+        own: int = self._libvirt.getVersion()
+        return own, self._call(connection.getLibVersion), self._call(connection.getVersion)
+
+    def persistent_xml(self, domain: Domain, *, secrets: bool = False) -> str | None:
+        """What the domain will be at its next start; ``None`` when it is transient.
+
+        :param secrets: passwords too, without which it must not be defined again. They need a
+            writable connection.
+        """
+        handle = self._call(self._connection.lookupByUUIDString, domain.uuid)
+        if not self._call(handle.isPersistent):
+            return None
+        flags = self._libvirt.VIR_DOMAIN_XML_INACTIVE
+        if secrets:
+            flags |= self._libvirt.VIR_DOMAIN_XML_SECURE
+        xml: str = self._call(handle.XMLDesc, flags)
+        return xml
+
+    def has_saved_state(self, domain: Domain) -> bool:
+        """Whether the next start goes on from a managed save."""
+        handle = self._call(self._connection.lookupByUUIDString, domain.uuid)
+        return bool(self._call(handle.hasManagedSaveImage, 0))
+
+    def define(self, xml: str) -> None:
+        """Change a domain's persistent definition; a running guest is not affected."""
+        self._call(self._connection.defineXMLFlags, xml, self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
     def close(self) -> None:
         """Close the connection; closing twice is harmless."""

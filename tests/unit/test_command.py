@@ -65,7 +65,7 @@ def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str
 
 
 def test_commands_are_those_of_the_contract() -> None:
-    assert sorted(cli.commands) == sorted([*COMMANDS, "list", "completion"])
+    assert sorted(cli.commands) == sorted([*COMMANDS, "list", "completion", "hooks", "doctor"])
 
 
 @pytest.mark.parametrize("arguments", [["ps"], ["nonsense"], ["ps", "x", "-o", "xml"], ["--nope"]])

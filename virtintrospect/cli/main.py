@@ -10,7 +10,9 @@ import sys
 import click
 
 from virtintrospect import __version__
+from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.escape import printable
+from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
@@ -44,7 +46,7 @@ def cli(context: click.Context) -> None:
     is one of the guest's own, as `ps` shows it.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such domain or image, 4 memory cannot be
-    reached, 5 guest not recognised.
+    reached, 5 guest not recognised, 6 done with findings.
     """
     context.ensure_object(Settings)
 
@@ -61,6 +63,8 @@ for command in (
     types,
     translate,
     read,
+    hooks,
+    doctor,
 ):
     command.short_help, command.epilog = summary(command), columns_of(command)
     cli.add_command(command)

@@ -57,8 +57,8 @@ def render(root: click.Group, name: str) -> str:
         *_listed(map(_option, _options(root))),
         ".SH COMMANDS",
     ]
-    for command in root.commands.values():
-        lines += _command(command, shared)
+    for words, command in _tree(root):
+        lines += _command(command, words, shared)
     codes = next(filter(_is_exit_codes, rest), "")
     lines += [".SH EXIT STATUS", *_listed(_bold(re.findall(r"(\d) ([^,.]+)", codes)))]
     lines += [".SH ENVIRONMENT", *_listed(_bold(_ENVIRONMENT))]
@@ -68,14 +68,23 @@ def render(root: click.Group, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _command(command: click.Command, shared: Container[str | None]) -> Iterator[str]:
+def _tree(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Commands with the words that call them; below a group those of the group."""
+    for name, command in group.commands.items():
+        yield above + name, command
+        if isinstance(command, click.Group):
+            yield from _tree(command, f"{above}{name} ")
+
+
+def _command(command: click.Command, called: str, shared: Container[str | None]) -> Iterator[str]:
     """The section of one subcommand; the options that all have are not repeated."""
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
     options = [option for option in _options(command) if option.name not in shared]
     words = ["[OPTION...]"] if options else []
     words += [_choices(argument) or (argument.name or "").upper() for argument in arguments]
-    yield f".SS {_text(command.name or '')}"
-    yield _synopsis(command.name or "", words)
+    words += ["COMMAND", "[ARGUMENT...]"] if isinstance(command, click.Group) else []
+    yield f".SS {_text(called)}"
+    yield _synopsis(called, words)
     parts = _paragraphs(command)
     yield from _body((part for part in parts if not _is_example(part)), first=".PP")
     yield from _listed(map(_option, options))

@@ -94,7 +94,7 @@ def log_to_stderr(*, debug: bool) -> None:
     logger.setLevel(logging.DEBUG if debug else logging.WARNING)
 
 
-def _complete_target(
+def complete_target(
     context: click.Context, _: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
     """Running domains by name, and files as soon as there is a slash."""
@@ -145,7 +145,7 @@ def common(function: _F) -> _F:
 
 def target_argument(function: _F) -> _F:
     """The TARGET: a domain or a memory image."""
-    return click.argument("target", shell_complete=_complete_target)(function)
+    return click.argument("target", shell_complete=complete_target)(function)
 
 
 def number(text: str, what: str) -> int:

@@ -117,7 +117,7 @@ def domain_type(config: Config) -> str:
 
 def me() -> str:
     """Names this process in a domain's description, so that its leftovers can be told."""
-    return f"{PREFIX}owner {os.getpid()} {_start_time(os.getpid())}"
+    return f"{PREFIX}owner {os.getpid()} {start_time(os.getpid())}"
 
 
 def sweep(connection: Any) -> list[str]:
@@ -128,7 +128,7 @@ def sweep(connection: Any) -> list[str]:
     known = {domain.name() for domain in connection.listAllDomains(0)}
     for folder in (cache() / "run").glob("*"):
         nested = re.match(rf"{PREFIX}nested-(\d+)-", folder.name)
-        if nested and _start_time(int(nested[1])):
+        if nested and start_time(int(nested[1])):
             continue
         if folder.name not in known and time.time() - folder.stat().st_mtime > _ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +138,7 @@ def sweep(connection: Any) -> list[str]:
             continue
         with contextlib.suppress(libvirt.libvirtError):  # somebody else's, ended just now
             match = re.search(rf"{PREFIX}owner (\d+) (\d+)", domain.XMLDesc(0))
-            if match and _start_time(int(match[1])) != int(match[2]):
+            if match and start_time(int(match[1])) != int(match[2]):
                 destroy(connection, name)
                 gone.append(name)
     return gone
@@ -155,7 +155,7 @@ def destroy(connection: Any, name: str) -> None:
     shutil.rmtree(cache() / "run" / name, ignore_errors=True)
 
 
-def _start_time(pid: int) -> int:
+def start_time(pid: int) -> int:
     """Start of a process in clock ticks after boot, 0 when there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()

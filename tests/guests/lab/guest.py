@@ -14,6 +14,7 @@ from .domain import CHANNEL, PREFIX, Config, destroy, domain_xml, me
 from .initramfs import initramfs
 from .kernels import kernel
 from .paths import copied, runtime
+from .private import Private
 
 __all__ = ["Answer", "Guest", "GuestError"]
 
@@ -32,6 +33,7 @@ class Guest(Channel):
     :param name: libvirt's name of it; made up when not given.
     :param kept: the guest may outlive this process.
     :param firmware_only: give it no kernel: it stays in its firmware for ever.
+    :param private: the libvirtd to run it under, if not the machine's.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Guest(Channel):
         name: str = "",
         kept: bool = False,
         firmware_only: bool = False,
+        private: Private | None = None,
     ) -> None:
         self.config = config or Config()
         config = self.config
@@ -49,7 +52,8 @@ class Guest(Channel):
         image = None if firmware_only else kernel(config.kernel)
         #: ``uname -r`` of the kernel; empty for a guest without one.
         self.release = image.release if image else ""
-        self._connection = libvirtd.connect()
+        self._private = private
+        self._connection = private.connect() if private else libvirtd.connect()
         atexit.register(self.destroy)
         self._kept = kept
         self.domain: Any = self._connection.createXML(
@@ -73,12 +77,13 @@ class Guest(Channel):
     @property
     def pid(self) -> int:
         """PID of the guest's QEMU, as libvirt notes it."""
-        return int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
+        return int(self._outside(f"/run/libvirt/qemu/{self.name}.pid").read_text())
 
     @property
     def log(self) -> str:
         """QEMU's log as kept by libvirt: command line, taints."""
-        return Path(f"/var/log/libvirt/qemu/{self.name}.log").read_text(errors="replace")
+        path = self._outside(f"/var/log/libvirt/qemu/{self.name}.log")
+        return path.read_text(errors="replace")
 
     @property
     def xml(self) -> str:
@@ -118,4 +123,8 @@ class Guest(Channel):
         """Path that libvirt gave the channel's socket, from the live XML."""
         match = _SOCKET.search(self.xml)
         assert match is not None, "libvirt names the channel's socket in the live XML"
-        return match[1]
+        return str(self._outside(match[1]))
+
+    def _outside(self, path: str) -> Path:
+        """Where a file of libvirt's is for us."""
+        return self._private.outside(path) if self._private else Path(path)

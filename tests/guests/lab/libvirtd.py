@@ -77,7 +77,7 @@ def _start_by_hand() -> None:
     started = []
     for daemon in _DAEMONS:
         if not _pid(daemon):
-            command = [*_private_dev(), daemon, "-d"]
+            command = [*private_dev(), daemon, "-d"]
             if subprocess.run(command, check=False, timeout=_PATIENCE).returncode:
                 # No mount namespaces here, as in some containers: guests may start slowly.
                 subprocess.run([daemon, "-d"], check=True, timeout=_PATIENCE)
@@ -86,7 +86,7 @@ def _start_by_hand() -> None:
     _marker().write_text("".join(started))
 
 
-def _private_dev() -> list[str]:
+def private_dev() -> list[str]:
     """Do for a daemon what systemd and udev would: huge pages, and a /dev/kvm that makes sense.
 
     Without udev, /dev/kvm belongs to root alone (0600). libvirt 9.0 probes QEMU with

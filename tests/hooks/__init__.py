@@ -1,0 +1,1 @@
+"""The hooks: run directly, installed by the command, and called by a libvirtd of their own."""

@@ -1,0 +1,1 @@
+"""The plugin's place on the host: its hooks in libvirt, and what ``doctor`` looks at."""
