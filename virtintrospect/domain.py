@@ -25,6 +25,8 @@ class Domain:
     uri: str
     #: Live domain XML, without secrets (virDomainGetXMLDesc, flags 0).
     xml: str = field(default="", repr=False)
+    #: Its memory is not all there yet: it is being migrated to this host, or restored.
+    arriving: bool = False
 
     @property
     def active(self) -> bool:

@@ -27,6 +27,10 @@ STATES = {
     7: "pmsuspended",
 }
 
+#: (virDomainState, its reason) of a domain whose memory is still being filled: paused for
+#: migration, for post-copy or while starting up (from a saved state); running in post-copy.
+ARRIVING = {(3, 2), (3, 11), (3, 12), (3, 13), (1, 10), (1, 11)}
+
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 
 
@@ -47,7 +51,7 @@ class Host:
     """
 
     def __init__(self, uri: str | None = None, *, writable: bool = False) -> None:
-        libvirt = _libvirt()
+        libvirt = load_libvirt()
         wanted = uri or default_uri()
         try:
             opened = libvirt.open(wanted) if writable else libvirt.openReadOnly(wanted)
@@ -140,14 +144,16 @@ class Host:
         """The domain as data; ``None`` when it vanished while we looked."""
         try:
             number = handle.ID()
+            state = handle.state()
             return Domain(
                 name=handle.name(),
                 uuid=handle.UUIDString(),
                 id=None if number < 0 else number,
-                state=STATES.get(handle.state()[0], "unknown"),
+                state=STATES.get(state[0], "unknown"),
                 hypervisor=self.hypervisor,
                 uri=self.uri,
                 xml=handle.XMLDesc(0),
+                arriving=tuple(state) in ARRIVING,
             )
         except self._libvirt.libvirtError as error:
             if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
@@ -166,7 +172,8 @@ class Host:
         )
 
 
-def _libvirt() -> Any:
+def load_libvirt() -> Any:
+    """The binding, imported when it is needed; it prints nothing by itself then."""
     try:
         import libvirt
     except ImportError as error:

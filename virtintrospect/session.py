@@ -123,12 +123,32 @@ class Session:
         :raises GuestNotRecognisedError: no known kernel is running (yet).
         :raises UsageError: the session is closed.
         """
+        return self.recognise()
+
+    @property
+    def current(self) -> Guest | None:
+        """The kernel that was recognised last, where it still runs."""
+        with self.lock:
+            guest = self._guest
+            if guest is not None and self.target.live and not guest.is_current():
+                return None
+            return guest
+
+    def recognise(self, *, thorough: bool = True) -> Guest:
+        """As :attr:`guest`; for those who ask again and again while a guest boots.
+
+        :param thorough: also look where the cost grows with the guest's memory.
+        :raises GuestNotRecognisedError: no known kernel is running (yet).
+        :raises UsageError: the session is closed.
+        """
         with self.lock:
             if self._closed:
                 raise UsageError("the session is closed", hint="use it inside its `with` block")
-            guest = self._guest
-            if guest is None or (self.target.live and not guest.is_current()):
-                guest = self._guest = identify(self.target, self._store, previous=guest)
+            guest = self.current
+            if guest is None:
+                before = self._guest
+                guest = identify(self.target, self._store, previous=before, thorough=thorough)
+                self._guest = guest
             return guest
 
     info = _of_guest(Guest.info)

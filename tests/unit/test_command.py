@@ -9,11 +9,13 @@ import pytest
 from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
+    "attach",
     "bpf",
     "cgroups",
     "containers",
     "cpu",
     "crash",
+    "detach",
     "dmesg",
     "env",
     "files",
@@ -32,6 +34,7 @@ COMMANDS = [
     "read",
     "routes",
     "runqueues",
+    "sessions",
     "slabs",
     "sockets",
     "stack",

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from virtintrospect.cli.escape import printable
 from virtintrospect.cli.options import Settings, common, pass_settings
 
 
@@ -16,25 +17,79 @@ from virtintrospect.cli.options import Settings, common, pass_settings
 def list_(settings: Settings, *, everything: bool) -> None:
     """List the domains of the host, and the kernel that each one runs.
 
+    Where virt-introspectd runs, its session of each domain, too.
+
     \b
     virt-introspect list
     virt-introspect -c qemu:///system list --all -o json
     """
-    from virtintrospect.host import Host
     from virtintrospect.insight.tables import LIST
 
+    rows, unknown = _from_daemon(settings, everything=everything) or _from_libvirt(
+        settings, everything=everything
+    )
+    settings.show(LIST, rows)
+    if not unknown:
+        return
+    if settings.verbose:
+        for name, why in unknown:
+            click.echo(f"warning: {printable(name)}: {printable(why)}", err=True)
+    else:
+        count = len(unknown)
+        click.echo(f"warning: {count} running without a kernel in sight; -v says why", err=True)
+
+
+_Found = tuple[list[dict[str, Any]], list[tuple[str, str]]]
+
+
+def _from_daemon(settings: Settings, *, everything: bool) -> _Found | None:
+    """What the daemon knows; ``None`` where it cannot be asked.
+
+    Where it has no session that is ready we look for ourselves, but for what is detached.
+    """
+    from virtintrospect.client import RemoteError
+
+    client = settings.client()
+    if client is None:
+        return None
+    with client:
+        try:
+            answer = client.ask("list", all=everything, uri=settings.uri)
+        except RemoteError:
+            return None
+    rows, unknown = answer["rows"], []
+    for index, row in enumerate(rows):
+        if row.get("session") == "detached":
+            unknown.append((row["name"], "it is detached"))
+        elif "id" in row and "os" not in row:
+            rows[index] = _completed(row, str(answer.get("uri")), unknown)
+    return rows, unknown
+
+
+def _completed(row: dict[str, Any], uri: str, unknown: list[tuple[str, str]]) -> dict[str, Any]:
+    from virtintrospect.errors import VirtIntrospectError
+    from virtintrospect.host import Host
+
+    try:
+        with Host(uri) as host:
+            return _row(host.domain(row["uuid"]), unknown) | row
+    except VirtIntrospectError as error:
+        unknown.append((row["name"], error.message))
+        return row
+
+
+def _from_libvirt(settings: Settings, *, everything: bool) -> _Found:
+    """The domains as libvirt lists them, each looked into."""
+    from virtintrospect.host import Host
+
+    unknown: list[tuple[str, str]] = []
     with Host(settings.uri) as host:
         domains = list(host.domains(active_only=not everything))
-    rows = [_row(domain, settings) for domain in domains]
-    settings.show(LIST, rows)
-    unknown = sum(1 for row in rows if "id" in row and "os" not in row)
-    if unknown and not settings.verbose:
-        click.echo(f"warning: {unknown} running without a kernel in sight; -v says why", err=True)
+    return [_row(domain, unknown) for domain in domains], unknown
 
 
-def _row(domain: Any, settings: Settings) -> dict[str, Any]:
-    """A domain's row; what could not be found out about its guest is left out, and said."""
-    from virtintrospect.cli.escape import printable
+def _row(domain: Any, unknown: list[tuple[str, str]]) -> dict[str, Any]:
+    """A domain's row; what could not be found out about its guest is left out, and noted."""
     from virtintrospect.errors import VirtIntrospectError
     from virtintrospect.session import open_domain
 
@@ -46,7 +101,6 @@ def _row(domain: Any, settings: Settings) -> dict[str, Any]:
         with open_domain(domain) as session:
             info = session.guest.info()
     except VirtIntrospectError as error:
-        if settings.verbose:
-            click.echo(f"warning: {domain.name}: {printable(error.message)}", err=True)
+        unknown.append((domain.name, error.message))
         return row
     return row | {"os": info.os, "kernel": info.release}

@@ -16,6 +16,7 @@ from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, symbols, translate, types
+from virtintrospect.cli.sessions import attach, detach, sessions
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
 from virtintrospect.cli.triage import crash, hung
 from virtintrospect.cli.virsh import dommemstat, guestinfo
@@ -65,6 +66,9 @@ for command in (
     read,
     hooks,
     doctor,
+    sessions,
+    attach,
+    detach,
 ):
     command.short_help, command.epilog = summary(command), columns_of(command)
     cli.add_command(command)

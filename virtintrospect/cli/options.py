@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +12,7 @@ from virtintrospect.cli.output import FORMATS
 from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
+    from virtintrospect.client import Answer, Client
     from virtintrospect.guests.base import Guest
     from virtintrospect.insight.columns import Record, Table
     from virtintrospect.session import Session
@@ -27,6 +28,7 @@ class Settings:
         self.output = "table"
         self.columns: str | None = None
         self.verbose = False
+        self.no_daemon = False
 
     def open(self, target: str, table: Table) -> Session:
         """Open a session on a TARGET, after checking that ``table`` has the columns asked for."""
@@ -42,6 +44,52 @@ class Settings:
 
         return [column.name for column in choose(table, self.columns, self.output)]
 
+    def client(self) -> Client | None:
+        """A connection to the daemon; ``None`` where there is none, or none is wanted."""
+        from virtintrospect.client import Client, UnavailableError
+
+        if self.no_daemon:
+            return None
+        try:
+            return Client()
+        except UnavailableError as error:
+            _log("no daemon: %s", error)
+            return None
+
+    def fetch(self, target: str, table: Table, arguments: Any) -> Answer:
+        """The rows of a table.
+
+        From the daemon's session on TARGET where there is one that is ready; else from one that
+        is opened for them.
+
+        :param arguments: of the table's method.
+        """
+        from virtintrospect.cli.output import choose
+        from virtintrospect.client import Answer
+        from virtintrospect.insight.columns import record
+
+        choose(table, self.columns, self.output)
+        answer = self._from_daemon(target, table, arguments)
+        if answer is not None:
+            return answer
+        with self.open(target, table) as session:
+            guest = session.guest
+            found = getattr(guest, table.source)(**arguments)
+            rows = [record(table, item) for item in ([found] if table.single else found)]
+            return Answer(rows, [(p.what, p.address) for p in guest.take_problems()])
+
+    def _from_daemon(self, target: str, table: Table, arguments: Any) -> Answer | None:
+        from virtintrospect.client import UnavailableError
+
+        if "/" in target or (client := self.client()) is None:
+            return None
+        with client:
+            try:
+                return client.table(table, target, self.uri, arguments)
+            except UnavailableError as error:
+                _log("not from the daemon: %s", error)
+                return None
+
     def show(self, table: Table, records: Iterable[Record], *, single: bool = False) -> None:
         """Print records in the format asked for."""
         from virtintrospect.cli.output import show
@@ -50,12 +98,15 @@ class Settings:
 
     def report(self, guest: Guest) -> None:
         """Say on standard error what could not be made sense of."""
-        problems = guest.take_problems()
+        self.warn([(problem.what, problem.address) for problem in guest.take_problems()])
+
+    def warn(self, problems: Sequence[tuple[str, int]]) -> None:
+        """The same, of what is at which address."""
         if not problems:
             return
         shown = problems if self.verbose else problems[:1]
-        for problem in shown:
-            click.echo(f"warning: {printable(problem.what)} (at {problem.address:#x})", err=True)
+        for what, address in shown:
+            click.echo(f"warning: {printable(what)} (at {address:#x})", err=True)
         if len(problems) > len(shown):
             click.echo(
                 f"warning: {len(problems) - len(shown)} more like this; -v shows them", err=True
@@ -63,6 +114,12 @@ class Settings:
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)
+
+
+def _log(message: str, *values: object) -> None:
+    import logging
+
+    logging.getLogger(__name__).debug(message, *values)
 
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -132,6 +189,10 @@ def common(function: _F) -> _F:
         click.option(
             "-v", "--verbose", is_flag=True, expose_value=False, callback=_set("verbose"),
             help="Say more: causes of an error, every row that was left out.",
+        ),
+        click.option(
+            "--no-daemon", is_flag=True, expose_value=False, callback=_set("no_daemon"),
+            help="Do not ask virt-introspectd, even where it has a session that is ready.",
         ),
         click.option(
             "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_debug,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
-from virtintrospect.insight.columns import Table, record
+from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables import ALL, COMMANDS, PS, PS_DETAILS
-
-if TYPE_CHECKING:
-    from virtintrospect.guests.base import Guest
 
 #: Characters that `virt-introspect --help` has room for behind a command, on 80 columns.
 _SUMMARY = 60
@@ -56,12 +53,9 @@ def _command(table: Table) -> click.Command:
 
             go_on(settings, target, table, interval)
             return
-        with settings.open(target, table) as session:
-            guest: Guest = session.guest
-            found = getattr(guest, table.source)(**arguments)
-            records = [found] if table.single else found
-            settings.show(table, [record(table, item) for item in records], single=table.single)
-            settings.report(guest)
+        answer = settings.fetch(target, table, arguments)
+        settings.show(table, answer.rows, single=table.single)
+        settings.warn(answer.problems)
 
     examples = "\n".join(f"virt-introspect {example}" for example in table.examples)
     pattern = f"PATTERN: {table.pattern}\n\n" if table.pattern else ""
@@ -111,12 +105,10 @@ def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
     """
     from virtintrospect.insight.tree import as_tree
 
-    with settings.open(target, PS) as session:
-        guest = session.guest
-        details = not PS_DETAILS.isdisjoint(settings.chosen(PS))
-        found = guest.processes(threads=threads, details=details)
-        rows = [record(PS, process) for process in found]
-        if tree:
-            rows = as_tree(rows, indent=settings.output == "table")
-        settings.show(PS, rows)
-        settings.report(guest)
+    details = not PS_DETAILS.isdisjoint(settings.chosen(PS))
+    answer = settings.fetch(target, PS, {"threads": threads, "details": details})
+    rows = answer.rows
+    if tree:
+        rows = as_tree(rows, indent=settings.output == "table")
+    settings.show(PS, rows)
+    settings.warn(answer.problems)

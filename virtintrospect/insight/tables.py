@@ -21,6 +21,24 @@ LIST = Table(
         Column("state"),
         Column("os"),
         Column("kernel"),
+        Column("session"),
+    ),
+)
+
+SESSIONS = Table(
+    "sessions",
+    (
+        Column("id", _N),
+        Column("name"),
+        Column("uuid", brief=False),
+        Column("state"),
+        Column("since", Unit.EPOCH),
+        Column("driver"),
+        Column("transport", brief=False),
+        Column("kernel"),
+        Column("cpu_time", Unit.MILLISECONDS),
+        Column("looks", _N, brief=False),
+        Column("error", wrap=True),
     ),
 )
 
@@ -123,6 +141,10 @@ PS = Table(
         Column("confidence", _N, brief=False),
     ),
     source="processes",
+    switches=(
+        ("threads", "One row for each thread."),
+        ("details", "Columns of PS_DETAILS, too."),
+    ),
 )
 
 MODULES = Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-_INDENT = b"  "
+_INDENT = "  "
 #: Deeper levels are not indented any further.
 _MAX_DEPTH = 32
 
@@ -36,4 +36,6 @@ def as_tree(rows: Sequence[dict[str, Any]], *, indent: bool) -> list[dict[str, A
 
 
 def _indented(row: dict[str, Any], depth: int) -> dict[str, Any]:
-    return row | {"name": _INDENT * min(depth, _MAX_DEPTH) + row["name"]} if depth else row
+    indent = _INDENT * min(depth, _MAX_DEPTH)
+    name = row["name"]  # bytes of a guest, or text that the daemon has made of them
+    return row | {"name": (indent.encode() if isinstance(name, bytes) else indent) + name}

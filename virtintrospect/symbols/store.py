@@ -25,6 +25,7 @@ from typing import Any
 from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.profile import (
+    Header,
     Profile,
     Sources,
     pack,
@@ -97,7 +98,7 @@ class Store:
                 if header.sources not in digests:
                     digests[header.sources] = _digest_or_none(header.sources, read)
                 if header.build_id == build_id and header.digest == digests[header.sources]:
-                    profile = unpack(data, header)
+                    profile = self._unpacked(data, header)
                     _touch(path)
                     return profile
             except (OSError, CorruptDataError) as problem:
@@ -133,7 +134,7 @@ class Store:
             _write(path, pack(build_id, digest, regions, symbols, btf, metadata))
             self._evict(build_id, path)
             data = _map(path)
-            return unpack(data, unpack_header(data))
+            return self._unpacked(data, unpack_header(data))
         except (OSError, CorruptDataError) as problem:
             _log.warning("profile %s is not kept: %s", path, problem)
         return memory
@@ -154,6 +155,9 @@ class Store:
             if isinstance(found[0], int) and found not in seen:
                 seen.add(found)
                 yield found[0], found[1]
+
+    def _unpacked(self, data: memoryview, header: Header) -> Profile:
+        return unpack(data, header)
 
     def _variants(self, build_id: bytes) -> list[Path]:
         """Profiles that claim to be of ``build_id``, the most recently used first."""
@@ -194,6 +198,30 @@ class Store:
                     path.unlink()
             except FileNotFoundError:  # another process was faster
                 continue
+
+
+class SharedStore(Store):
+    """As :class:`Store`, with one profile in memory for all guests of a process on that build.
+
+    Whether a profile may serve a guest is proven for each guest anew; what is shared is the
+    mapping of the file, and the types that have been decoded.
+    """
+
+    #: Profiles kept; a host with more different kernels than this maps some of them twice.
+    _KEPT = 32
+
+    def __init__(self, directory: Path | None, *, max_size: int = MAX_SIZE) -> None:
+        super().__init__(directory, max_size=max_size)
+        self._profiles: dict[tuple[bytes, str, Sources], Profile] = {}
+
+    def _unpacked(self, data: memoryview, header: Header) -> Profile:
+        key = (header.build_id, header.digest, header.sources)
+        profile = self._profiles.get(key)
+        if profile is None:
+            if len(self._profiles) >= self._KEPT:
+                self._profiles.clear()
+            profile = self._profiles[key] = super()._unpacked(data, header)
+        return profile
 
 
 def source_digest(sources: Sources, read: Reader) -> str:

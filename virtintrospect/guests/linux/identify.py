@@ -42,18 +42,22 @@ _CHUNK = 4 << 20
 _PATIENCE = 60.0
 
 
-def identify(target: Target, store: Store, previous: object = None) -> LinuxGuest:
+def identify(
+    target: Target, store: Store, previous: object = None, *, thorough: bool = True
+) -> LinuxGuest:
     """Recognise the Linux kernel that runs in a target.
 
     :param previous: the guest that ran there before. Its kernel still lies in RAM after a
         reboot; only the trampoline is certain to be the new one's.
+    :param thorough: see :func:`~virtintrospect.guests.linux.locate.candidates`.
     :raises GuestNotRecognisedError: there is none; says what was tried and where it stopped.
     :raises MissingTypesError: there is one, without type information.
     """
     problems: list[VirtIntrospectError] = []
     deadline = time.monotonic() + _PATIENCE
     again = isinstance(previous, LinuxGuest) and previous.mapping.found_by == locate.TRAMPOLINE
-    for mapping in locate.by_trampoline(target.memory) if again else locate.candidates(target):
+    found = locate.candidates(target, thorough=thorough)
+    for mapping in locate.by_trampoline(target.memory) if again else found:
         if problems and time.monotonic() > deadline:
             break
         _log.info(

@@ -55,10 +55,13 @@ class KernelMapping(NamedTuple):
     found_by: str
 
 
-def candidates(target: Target) -> Iterator[KernelMapping]:
-    """Every place where a kernel may be mapped, most likely first, without repetition."""
+def candidates(target: Target, *, thorough: bool = True) -> Iterator[KernelMapping]:
+    """Every place where a kernel may be mapped, most likely first, without repetition.
+
+    :param thorough: also try the ways whose cost grows with the guest's memory.
+    """
     seen: set[tuple[str, int, int]] = set()
-    for mapping in _all(target):
+    for mapping in _all(target, thorough=thorough):
         key = (mapping.mode.name, mapping.image.start, mapping.image.paddr)
         if key not in seen:
             seen.add(key)
@@ -67,11 +70,13 @@ def candidates(target: Target) -> Iterator[KernelMapping]:
             return
 
 
-def _all(target: Target) -> Iterator[KernelMapping]:
+def _all(target: Target, *, thorough: bool) -> Iterator[KernelMapping]:
     memory = target.memory
     yield from by_trampoline(memory)
     if isinstance(target, SupportsRegisters):
         yield from by_registers(memory, target)
+    if not thorough:
+        return
     yield from by_vmcoreinfo(memory)
     yield from by_any_page_table(memory)
 

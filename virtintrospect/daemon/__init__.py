@@ -1,0 +1,1 @@
+"""``virt-introspectd``: one session for each domain of the host, kept ready."""

@@ -1,0 +1,127 @@
+"""libvirt's events: a connection that tells when something happens to a domain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.host import Host, load_libvirt
+
+#: libvirt is thought dead after so many unanswered questions, so many seconds apart.
+_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT = 5, 5
+
+#: virDomainEventType of a lifecycle event.
+_LIFECYCLE = (
+    "defined", "undefined", "started", "suspended", "resumed", "stopped", "shutdown",
+    "pmsuspended", "crashed",
+)  # fmt: skip
+
+
+class Event(NamedTuple):
+    """Something that happened to a domain."""
+
+    #: A lifecycle event by its name in ``virsh event``; reboot, device-added, device-removed,
+    #: memory-size.
+    what: str
+    name: str
+    uuid: str
+    #: virDomainEvent…DetailType of a lifecycle event.
+    detail: int = 0
+
+
+class EventHost(Host):
+    """A read-only connection that also listens. Callbacks come in a thread of libvirt's loop.
+
+    :param on_event: called with each :class:`Event`.
+    :param on_close: called once when libvirt goes away.
+    """
+
+    def __init__(
+        self,
+        uri: str | None,
+        on_event: Callable[[Event], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        _start_loop()
+        super().__init__(uri)
+        self._on_event = on_event
+        self._on_close = on_close
+        libvirt, connection = self._libvirt, self._connection
+        try:
+            # A local connection may be of a driver without keepalive (test:///).
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
+            connection.registerCloseCallback(self._closed, None)
+            for number, callback in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._plain("reboot")),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._plain("device-added")),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._plain("device-removed")),
+                (getattr(libvirt, "VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE", None),
+                 self._plain("memory-size")),
+            ):  # fmt: skip
+                if number is not None:
+                    # Not every driver and every release has every event.
+                    with contextlib.suppress(libvirt.libvirtError):
+                        connection.domainEventRegisterAny(None, number, callback, None)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether libvirt still answers on this connection."""
+        try:
+            return self._connection is not None and self._connection.isAlive() == 1
+        except self._libvirt.libvirtError:
+            return False
+
+    def close(self) -> None:
+        """Close the connection; closing twice is harmless."""
+        if self._connection is not None:
+            with contextlib.suppress(self._libvirt.libvirtError):
+                self._connection.unregisterCloseCallback()
+        # A connection whose libvirt is gone cannot be closed in order.
+        with contextlib.suppress(VirtIntrospectError):
+            super().close()
+
+    def _closed(self, _connection: Any, _reason: int, _opaque: Any) -> None:
+        self._on_close()
+
+    def _lifecycle(
+        self, _connection: Any, domain: Any, event: int, detail: int, _opaque: Any
+    ) -> None:
+        what = _LIFECYCLE[event] if 0 <= event < len(_LIFECYCLE) else str(event)
+        self._on_event(Event(what, domain.name(), domain.UUIDString(), detail))
+
+    def _plain(self, what: str) -> Callable[..., None]:
+        def callback(_connection: Any, domain: Any, *_: Any) -> None:
+            self._on_event(Event(what, domain.name(), domain.UUIDString()))
+
+        return callback
+
+
+_loop: list[threading.Thread] = []
+
+
+def _start_loop() -> None:
+    """Run libvirt's event loop in a thread, once a process, before the first connection."""
+    if _loop:
+        return
+    libvirt = load_libvirt()
+    libvirt.virEventRegisterDefaultImpl()
+    # The loop sleeps until something happens; a timer lets it see new descriptors at once.
+    libvirt.virEventAddTimeout(1000, lambda _timer, _opaque: None, None)
+
+    def run() -> None:
+        while True:
+            if libvirt.virEventRunDefaultImpl() < 0:  # pragma: no cover (libvirt's own failure)
+                os.abort()
+
+    thread = threading.Thread(target=run, name="libvirt-events", daemon=True)
+    thread.start()
+    _loop.append(thread)
