@@ -57,6 +57,14 @@ class SupportsResidentSize(Protocol):
         """Bytes of memory that this process has, the guest's RAM included."""
 
 
+@runtime_checkable
+class SupportsAfterlife(Protocol):
+    """A target whose memory may be read after its VMM has ended: for what is left of a crash."""
+
+    def outlive(self) -> bool:
+        """Do not mind the VMM's end any more; ``False`` where the memory goes with it."""
+
+
 class Driver(abc.ABC):
     """Opens guests of one kind of VMM."""
 

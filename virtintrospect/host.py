@@ -128,6 +128,20 @@ class Host:
         """Change a domain's persistent definition; a running guest is not affected."""
         self._call(self._connection.defineXMLFlags, xml, self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
+    def publish(self, uuid: str, key: str, namespace: str, xml: str | None) -> None:
+        """Put an element into the metadata of a running domain, as ``virsh metadata`` does.
+
+        :param key: prefix of its XML namespace.
+        :param xml: the element; ``None`` removes it.
+        :raises MemoryAccessError: libvirt refuses, or the domain is gone.
+        """
+        element, live = (
+            self._libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+            self._libvirt.VIR_DOMAIN_AFFECT_LIVE,
+        )
+        handle = self._call(self._connection.lookupByUUIDString, uuid)
+        self._call(handle.setMetadata, element, xml, key, namespace, live)
+
     def close(self) -> None:
         """Close the connection; closing twice is harmless."""
         if self._connection is not None:

@@ -50,6 +50,7 @@ class EventHost(Host):
         super().__init__(uri)
         self._on_event = on_event
         self._on_close = on_close
+        self._callbacks: list[int] = []
         libvirt, connection = self._libvirt, self._connection
         try:
             # A local connection may be of a driver without keepalive (test:///).
@@ -67,7 +68,8 @@ class EventHost(Host):
                 if number is not None:
                     # Not every driver and every release has every event.
                     with contextlib.suppress(libvirt.libvirtError):
-                        connection.domainEventRegisterAny(None, number, callback, None)
+                        known = connection.domainEventRegisterAny(None, number, callback, None)
+                        self._callbacks.append(known)
         except BaseException:
             self.close()
             raise
@@ -83,6 +85,10 @@ class EventHost(Host):
     def close(self) -> None:
         """Close the connection; closing twice is harmless."""
         if self._connection is not None:
+            for callback in self._callbacks:  # each holds a reference to the connection
+                with contextlib.suppress(self._libvirt.libvirtError):
+                    self._connection.domainEventDeregisterAny(callback)
+            self._callbacks.clear()
             with contextlib.suppress(self._libvirt.libvirtError):
                 self._connection.unregisterCloseCallback()
         # A connection whose libvirt is gone cannot be closed in order.

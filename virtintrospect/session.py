@@ -134,6 +134,11 @@ class Session:
                 return None
             return guest
 
+    @property
+    def last(self) -> Guest | None:
+        """The kernel that was recognised last, whether it still runs or not."""
+        return self._guest
+
     def recognise(self, *, thorough: bool = True) -> Guest:
         """As :attr:`guest`; for those who ask again and again while a guest boots.
 

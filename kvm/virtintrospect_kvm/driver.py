@@ -85,6 +85,13 @@ class KvmTarget(Target):
         """
         self.process.check()
 
+    def outlive(self) -> bool:
+        """Go on reading after QEMU's end: shared RAM is there as long as we hold it.
+
+        Guest-physical memory as it was at the end; anonymous RAM goes with its process.
+        """
+        return self._memory.outlive()
+
     def close(self) -> None:
         """Release everything; closing twice is harmless."""
         self._resources.close()

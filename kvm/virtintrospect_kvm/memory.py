@@ -108,6 +108,18 @@ class KvmMemory(PhysicalMemory):
         for block in {id(piece[2]): piece[2] for piece in self._pieces}.values():
             block.forget()
 
+    def outlive(self) -> bool:
+        """Go on after QEMU's end, where all RAM is shared; ``False`` where it is not."""
+        blocks = {id(piece[2]): piece[2] for piece in self._pieces}.values()
+        largest = max(self._pieces, key=lambda piece: piece[1] - piece[0])[2]
+        if not isinstance(largest, SharedBlock):
+            return False
+        for block in blocks:
+            if isinstance(block, SharedBlock):
+                block.outlive()
+        self._process.outlive()
+        return True
+
     def close(self) -> None:
         """Unmap and let go; closing twice is harmless."""
         for block in {id(piece[2]): piece[2] for piece in self._pieces}.values():

@@ -41,7 +41,7 @@ class QemuProcess:
         self.uuid = uuid
         self.name = name
         self.check_at = 0
-        self._ended = False
+        self._ended = self._outlived = False
         self._pidfd = self._directory = -1
         try:
             self._pidfd = os.pidfd_open(pid)
@@ -103,6 +103,10 @@ class QemuProcess:
             hint="run as root, in the PID namespace of QEMU; /proc must not be mounted hidepid",
         )
 
+    def outlive(self) -> None:
+        """Do not mind its end any more: what it shared with us is there all the same."""
+        self._outlived = True
+
     def check(self) -> None:
         """Make sure that the process still runs.
 
@@ -110,6 +114,9 @@ class QemuProcess:
         """
         if self._pidfd < 0:
             raise MemoryAccessError(f"the memory of domain {self.name!r} is closed")
+        if self._outlived:
+            self.check_at = time.monotonic_ns() + CHECK_INTERVAL_NS
+            return
         if self._ended or self._poll.poll(0):
             raise self.gone()
         self.check_at = time.monotonic_ns() + CHECK_INTERVAL_NS

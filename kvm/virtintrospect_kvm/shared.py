@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic_ns
 
@@ -151,8 +152,14 @@ class SharedBlock:
             yield Region(start - self._offset, position - self._offset)
 
     def forget(self) -> None:
-        """Drop what is known of residency."""
+        """Drop what is known of residency, and what of the mapping counts as our memory."""
         self._pagemap.forget()
+        self._copies = 0
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def outlive(self) -> None:
+        """Go on after QEMU's end: pages that are not known are read through the file."""
+        self._copies = -sys.maxsize
 
     def close(self) -> None:
         """Unmap; closing twice is harmless."""

@@ -21,7 +21,7 @@ PROGRAM = [sys.executable, "-m", "virtintrospect.daemon.main"]
 COMMAND = str(Path(sys.executable).with_name("virt-introspect"))
 
 
-def eventually(question: Callable[[], _T], what: str = "", patience: float = PATIENCE) -> _T:
+def eventually(question: Callable[[], _T | None], what: str = "", patience: float = PATIENCE) -> _T:
     """The first true answer; a session that is not there yet, or a daemon, is no answer."""
     deadline = time.monotonic() + patience
     while True:

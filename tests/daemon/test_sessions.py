@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.descriptors import descriptors
 from tests.guests.lab.domain import domain_xml
 from tests.guests.lab.guest import Guest
 from tests.guests.lab.private import Private
@@ -63,27 +64,7 @@ def test_reboot_is_noticed(shared: Running, start: Start) -> None:
 
 
 def test_save_and_restore(shared: Running, private: Private, start: Start) -> None:
-    guest = start()
-    shared.wait(guest.name)
-    path = private.folder / "lib" / f"{guest.name}.save"
-    guest.disconnect()
-    guest.domain.save(f"/var/lib/libvirt/{path.name}")
-    shared.wait(guest.name, "gone")
-    connection = private.connect()
-    connection.restore(f"/var/lib/libvirt/{path.name}")
-    try:
-        guest.domain = connection.lookupByName(guest.name)
-        shared.wait(guest.name)
-        guest.wait_ready()
-        names = {row["name"] for row in json.loads(
-            shared.command("-o", "json", "ps", guest.name).stdout)}  # fmt: skip
-        assert "init" in names
-    finally:
-        path.unlink()
-
-
-def test_memory_that_arrives_is_not_read(shared: Running, private: Private, start: Start) -> None:
-    """A domain that was restored and not yet resumed: as during an incoming migration."""
+    """Restored and not yet resumed, memory is still arriving: as in an incoming migration."""
     import libvirt
 
     guest = start()
@@ -93,16 +74,19 @@ def test_memory_that_arrives_is_not_read(shared: Running, private: Private, star
     guest.domain.save(place)
     shared.wait(guest.name, "gone")
     connection = private.connect()
-    connection.restoreFlags(place, None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
-    guest.domain = connection.lookupByName(guest.name)
-    state = eventually(lambda: shared.session(guest.name).get("state") not in (None, "gone"))
-    assert state
-    time.sleep(1)
-    if tuple(guest.domain.state()) == (3, 2):  # paused, migration: libvirt does not say more
-        assert shared.session(guest.name)["state"] == "seen"
-    guest.domain.resume()
-    shared.wait(guest.name)
-    private.outside(place).unlink()
+    try:
+        connection.restoreFlags(place, None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
+        guest.domain = connection.lookupByName(guest.name)
+        eventually(lambda: shared.session(guest.name)["state"] != "gone")
+        time.sleep(0.5)
+        if tuple(guest.domain.state()) == (3, 2):  # paused, migration
+            assert "arriving" in shared.wait(guest.name, "seen")["error"]
+        guest.domain.resume()
+        shared.wait(guest.name)
+        guest.wait_ready()
+        assert "init" in shared.command("ps", guest.name).stdout
+    finally:
+        private.outside(place).unlink()
 
 
 def test_hotplugged_memory_is_seen(
@@ -127,11 +111,14 @@ def test_hotplugged_memory_is_seen(
         assert "init" in shared.command("ps", guest.name).stdout
 
 
-def test_paused_guest_is_ready(shared: Running, start: Start) -> None:
-    guest = start()
-    guest.domain.suspend()
-    shared.wait(guest.name)
-    assert "init" in shared.command("ps", guest.name).stdout
+def test_paused_guest_is_ready(private: Private, one: Guest, tmp_path: Path) -> None:
+    one.domain.suspend()
+    try:
+        with running(tmp_path, private.uri) as daemon:
+            daemon.wait(one.name)
+            assert "init" in daemon.command("ps", one.name).stdout
+    finally:
+        one.domain.resume()
 
 
 def test_domain_that_vanishes_during_attach(shared: Running, private: Private) -> None:
@@ -343,6 +330,57 @@ def test_hook_is_heard(private: Private, one: Guest, tmp_path: Path) -> None:
         eventually(lambda: not list(spool.iterdir()))
         assert r'hook domain="\\x1b[31mred"' in daemon.text()
         daemon.wait(one.name)
+
+
+HOOK = Path("hooks/qemu.d/50-virtintrospect")
+
+
+@pytest.mark.skipif(not HOOK.exists(), reason="this tree has no hook")
+def test_hook_tells_of_starts_whether_the_daemon_is_there_or_not(
+    private: Private, tmp_path: Path
+) -> None:
+    rare = {"uri": private.uri, "reconcile_seconds": 3600.0}
+    with running(tmp_path / "daemon", private.uri, libvirt=rare) as daemon:
+        text = HOOK.read_text()
+        text = text.replace('"/run/virtintrospect"', f'"{daemon.run}"')
+        text = text.replace('"/var/lib/virtintrospect/spool"', f'"{daemon.state}/spool"')
+        text = text.replace('"/var/lib/virtintrospect/last-event"', f'"{daemon.state}/last-event"')
+        hook = private.hooks / "qemu.d" / HOOK.name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(text)
+        hook.chmod(0o755)
+        private.restart()  # libvirt looks for hooks when it starts
+        try:
+            with Guest(SMALL, firmware_only=True, private=private) as guest:
+                eventually(lambda: f"hook domain={guest.name} operation=started" in daemon.text())
+                daemon.wait(guest.name, "waiting")
+            daemon.stop()
+            with Guest(SMALL, firmware_only=True, private=private) as guest:
+                eventually(lambda: list((daemon.state / "spool").iterdir()))
+                daemon.start()
+                eventually(lambda: f"hook domain={guest.name} operation=started" in daemon.text())
+                daemon.wait(guest.name, "waiting")
+                eventually(lambda: not list((daemon.state / "spool").iterdir()))
+        finally:
+            hook.unlink()
+
+
+def test_connections_leave_nothing_behind(private: Private) -> None:
+    """A connection with its callbacks is closed whole: libvirt restarts now and then."""
+    from virtintrospect.host_events import EventHost
+
+    def connect() -> None:
+        host = EventHost(private.uri, lambda _: None, lambda: None)
+        assert host.alive
+        assert list(host.domains()) is not None
+        host.close()
+        assert not host.alive
+
+    connect()
+    before = descriptors()
+    for _ in range(10):
+        connect()
+    assert descriptors() - before == set()
 
 
 def test_nothing_is_left_behind(shared: Running, private: Private) -> None:

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
-from tenacity.wait import wait_exponential_jitter
+from tenacity.wait import wait_exponential, wait_random
 
 from virtintrospect.daemon.config import Config
 from virtintrospect.daemon.detached import Detached
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 #: libvirt is called again after 0.2 seconds at first, 5 seconds at last.
-_CONNECT_WAIT = wait_exponential_jitter(initial=0.2, max=5, jitter=0.3)
+_CONNECT_WAIT = wait_exponential(multiplier=0.2, max=5) + wait_random(0, 0.3)
 #: Domains that are asked for one by one; of more than these the list is asked for.
 _ONE_BY_ONE = 16
 
@@ -104,8 +104,9 @@ class Hub:
 
     def _happened(self, happened: Event) -> None:
         session = self.sessions.get(happened.uuid)
-        event(_log, logging.DEBUG, "libvirt", domain=happened.name, happened=happened.what,
-              detail=happened.detail)  # fmt: skip
+        known = session is not None or happened.what == "started"
+        event(_log, logging.INFO if known else logging.DEBUG, "libvirt", domain=happened.name,
+              happened=happened.what, detail=happened.detail)  # fmt: skip
         for listener in self.on_event:
             listener(happened, session)
         if session is not None and happened.what in ("reboot", "resumed", "crashed"):

@@ -11,9 +11,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,10 @@ from virtintrospect.daemon.config import Config, load
 from virtintrospect.daemon.log import event, to_stderr
 from virtintrospect.daemon.notify import notify, watchdog_seconds
 from virtintrospect.errors import VirtIntrospectError
+
+if TYPE_CHECKING:
+    from virtintrospect.daemon.hub import Hub
+    from virtintrospect.daemon.sessions import Observer
 
 _log = logging.getLogger("virtintrospect.daemon")  # not by __name__, which may be __main__
 
@@ -127,7 +131,6 @@ def _prepare(config: Config) -> None:
 async def _serve(config: Config) -> None:
     """Run until a signal says that it is enough."""
     from virtintrospect.daemon.api import Api
-    from virtintrospect.daemon.hub import Hub
     from virtintrospect.daemon.inbox import Inbox
     from virtintrospect.daemon.server import Server
 
@@ -135,7 +138,7 @@ async def _serve(config: Config) -> None:
     enough = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, enough.set)
-    hub = Hub(config)
+    hub, extras = _hub(config)
     inbox = Inbox(config.run_dir / "hook.sock")
 
     def hinted() -> None:
@@ -145,7 +148,7 @@ async def _serve(config: Config) -> None:
     loop.add_reader(inbox.socket, hinted)
     server = Server(config.run_dir / "daemon.sock", config.socket, Api(hub))
     await server.start()
-    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(_tell_systemd(hub))]
+    tasks = [asyncio.create_task(one) for one in (hub.run(), _tell_systemd(hub), *extras)]
     ended = asyncio.create_task(enough.wait())
     # What is there now stays: collections need not look at it again.
     gc.freeze()
@@ -166,11 +169,34 @@ async def _serve(config: Config) -> None:
         await hub.close()
 
 
-async def _tell_systemd(hub: object) -> None:
-    """READY=1 at once, then signs of life and a line of status."""
+def _hub(config: Config) -> tuple[Hub, list[Coroutine[Any, Any, None]]]:
+    """The sessions and what they do on their own; and what else is to be kept running."""
+    from virtintrospect.daemon.figures import Sampler
+    from virtintrospect.daemon.guestlog import GuestLog
     from virtintrospect.daemon.hub import Hub
+    from virtintrospect.daemon.triage import Reports, watch_crashes
 
-    assert isinstance(hub, Hub)
+    reports = Reports(config.state_dir / "triage", config.triage)
+    sampler = Sampler(config.state_dir / "history", config.history)
+    observers: list[Observer] = [GuestLog(reports.write)]
+    if config.history.enabled or config.metrics.enabled or config.metadata.publish:
+        observers.append(sampler)
+    hub = Hub(config, observers)
+    watch_crashes(hub, reports)
+    extras: list[Coroutine[Any, Any, None]] = []
+    if config.metrics.enabled:
+        from virtintrospect.daemon.metrics import Collector, serve
+
+        serve(config.metrics, Collector(hub.sessions, sampler.latest))
+    if config.metadata.publish:
+        from virtintrospect.daemon.metadata import Publisher
+
+        extras.append(Publisher(hub, sampler.latest, config.metadata.interval_seconds).run())
+    return hub, extras
+
+
+async def _tell_systemd(hub: Hub) -> None:
+    """READY=1 at once, then signs of life and a line of status."""
     every = min(watchdog_seconds() or _STATUS_SECONDS, _STATUS_SECONDS)
     notify("READY=1")
     while True:

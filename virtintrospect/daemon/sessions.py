@@ -16,14 +16,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
-from tenacity.wait import wait_chain, wait_exponential, wait_exponential_jitter, wait_fixed
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+)
+from tenacity.wait import wait_chain, wait_exponential, wait_fixed, wait_random
 
 from virtintrospect.daemon.log import event
 from virtintrospect.daemon.state import Machine, State
 from virtintrospect.daemon.work import Cost, Workers
 from virtintrospect.domain import Domain
-from virtintrospect.driver import driver_for
+from virtintrospect.driver import SupportsAfterlife, driver_for
 from virtintrospect.errors import (
     GuestNotRecognisedError,
     MissingTypesError,
@@ -38,13 +43,17 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 #: Opening the memory is tried again after 0.2 seconds at first, a minute at last.
-_OPEN_WAIT = wait_exponential_jitter(initial=0.2, max=60, jitter=0.2)
+_OPEN_WAIT = wait_exponential(multiplier=0.2, max=60) + wait_random(0, 0.2)
+#: Memory that arrives is there when libvirt says so (resumed); a look from time to time besides.
+_ARRIVING_SECONDS = 5.0
 #: A guest that boots is looked at four times a second for half a minute, then ever less often.
 _BOOT_WAIT = wait_chain(*[wait_fixed(0.25)] * 120, wait_exponential(multiplier=0.5, max=30))
 #: Seconds after which a kernel is also looked for where that costs more; and how much rarer.
 _THOROUGH_AFTER, _THOROUGH_FACTOR = 30.0, 50
 #: Seconds between two looks at a kernel whose types are missing: only a reboot helps it.
 _NO_TYPES = 60.0
+#: Seconds for which a session may believe what it knows of the residency of pages.
+_FORGET_SECONDS = 60.0
 #: Seconds after a mistake of our own.
 _AFTER_A_MISTAKE = 60.0
 
@@ -106,7 +115,7 @@ class DomainSession:
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._next_thorough = 0.0
+        self._next_thorough = self._forget_at = 0.0
 
     @property
     def state(self) -> State:
@@ -169,6 +178,22 @@ class DomainSession:
         guest.take_problems()
         return function(guest)
 
+    async def look_back(self, function: Callable[[Guest], object]) -> None:
+        """Run a function on the kernel that was there last, be it or its VMM dead by now."""
+        await self._work(partial(self._look_back, function))
+        self._memory_map = ("as it was at the end",)  # where it lives on it is opened anew
+        self.wake()
+
+    def _look_back(self, function: Callable[[Guest], object]) -> None:
+        session = self._session
+        guest = session.last if session else None
+        if session is None or guest is None:
+            return
+        if isinstance(session.target, SupportsAfterlife):
+            session.target.outlive()
+        guest.take_problems()
+        function(guest)
+
     # -- its life ---------------------------------------------------------------------------
 
     async def _live(self) -> None:
@@ -183,9 +208,10 @@ class DomainSession:
                 await step()
             except VirtIntrospectError as error:
                 self._failed(error)
-                await self._release()
                 self._context.refresh(self.domain.uuid)
+                # If it crashed, libvirt is about to say so: what is left is looked at first.
                 await self._pause(1.0)
+                await self._release()
 
     def _died(self, task: asyncio.Task[None]) -> None:
         """A mistake of ours must cost this session a minute, not the daemon its life."""
@@ -203,12 +229,21 @@ class DomainSession:
 
     async def _open(self) -> None:
         """Open the memory; again and again, until that works."""
-        await AsyncRetrying(
-            retry=retry_if_exception_type(VirtIntrospectError),
+        opening = AsyncRetrying(
+            retry=retry_if_exception_type(VirtIntrospectError)
+            & retry_if_not_exception_type(ArrivingError),
             wait=_OPEN_WAIT,
             sleep=self._pause,
             before_sleep=lambda attempt: self._failed(_error(attempt)),
-        )(self._open_once)
+        )
+        while True:
+            try:
+                await opening(self._open_once)
+            except ArrivingError as error:
+                self._note(error)
+                await self._pause(_ARRIVING_SECONDS)
+            else:
+                break
         self._move(State.WAITING)
 
     async def _open_once(self) -> None:
@@ -284,6 +319,10 @@ class DomainSession:
     def _look(self) -> bool:
         """Whether the kernel still runs; then all that is to be done for it."""
         guest = self._session.current if self._session else None
+        if self._session is not None and time.monotonic() > self._forget_at:
+            # Pages that the guest has given back meanwhile must not be touched.
+            self._session.target.memory.forget()
+            self._forget_at = time.monotonic() + _FORGET_SECONDS
         for observer in self._context.observers:
             if guest is None:
                 observer.left(self.domain)
@@ -344,8 +383,7 @@ class DomainSession:
                 session.close()
 
     def _failed(self, error: VirtIntrospectError) -> None:
-        if not isinstance(error, ArrivingError):
-            self._move(State.LOST)
+        self._move(State.LOST)
         self._note(error)
 
     def _note(self, error: VirtIntrospectError) -> None:

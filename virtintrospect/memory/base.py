@@ -164,6 +164,9 @@ class PhysicalMemory(abc.ABC):
         """Ranges that hold data, in rising order; the rest of :attr:`regions` is zeros."""
         yield from self.regions
 
+    def forget(self) -> None:  # noqa: B027 (not every memory remembers something)
+        """Drop what is remembered of residency: for sessions that last long."""
+
     def close(self) -> None:  # noqa: B027 (not every memory holds something)
         """Release what is held. Further reads raise; closing twice is harmless."""
 

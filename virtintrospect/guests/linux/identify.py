@@ -81,9 +81,9 @@ def identify(
         raise GuestNotRecognisedError(
             "the guest reboots, and its new kernel is not there yet", hint="try again in a moment"
         )
+    tried = ", VMCOREINFO and every resident page as a page table" if thorough else ""
     raise GuestNotRecognisedError(
-        "no Linux kernel in the guest's memory (tried the trampoline page table, VMCOREINFO "
-        "and every resident page as a page table)",
+        f"no Linux kernel in the guest's memory (tried the trampoline page table{tried})",
         hint="it may still be in its firmware or boot loader; only x86-64 Linux is known so far",
     )
 

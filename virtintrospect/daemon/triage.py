@@ -1,0 +1,161 @@
+"""A report of a guest that crashed: written while its memory is still there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from virtintrospect import __version__
+from virtintrospect.cli.escape import printable
+from virtintrospect.cli.output import plain_value
+from virtintrospect.daemon.config import Triage
+from virtintrospect.daemon.figures import keep_newest
+from virtintrospect.daemon.log import event
+from virtintrospect.domain import Domain
+from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.guests.base import Guest
+from virtintrospect.insight.columns import Table, record
+from virtintrospect.insight.tables import COMMANDS, PS
+
+if TYPE_CHECKING:
+    from virtintrospect.daemon.hub import Hub
+    from virtintrospect.daemon.sessions import DomainSession
+    from virtintrospect.host_events import Event
+
+_log = logging.getLogger(__name__)
+
+#: Tables of a report, what matters most first; those that this release has.
+TABLES = ("crash", "dmesg", "info", "ps", "stacks", "modules", "memory", "load", "cpu", "pressure")
+#: Seconds after which nothing more is gathered.
+_PATIENCE = 60.0
+#: Seconds in which a second crash of the same kernel is the same crash, told twice.
+_SAME = 30.0
+
+#: Reports of one domain that are kept.
+_OF_ONE = 5
+
+
+class Reports:
+    """The reports, one JSON file each.
+
+    :param folder: made when the first is written.
+    """
+
+    def __init__(self, folder: Path, config: Triage) -> None:
+        self.folder = folder
+        self.config = config
+        self._last: dict[str, float] = {}
+
+    def write(self, domain: Domain, guest: Guest, reason: str) -> Path | None:
+        """Write a report, unless this crash has one. Blocks; for a worker's thread."""
+        now = time.monotonic()
+        if not self.config.enabled or now < self._last.get(domain.uuid, -_SAME) + _SAME:
+            return None
+        self._last[domain.uuid] = now
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", domain.name)[:100]
+        path = self.folder / f"{stamp}-{name}.json"
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            _write(path, self.report(domain, guest, reason))
+            # One guest that crashes again and again must not push out the others' reports.
+            keep_newest(self.folder.glob(f"????????T??????Z-{name}.json"), _OF_ONE)
+            keep_newest(self.folder.glob("*.json"), self.config.reports)
+        except OSError as error:
+            event(_log, logging.ERROR, "no report", domain=domain.name, error=error)
+            return None
+        event(_log, logging.WARNING, "report", domain=domain.name, reason=reason, path=path)
+        return path
+
+    def report(self, domain: Domain, guest: Guest, reason: str) -> dict[str, Any]:
+        """All of a report."""
+        begin = time.time()
+        told: dict[str, Any] = {
+            "version": __version__,
+            "domain": {"name": domain.name, "uuid": domain.uuid, "state": domain.state},
+            "reason": reason,
+            "time": round(begin, 3),
+            "tables": {},
+            "errors": {},
+        }
+        known = {table.name: table for table in (PS, *COMMANDS)}
+        for name in TABLES:
+            table = known.get(name)
+            if table is None:
+                continue
+            if time.time() - begin > _PATIENCE:
+                told["errors"][name] = "there was no time left"
+                continue
+            try:
+                told["tables"][name] = _rows(table, guest)
+            except VirtIntrospectError as error:
+                told["errors"][name] = printable(error.message)
+        told["problems"] = [
+            {"what": printable(problem.what), "address": hex(problem.address)}
+            for problem in guest.take_problems()
+        ]
+        told["seconds"] = round(time.time() - begin, 3)
+        return told
+
+
+#: virDomainEventStoppedDetailType: the domain crashed.
+_STOPPED_CRASHED = 2
+
+
+def watch_crashes(hub: Hub, reports: Reports) -> None:
+    """Write a report when libvirt says that a guest has crashed (pvpanic, or QEMU itself).
+
+    libvirt may already have ended QEMU then; RAM that QEMU shared is still there for us.
+    """
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def look_back(session: DomainSession) -> None:
+        domain = session.domain
+        try:
+            await session.look_back(lambda guest: reports.write(domain, guest, "crash"))
+        except VirtIntrospectError as error:
+            event(_log, logging.WARNING, "no report", domain=domain.name, error=error.message)
+
+    def happened(what: Event, session: DomainSession | None) -> None:
+        stopped = what.what == "stopped" and what.detail == _STOPPED_CRASHED
+        if session is not None and (what.what == "crashed" or stopped):
+            event(_log, logging.ERROR, "guest crashed", domain=what.name)
+            task = asyncio.create_task(look_back(session))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    hub.on_event.append(happened)
+
+
+def _rows(table: Table, guest: Guest) -> Any:
+    source: Callable[[], Any] = getattr(guest, table.source)
+    found = source()
+    rows = [_plain(table, item) for item in ([found] if table.single else found)]
+    return rows[0] if table.single else rows
+
+
+def _plain(table: Table, item: object) -> dict[str, Any]:
+    values = record(table, item)
+    return {
+        column.name: plain_value(column.unit, values[column.name])
+        for column in table.columns
+        if column.name in values
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all, and on disk when it is said to be there."""
+    temporary = path.with_name(f".{path.name}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
