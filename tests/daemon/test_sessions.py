@@ -89,6 +89,27 @@ def test_save_and_restore(shared: Running, private: Private, start: Start) -> No
         private.outside(place).unlink()
 
 
+def test_migration(shared: Running, start: Start, tmp_path: Path) -> None:
+    """Out of one libvirt's hands and into another's; the daemon there waits for the memory."""
+    import libvirt
+
+    guest = start()
+    shared.wait(guest.name)
+    guest.disconnect()
+    with Private() as other, running(tmp_path, other.uri) as daemon:
+        there = other.connect()
+        where = {libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1"}
+        guest.domain.migrate3(there, where, libvirt.VIR_MIGRATE_LIVE)
+        shared.wait(guest.name, "gone")
+        daemon.wait(guest.name)
+        assert "init" in daemon.command("ps", guest.name).stdout
+        said = [line for line in daemon.text().splitlines() if guest.name in line]
+        resumed = next(n for n, line in enumerate(said) if "happened=resumed" in line)
+        opened = next(n for n, line in enumerate(said) if "state=waiting" in line)
+        assert resumed < opened
+        there.close()
+
+
 def test_hotplugged_memory_is_seen(
     shared: Running, private: Private, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,11 +24,14 @@ _ENVIRONMENT = (
     ("VIRSH_DEFAULT_CONNECT_URI", "The libvirt connection, when there is no -c."),
     ("LIBVIRT_DEFAULT_URI", "The same, when VIRSH_DEFAULT_CONNECT_URI is not set either."),
     ("VIRTINTROSPECT_CACHE", "Folder of the cache, instead of those under FILES."),
+    ("VIRTINTROSPECT_SOCKET", "Socket of the daemon, instead of the one under FILES."),
     ("XDG_CACHE_HOME", "Where the cache of users other than root is, instead of ~/.cache."),
 )
 _FILES = (
     ("/var/cache/virtintrospect", "Symbols and types of the kernels seen by root."),
     ("~/.cache/virtintrospect", "The same, of other users. Both can be deleted at any time."),
+    ("/run/virtintrospect/daemon.sock", "Where virt-introspectd listens."),
+    ("/etc/virtintrospect/config.toml", "Its configuration."),
 )
 
 

@@ -56,7 +56,8 @@ class Reports:
     def write(self, domain: Domain, guest: Guest, reason: str) -> Path | None:
         """Write a report, unless this crash has one. Blocks; for a worker's thread."""
         now = time.monotonic()
-        if not self.config.enabled or now < self._last.get(domain.uuid, -_SAME) + _SAME:
+        self._last = {uuid: when for uuid, when in self._last.items() if now < when + _SAME}
+        if not self.config.enabled or domain.uuid in self._last:
             return None
         self._last[domain.uuid] = now
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
