@@ -196,3 +196,15 @@ def test_live_guest_is_not_tainted_by_all_this(guest: Guest, linux: LinuxGuest) 
     time.sleep(0.1)
     assert "tainted" not in guest.log
     assert guest.domain.state()[0] == 1  # VIR_DOMAIN_RUNNING
+
+
+def test_log_goes_on_where_it_was_left(guest: Guest, linux: LinuxGuest) -> None:
+    """What a caller has seen is not given again, and nothing new is missed."""
+    whole = linux.dmesg()
+    for left in (0, 1, 2, 7, len(whole) - 1):
+        after = whole[-1 - left].sequence
+        seen = linux.dmesg(after)
+        assert [record for record in seen if record in whole] == whole[len(whole) - left :]
+    guest.run("echo '<6>lab: one more' > /dev/kmsg")
+    texts = [record.text for record in linux.dmesg(whole[-1].sequence)]
+    assert b"lab: one more" in texts
