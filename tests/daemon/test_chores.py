@@ -115,6 +115,8 @@ def _check(report: dict[str, Any], guest: Guest, reason: str) -> None:
     assert report["tables"]["info"]["release"] == guest.release
     assert report["tables"]["memory"]["memory_total"] > 100 << 20
     assert report["tables"]["modules"]
+    assert "sysrq triggered crash" in report["tables"]["crash"]["message"]
+    assert report["tables"]["cpu_stacks"]
 
 
 def _modules(release: str) -> dict[str, bytes]:

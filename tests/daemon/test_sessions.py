@@ -169,7 +169,8 @@ def test_guest_without_a_kernel_waits(shared: Running, private: Private) -> None
 
 
 @pytest.mark.parametrize("table", ["ps", "info", "modules", "dmesg", "mounts", "files", "maps 1",
-                                   "env 1", "interfaces", "sockets --listening", "ps --threads",
+                                   "env 1", "interfaces", "sysctl kernel.*", "routes",
+                                   "sockets --listening", "ps --threads",
                                    "ps --tree", "files --pid 1"])  # fmt: skip
 @pytest.mark.parametrize("output", ["json", "table"])
 def test_answer_is_the_same_with_and_without(

@@ -22,7 +22,19 @@ from virtintrospect.domain import Domain
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import COMMANDS, PS
+from virtintrospect.insight.tables import (
+    CPU,
+    CRASH,
+    DMESG,
+    HUNG,
+    INFO,
+    LOAD,
+    MEMORY,
+    MODULES,
+    PRESSURE,
+    PS,
+    STACK,
+)
 
 if TYPE_CHECKING:
     from virtintrospect.daemon.hub import Hub
@@ -31,8 +43,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Tables of a report, what matters most first; those that this release has.
-TABLES = ("crash", "dmesg", "info", "ps", "stacks", "modules", "memory", "load", "cpu", "pressure")
+#: Tables of a report, what matters most first.
+TABLES: tuple[tuple[str, Table, Callable[[Guest], Any]], ...] = (
+    ("crash", CRASH, lambda guest: [guest.crash()]),
+    ("cpu_stacks", STACK, lambda guest: guest.cpu_stacks()),
+    ("dmesg", DMESG, lambda guest: guest.dmesg()),
+    ("info", INFO, lambda guest: [guest.info()]),
+    ("ps", PS, lambda guest: guest.processes()),
+    ("hung", HUNG, lambda guest: guest.hung()),
+    ("modules", MODULES, lambda guest: guest.modules()),
+    ("memory", MEMORY, lambda guest: [guest.meminfo()]),
+    ("load", LOAD, lambda guest: [guest.load()]),
+    ("cpu", CPU, lambda guest: guest.cpu()),
+    ("pressure", PRESSURE, lambda guest: guest.pressure()),
+)
+_SINGLE = ("crash", "info", "memory", "load")
 #: Seconds after which nothing more is gathered.
 _PATIENCE = 60.0
 #: Seconds in which a second crash of the same kernel is the same crash, told twice.
@@ -86,18 +111,16 @@ class Reports:
             "tables": {},
             "errors": {},
         }
-        known = {table.name: table for table in (PS, *COMMANDS)}
-        for name in TABLES:
-            table = known.get(name)
-            if table is None:
-                continue
+        for name, table, source in TABLES:
             if time.time() - begin > _PATIENCE:
                 told["errors"][name] = "there was no time left"
                 continue
             try:
-                told["tables"][name] = _rows(table, guest)
+                rows = [_plain(table, item) for item in source(guest)]
             except VirtIntrospectError as error:
                 told["errors"][name] = printable(error.message)
+            else:
+                told["tables"][name] = rows[0] if name in _SINGLE else rows
         told["problems"] = [
             {"what": printable(problem.what), "address": hex(problem.address)}
             for problem in guest.take_problems()
@@ -133,13 +156,6 @@ def watch_crashes(hub: Hub, reports: Reports) -> None:
             task.add_done_callback(tasks.discard)
 
     hub.on_event.append(happened)
-
-
-def _rows(table: Table, guest: Guest) -> Any:
-    source: Callable[[], Any] = getattr(guest, table.source)
-    found = source()
-    rows = [_plain(table, item) for item in ([found] if table.single else found)]
-    return rows[0] if table.single else rows
 
 
 def _plain(table: Table, item: object) -> dict[str, Any]:
