@@ -276,7 +276,7 @@ class Failing:
 def test_no_call_of_libvirt_raises_its_own_error(
     monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    monkeypatch.setattr(host, "_libvirt", lambda: Failing(call))
+    monkeypatch.setattr(host, "load_libvirt", lambda: Failing(call))
     for target in ("web01", "1", "11111111-2222-3333-4444-555555555555"):
         with pytest.raises(VirtIntrospectError):
             virtintrospect.open("qemu:///system", target)
@@ -293,7 +293,7 @@ def test_names_that_libvirt_cannot_take(monkeypatch: pytest.MonkeyPatch, target:
                 raise ValueError("embedded null character")
             return name.encode()
 
-    monkeypatch.setattr(host, "_libvirt", lambda: Strict(""))
+    monkeypatch.setattr(host, "load_libvirt", lambda: Strict(""))
     with pytest.raises(NoSuchTargetError):
         virtintrospect.open("qemu:///system", target)
 
