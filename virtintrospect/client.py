@@ -188,6 +188,6 @@ def decode(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(unit: Unit, value: Any) -> Any:
-    if unit is Unit.ADDRESS:
+    if unit in (Unit.ADDRESS, Unit.MASK):
         return int(value, 16)
     return bytes.fromhex(value) if unit is Unit.HEX else value

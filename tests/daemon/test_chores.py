@@ -50,8 +50,9 @@ def reports(daemon: Running, name: str) -> list[dict[str, Any]]:
 
 
 def crash(guest: Guest) -> None:
+    """The guest answers first, so that nobody has to wait for an answer that does not come."""
     with contextlib.suppress(GuestError):
-        guest.execute("echo c > /proc/sysrq-trigger", 1)
+        guest.execute("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &", 5)
 
 
 def test_boot_and_oom_kill_are_logged(busy: Running, private: Private) -> None:
@@ -161,7 +162,8 @@ def test_figures_are_kept_published_and_served(busy: Running, one: Guest) -> Non
     element = eventually(published)
     assert element is not None
     assert element.get("kernel") == one.release
-    assert int(element[0].get("memory_total") or 0) == first["memory"]["memory_total"]
+    # A kernel that has booted gives memory back: the first sample may be from before that.
+    assert int(element[0].get("memory_total") or 0) >= first["memory"]["memory_total"]
     port = json.loads(_setting(busy.config, "port"))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text = answer.read().decode()

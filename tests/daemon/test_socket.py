@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from virtintrospect.client import Client, RemoteError, UnavailableError
+from virtintrospect.cli.output import human_value, plain_value
+from virtintrospect.client import Client, RemoteError, UnavailableError, decode
+from virtintrospect.insight.columns import Column, Table, Unit
 
 from .running import PROGRAM, Running, eventually, running
 
@@ -285,3 +287,16 @@ def test_errors_of_the_guest_come_as_they_are(tmp_path: Path) -> None:
     cause = caught.value.__cause__
     assert cause is not None
     assert (str(cause), str(cause.__cause__)) == ("a", "b")
+
+
+@pytest.mark.parametrize("unit", Unit)
+def test_every_kind_of_value_comes_through(unit: Unit) -> None:
+    value = {
+        Unit.TEXT: b"a\x1b\xff", Unit.HEX: b"\1\2", Unit.LIST: (b"a", "b", 3), Unit.FLAG: True,
+        Unit.REAL: 0.1, Unit.SECONDS: 1.5,
+    }.get(unit, 1 << 63)  # fmt: skip
+    table = Table("t", (Column("c", unit),))
+    told = json.loads(json.dumps({"c": plain_value(unit, value)}))
+    found = decode(table, told)["c"]
+    assert plain_value(unit, found) == plain_value(unit, value)
+    assert human_value(unit, found) == human_value(unit, value)
