@@ -169,7 +169,7 @@ def _plain(table: Table, item: object) -> dict[str, Any]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all, and on disk when it is said to be there."""
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.new")  # nobody takes it for a report
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
