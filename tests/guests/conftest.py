@@ -56,6 +56,21 @@ class Lab:
             self.release(config)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked ``once_a_kernel`` run on the first guest of each kernel of the matrix.
+
+    For what takes long and does not depend on page tables or memory backing.
+    """
+    firsts = list({guest.kernel: guest for guest in reversed(matrix.MATRIX)}.values())
+
+    def wanted(item: pytest.Item) -> bool:
+        on = getattr(item, "callspec", None) and item.callspec.params.get("guest")  # type: ignore[attr-defined]
+        return on in firsts or item.get_closest_marker("once_a_kernel") is None
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     if os.geteuid() != 0:

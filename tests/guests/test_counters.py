@@ -219,6 +219,7 @@ def our_stat(rows: list[CpuTimes]) -> dict[str, int]:
     return {f"cpu{row.cpu} {kind}": getattr(row, kind) for row in rows for kind in _KINDS}
 
 
+@pytest.mark.once_a_kernel
 def test_cpu_times(linux: LinuxGuest, loaded: Guest) -> None:
     def check() -> dict[str, int]:
         before, mine, after = between(loaded, lambda: stat(loaded), lambda: our_stat(linux.cpu()))
@@ -246,6 +247,7 @@ def test_idle_time_goes_on_while_the_guest_sleeps(linux: LinuxGuest, loaded: Gue
     assert {name: value for name, value in mine.items() if value > after[name] + _TICK_MS} == {}
 
 
+@pytest.mark.once_a_kernel
 def test_load(linux: LinuxGuest, loaded: Guest) -> None:
     for _ in range(2):
         words = loadavg(loaded)
@@ -301,6 +303,7 @@ def our_pressure(rows: list[Pressure]) -> dict[tuple[str, str], tuple[float, flo
 BUSY = "for i in 1 2 3; do timeout 5 sh -c 'while :; do :; done' & done; sleep 6"
 
 
+@pytest.mark.once_a_kernel
 def test_pressure_is_that_of_the_guest(linux: LinuxGuest, loaded: Guest) -> None:
     """Right after the guest's own reading all is equal, but for what a few ms may add."""
     for _ in range(2):
@@ -319,30 +322,41 @@ def test_pressure_is_that_of_the_guest(linux: LinuxGuest, loaded: Guest) -> None
     assert mine["memory", "some"][3] > 0
 
 
+@pytest.mark.once_a_kernel
 def test_pressure_that_nobody_asked_the_guest_for(linux: LinuxGuest, loaded: Guest) -> None:
     """Totals and averages since the kernel's last aggregation are made up for."""
     first = our_pressure(linux.pressure())
     loaded.run(BUSY)
-    with paused(loaded):
-        mine = our_pressure(linux.pressure())
-    after = pressure(loaded)
-    assert mine["cpu", "some"][3] > first["cpu", "some"][3] + 1_000_000
-    for key, values in mine.items():
-        # What is added before the guest itself reads is some milliseconds of one shell.
-        assert values[3] <= after[key][3] <= values[3] + 100_000, key
-        assert values[:3] == pytest.approx(after[key][:3], abs=2.0), key
+    for _ in range(ATTEMPTS):
+        with paused(loaded):
+            mine = our_pressure(linux.pressure())
+        after = pressure(loaded)
+        assert mine["cpu", "some"][3] > first["cpu", "some"][3] + 1_000_000
+        # What is added before the guest itself reads is some milliseconds of one shell, but on a
+        # busy machine; and the averages may have moved on.
+        if all(
+            values[3] <= after[key][3] <= values[3] + 100_000
+            and values[:3] == pytest.approx(after[key][:3], abs=2.0)
+            for key, values in mine.items()
+        ):
+            return
+    pytest.fail(f"never near: {mine} {after}")
 
 
+@pytest.mark.once_a_kernel
 def test_pressure_falls_in_a_guest_that_sleeps(linux: LinuxGuest, loaded: Guest) -> None:
     """The kernel stops its clock when nothing runs; what we show falls all the same."""
     loaded.run(BUSY)
     high = our_pressure(linux.pressure())["cpu", "some"][0]
     loaded.run("sleep 8")
-    with paused(loaded):
-        mine = our_pressure(linux.pressure())["cpu", "some"]
-    after = pressure(loaded)["cpu", "some"]
-    assert mine[0] < high
-    assert mine[:3] == pytest.approx(after[:3], abs=1.0)
+    for _ in range(ATTEMPTS):
+        with paused(loaded):
+            mine = our_pressure(linux.pressure())["cpu", "some"]
+        after = pressure(loaded)["cpu", "some"]
+        assert mine[0] < high
+        if mine[:3] == pytest.approx(after[:3], abs=1.0):
+            return
+    pytest.fail(f"never near: {mine} {after}")
 
 
 def test_pressure_that_is_switched_off_says_so(boot: Callable[[Config], Guest]) -> None:

@@ -46,6 +46,7 @@ def tasks(found: list[Stall]) -> list[Stall]:
     return [item for item in found if item.kind == "task" and item.name != b"uninterruptible"]
 
 
+@pytest.mark.once_a_kernel
 def test_tasks_that_wait_for_a_frozen_file_system(
     linux: LinuxGuest, hanging: Guest, capsys: pytest.CaptureFixture[str]
 ) -> None:

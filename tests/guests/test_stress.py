@@ -76,6 +76,7 @@ def test_nothing_is_invented(linux: LinuxGuest, guest: Guest) -> None:
         pytest.skip(f"only on {' and '.join(_KERNELS)}")
     before = guest.snapshot()
     static = {file.path for file in linux.files() if file.path} | _STATIC
+    old = {port for s in linux.sockets() for port in (s.local_port, s.remote_port) if port}
     with stressed(guest):
         seen = _look(linux)
     after = guest.snapshot()
@@ -86,7 +87,7 @@ def test_nothing_is_invented(linux: LinuxGuest, guest: Guest) -> None:
         words[kind].add(value)
     assert len(words[b"pid"]) > 100
     pids = set(map(int, words[b"pid"])) | before.processes.keys() | after.processes.keys()
-    ports = set(map(int, words[b"port"]))
+    ports = set(map(int, words[b"port"])) | old
     paths = words[b"path"] | static | _paths(before) | _paths(after)
     paths = {path.removesuffix(b" (deleted)") for path in paths}
 
