@@ -76,7 +76,9 @@ def test_nothing_is_invented(linux: LinuxGuest, guest: Guest) -> None:
         pytest.skip(f"only on {' and '.join(_KERNELS)}")
     before = guest.snapshot()
     static = {file.path for file in linux.files() if file.path} | _STATIC
-    old = {port for s in linux.sockets() for port in (s.local_port, s.remote_port) if port}
+    sockets = linux.sockets()  # of other tests
+    static |= {socket.path for socket in sockets if socket.path}
+    old = {port for s in sockets for port in (s.local_port, s.remote_port) if port}
     with stressed(guest):
         seen = _look(linux)
     after = guest.snapshot()
