@@ -20,7 +20,7 @@ from .lab.guest import Guest
 #: Files in all places that matter, made once a guest. Other tests have swap, to which pages of
 #: tmpfs may go; then they are not in the page cache.
 _FILES = """
-swapoff -a
+rm -f /tmp/counters/big /tmp/counters/copy; swapoff -a
 test ! -e /cached || exit 0
 mkdir /cached /cached/tmpfs /cached/bound
 mount -t tmpfs none /cached/tmpfs
@@ -44,7 +44,8 @@ _LOGIN, _USER, _DEAD = 6, 7, 8
 
 @pytest.fixture
 def files(guest: Guest) -> Guest:
-    guest.run(_FILES)
+    guest.run(_FILES, 60)
+    assert len(guest.get("/proc/swaps").splitlines()) == 1
     return guest
 
 

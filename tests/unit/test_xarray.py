@@ -167,6 +167,14 @@ def test_absurd_shift(builder: Builder, guest: Any, shift: int) -> None:
     assert guest.problems == [("xarray node in the wrong place", builder.node(0, 70))]
 
 
+def test_root_says_nothing_of_its_place(builder: Builder, guest: Any) -> None:
+    """It has no parent; what stands there is left from whoever had the memory before."""
+    root = builder.store(70, pointer(1), height=12)
+    builder.memory.write(root - 2 - BASE + OFFSET, bytes([37]))
+    assert walk_xarray(guest, root, Budget()) == [(70, pointer(1))]
+    assert not guest.problems
+
+
 @pytest.mark.parametrize("shift", [1, 5, 63, 66, 255])
 def test_absurd_shift_of_the_root(builder: Builder, guest: Any, shift: int) -> None:
     root = builder.store(1, pointer(1), height=6)

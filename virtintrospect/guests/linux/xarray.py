@@ -37,8 +37,9 @@ class _Node(NamedTuple):
     first: int
     #: Bits of the index below those that it decides; ``None`` for the root, which may have any.
     shift: int | None
-    #: Which slot of its parent leads to it.
-    place: int
+    #: Which slot of its parent leads to it; ``None`` for the root, which has none (``xas_alloc()``
+    #: leaves there what the memory held before).
+    place: int | None
 
 
 class Span(NamedTuple):
@@ -86,7 +87,7 @@ def walk_spans(
     form = _form(guest)
     found: list[Span] = []
     seen: set[int] = set()
-    level = [_Node(root - 2, 0, None, 0)]
+    level = [_Node(root - 2, 0, None, None)]
     while level and not budget.late():
         # Each level is at most 64 times as wide, and what is taken of it counts.
         taken = level[: min(_AT_ONCE, budget.follow(min(_AT_ONCE, len(level))))]
@@ -146,7 +147,7 @@ def _read(
             guest.note("unreadable xarray node", node.address)
             continue
         expected = shift if node.shift is None else node.shift
-        right = shift == expected and data[start + form.offset_at] == node.place
+        right = shift == expected and node.place in (None, data[start + form.offset_at])
         if not right or shift % form.bits or shift >= 64:
             guest.note("xarray node in the wrong place", node.address)
             continue
