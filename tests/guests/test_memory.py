@@ -92,6 +92,11 @@ def test_same_bytes_every_way(guest: SmallGuest) -> None:
         )
         runs = list(memory.resident())
         assert any(run.start <= at < run.end for run in runs)
+        absent = next(r.end for r, n in pairwise(runs) if n.start > r.end > MIB)
+        for start in (at & ~0xFFF, absent, memory.regions[-1].end - 8192):
+            close, whole = range(0, 8192 - 48, 20), memory.read(start, 8192)
+            expected = b"".join(whole[i : i + 48] for i in close)
+            assert memory.gather([start + i for i in close], 48) == expected
         outside, faults = memory.regions[-1].end, []  # type: ignore[var-annotated]
         assert memory.gather([at, outside, at], 8, faults) == PATTERN[:8] + bytes(8) + PATTERN[:8]
         assert faults == [1]
@@ -110,7 +115,6 @@ def test_same_bytes_every_way(guest: SmallGuest) -> None:
         else:
             assert view is None
             assert block is None
-        absent = next(r.end for r, n in pairwise(runs) if n.start > r.end > MIB)
         assert memory.read(absent, 4096) == bytes(4096)
         assert memory.view(absent, 4096) is None
         many = [at + i % 32 for i in range(3000)]

@@ -318,7 +318,7 @@ def test_user_without_rights() -> None:
     """Told what is missing; nothing of it is a traceback."""
     program = (
         "import os, sys\nfrom virtintrospect.cli.main import run\n"
-        "import virtintrospect.plugin.doctor, virtintrospect.plugin.tables, json, rich\n"
+        "import virtintrospect.plugin.doctor, virtintrospect.plugin.tables, difflib, json, rich\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "os.environ.pop('VIRTINTROSPECT_CACHE', None)\n"
         "sys.exit(run(['doctor', '-o', 'json']))"

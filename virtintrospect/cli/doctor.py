@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import click
 
 from virtintrospect.cli.escape import printable
@@ -57,6 +55,8 @@ def doctor(
 
 def _fix(settings: Settings, name: str, *, yes: bool) -> None:
     """Offer shared RAM."""
+    from difflib import unified_diff
+
     from virtintrospect.host import Host
     from virtintrospect.plugin.backing import CannotShareError, is_shared, with_shared_ram
 
@@ -72,7 +72,7 @@ def _fix(settings: Settings, name: str, *, yes: bool) -> None:
             click.echo(f"{printable(domain.name)} has shared RAM already" + _since(domain.active))
             return
         new = with_shared_ram(old)
-        lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "now", "then", lineterm="")
+        lines = unified_diff(old.splitlines(), new.splitlines(), "now", "then", lineterm="")
         for line in lines:
             click.echo(printable(line))
         if not yes and not click.confirm("Change the definition?", err=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -27,9 +26,9 @@ def hooks() -> None:
 
 def _host(function: _F) -> _F:
     """Options that say which host's hooks."""
-    folder = click.Path(path_type=Path, file_okay=False)
+    folder = click.Path(file_okay=False)
     options = [
-        click.option("--root", type=folder, default=Path("/"), metavar="DIR",
+        click.option("--root", type=folder, default="/", metavar="DIR",
                      help="Root folder of the host, for images and packages."),
         click.option("--xen", is_flag=True, help="Xen's hook too, though libvirt has no Xen here."),
         click.option("--run-dir", type=folder, default=None, hidden=True),
@@ -40,14 +39,16 @@ def _host(function: _F) -> _F:
     return function
 
 
-def _open(root: Path, *, xen: bool, run_dir: Path | None, spool_dir: Path | None) -> Hooks:
+def _open(root: str, *, xen: bool, run_dir: str | None, spool_dir: str | None) -> Hooks:
+    from pathlib import Path
+
     from virtintrospect.plugin.hooks import Hooks
     from virtintrospect.plugin.source import Places
 
-    found = Hooks(root.absolute(), xen=xen)
+    found = Hooks(Path(root).absolute(), xen=xen)
     if run_dir or spool_dir:
         usual = found.places
-        found.places = Places(run_dir or usual.run, spool_dir or usual.spool)
+        found.places = Places(Path(run_dir or usual.run), Path(spool_dir or usual.spool))
     return found
 
 

@@ -17,7 +17,6 @@ _WIDEST, _NARROWEST = 32, 16
 #: In a plain table: most characters that shorter cells are padded to.
 _WIDEST_PLAIN = 120
 
-_HEXADECIMAL = (Unit.ADDRESS, Unit.MASK)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -103,13 +102,20 @@ class Stream:
 
 def plain_value(unit: Unit, value: Any) -> Any:
     """A value for programs: a JSON number, string, boolean or list of these."""
-    if unit in _HEXADECIMAL:
-        return f"{value:#x}"
-    if unit is Unit.HEX:
-        return bytes(value).hex()
-    if unit is Unit.LIST:
-        return [item if isinstance(item, int) else printable(item) for item in value]
-    return printable(value) if isinstance(value, bytes | str) else value
+    return _PLAIN.get(unit, _plain_text)(value)
+
+
+def _plain_text(value: Any) -> Any:
+    return printable(value) if isinstance(value, _TEXT) else value
+
+
+_TEXT = (bytes, str)
+_PLAIN: dict[Unit, Callable[[Any], Any]] = {
+    Unit.ADDRESS: "{:#x}".format,
+    Unit.MASK: "{:#x}".format,
+    Unit.HEX: lambda value: bytes(value).hex(),
+    Unit.LIST: lambda items: [item if isinstance(item, int) else printable(item) for item in items],
+}
 
 
 def human_value(unit: Unit, value: Any) -> str:
@@ -167,11 +173,12 @@ _RIGHT = {Unit.NUMBER, Unit.BYTES, Unit.MILLISECONDS, Unit.SECONDS}
 
 
 def _objects(columns: Sequence[Column], records: Iterable[Record]) -> Iterable[dict[str, Any]]:
+    plain = [(column.name, _PLAIN.get(column.unit, _plain_text)) for column in columns]
     for record in records:
         yield {
-            column.name: plain_value(column.unit, record[column.name])
-            for column in columns
-            if record.get(column.name) is not None
+            name: function(value)
+            for name, function in plain
+            if (value := record.get(name)) is not None
         }
 
 

@@ -30,6 +30,9 @@ class Unit(Enum):
     #: A set of bits: ``"0x…"``.
     MASK = "mask"
 
+    #: Each member is one object; Enum would hash its name, in Python, for every cell of a table.
+    __hash__ = object.__hash__
+
 
 class Column(NamedTuple):
     """One column.
@@ -87,8 +90,9 @@ Record = Mapping[str, Any]
 
 def record(table: Table, source: object) -> dict[str, Any]:
     """The fields of a record that a table shows; unknown ones (``None``) are left out."""
-    values = {column.name: getattr(source, column.name) for column in table.columns}
-    return {name: value for name, value in values.items() if value is not None}
+    return {
+        name: value for name, *_ in table.columns if (value := getattr(source, name)) is not None
+    }
 
 
 def no_column(table: Table, name: str) -> UsageError:

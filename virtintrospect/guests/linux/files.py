@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import FaultError, NoSuchTargetError
 from virtintrospect.guests.linux.budget import Budget
@@ -72,14 +72,9 @@ _MEMBERS = {
 _IDENTITY = {name: _MEMBERS[name] for name in ("mount", "dentry", "inode")}
 
 
-class _Slot(NamedTuple):
-    """A descriptor in use."""
-
-    pid: int
-    fd: int
-    file: int
-    #: ``None`` where the table's bitmap cannot be read.
-    cloexec: bool | None
+#: A descriptor in use: process, descriptor, address of its ``struct file``, and whether exec
+#: closes it (``None`` where the table's bitmap cannot be read).
+_Slot = tuple[int, int, int, bool | None]
 
 
 def files(guest: LinuxGuest, pid: int | None = None) -> list[OpenFile]:
@@ -92,7 +87,7 @@ def files(guest: LinuxGuest, pid: int | None = None) -> list[OpenFile]:
     addresses = guest.tasks.addresses(budget)
     bad: dict[int, str] = {}
     slots = _slots(guest, _processes(guest, addresses, pid, bad), budget, bad)
-    files = _Files(guest, list(dict.fromkeys(slot.file for slot in slots)), budget)
+    files = _Files(guest, list(dict.fromkeys(file for _, _, file, _ in slots)), budget)
     if guest.live:
         still: dict[int, str] = {}
         processes = _processes(guest, addresses, pid, still, gone=True)
@@ -100,12 +95,11 @@ def files(guest: LinuxGuest, pid: int | None = None) -> list[OpenFile]:
         bad = {address: what for address, what in bad.items() if still.get(address) == what}
         if files.changed or again != slots:  # most often nothing has
             now = set(again)
-            slots = [s for s in slots if s in now and s.file not in files.changed]
-    bad |= {slot.file: "unreadable file" for slot in slots if slot.file not in files.rows}
+            slots = [slot for slot in slots if slot in now and slot[2] not in files.changed]
+    rows = files.rows
+    bad |= {file: "unreadable file" for _, _, file, _ in slots if file not in rows}
     guest.note_all(Problem(what, address) for address, what in bad.items())
-    found = [
-        _record(slot, files.rows[slot.file], budget) for slot in slots if slot.file in files.rows
-    ]
+    found = [_record(slot, rows[slot[2]], budget) for slot in slots if slot[2] in rows]
     guest.note_all([budget.problem])
     return found
 
@@ -209,13 +203,11 @@ def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
     pid = row["pid"]
     for start in range(0, len(table), 8 * _BLOCK):
         block = table[start : start + 8 * _BLOCK]
-        if not block.strip(b"\0"):
-            continue
-        for number, file in enumerate(struct.unpack(f"<{len(block) // 8}Q", block)):
+        count = -(-len(block.rstrip(b"\0")) // 8)
+        for fd, file in enumerate(struct.unpack_from(f"<{count}Q", block), start // 8):
             if file:
-                fd = start // 8 + number
                 closes = None if cloexec is None else bool(cloexec[fd >> 3] >> (fd & 7) & 1)
-                yield _Slot(pid, fd, file, closes)
+                yield pid, fd, file, closes
 
 
 class _Files:
@@ -230,14 +222,15 @@ class _Files:
         ]
         names = paths.files(path for path in wanted if path)
         systems = _system_names(guest, columns["system"])
-        #: Those that can be read, by address.
-        self.rows: dict[int, Row] = {}
-        for address, path, *values in zip(addresses, wanted, *columns.values(), strict=True):
-            row = dict(zip(columns, values, strict=True))
-            if row["flags"] is not None:
-                row["path"] = names.get(path) if path else None
-                row["type"] = _type(row["mode"], systems.get(row["system"]), row["path"])
-                self.rows[address] = row
+        #: Those that can be read, by address: path, type, flags, offset, inode, device.
+        self.rows: dict[int, tuple[Any, ...]] = {}
+        for address, place, flags, offset, _, _, inode, mode, device, system in zip(
+            addresses, wanted, *columns.values(), strict=True
+        ):
+            if flags is not None:
+                path = names.get(place) if place else None
+                kind = _type(mode, systems.get(system), path)
+                self.rows[address] = path, kind, flags, offset, inode, device_name(device)
         #: Those that a second look found to be others: memory of closed ones is reused.
         self.changed: set[int] = set()
         if guest.live:
@@ -251,19 +244,18 @@ class _Files:
             }
 
 
-def _record(slot: _Slot, row: Row, budget: Budget) -> OpenFile:
-    path = row["path"]
+def _record(slot: _Slot, row: tuple[Any, ...], budget: Budget) -> OpenFile:
+    pid, fd, _, closes = slot
+    path, kind, flags, offset, inode, device = row
     return OpenFile(
-        pid=slot.pid,
-        fd=slot.fd,
+        pid=pid,
+        fd=fd,
         path=path if path is None or budget.keep(len(path)) else None,
-        type=row["type"],
-        flags=None
-        if slot.cloexec is None
-        else row["flags"] & ~_O_CLOEXEC | (_O_CLOEXEC if slot.cloexec else 0),
-        offset=row["offset"],
-        inode=row["inode"],
-        device=device_name(row["device"]),
+        type=kind,
+        flags=None if closes is None else flags & ~_O_CLOEXEC | (_O_CLOEXEC if closes else 0),
+        offset=offset,
+        inode=inode,
+        device=device,
     )
 
 

@@ -25,6 +25,8 @@ MAX_DEPTH = 2048
 MAX_NAME = 512
 #: PATH_MAX (include/uapi/linux/limits.h).
 MAX_PATH = 4096
+#: Paths of directories that are kept for the next file: bounded, as each may have MAX_PATH.
+_DIRECTORIES = 4096
 #: Paths put together between two looks at the clock.
 _STRIDE = 256
 #: How often dentries are read again that changed meanwhile.
@@ -68,6 +70,7 @@ class PathReader:
         self._mounts: dict[int, _Mount | None] = {}
         self._nodes: dict[int, tuple[int, bytes] | None] = {}
         self._made_up: dict[int, bytes] = {}
+        self._directories: dict[FilePath, bytes | None] = {}
 
     def files(self, wanted: Iterable[FilePath]) -> dict[FilePath, bytes | None]:
         """The path of each file, seen from the root of its mount namespace.
@@ -117,11 +120,24 @@ class PathReader:
         if made_up is not None and path.dentry != mount.root:
             return made_up
         at_root = dentry.parent == path.dentry
-        names = self._names(path)
-        if names is None:
+        if at_root or path.dentry == mount.root:
+            whole = self._directory(path)
+        else:
+            above = self._directory(FilePath(path.mount, dentry.parent))
+            whole = None if above is None else b"%s/%s" % (above, dentry.name)
+        if whole is None or len(whole) > MAX_PATH:
             return None
-        whole = b"/" + b"/".join(reversed(names))
-        return whole if dentry.hashed or at_root else whole + b" (deleted)"
+        return (whole or b"/") if dentry.hashed or at_root else whole + b" (deleted)"
+
+    def _directory(self, place: FilePath) -> bytes | None:
+        """The path of a directory, empty for the root: many files share theirs."""
+        known = self._directories
+        if place not in known:
+            names = self._names(place)
+            if len(known) >= _DIRECTORIES:
+                known.clear()
+            known[place] = None if names is None else b"".join(b"/" + n for n in reversed(names))
+        return known[place]
 
     def _dentry(self, address: int) -> bytes | None:
         names: list[bytes] = []
