@@ -65,8 +65,7 @@ class SharedBlock:
             self._process.check()
         if self._knows(offset, size):
             return self._map[offset : offset + size]
-        data = os.pread(self._descriptor, size, self._offset + offset)
-        return data if len(data) == size else data + bytes(size - len(data))
+        return self._from_file(offset, size)
 
     def read_u64(self, offset: int) -> int:
         """The 64-bit number at an offset: the shortest way for the most frequent read."""
@@ -113,18 +112,20 @@ class SharedBlock:
             mapped = self._map
             return b"".join([mapped[o : o + size] for o in offsets])
         pages = {o >> 12 for o in offsets}
-        short = self._copies + len(pages) <= _SHORT_LOOK
-        if not short or size > 4096 or len(pages) > min(len(offsets) // 2, _PAGES >> 12):
+        dense = size <= 4096 and len(pages) <= min(len(offsets) // 2, _PAGES >> 12)
+        copies = self._copies + (len(pages) if dense else len(offsets))
+        if copies > _SHORT_LOOK:
             return b"".join([self.read(o, size) for o in offsets])
+        self._copies = copies
+        if not dense:
+            return b"".join([self._from_file(o, size) for o in offsets])
         # Slabs: a system call for each page, not for each object. What begins on a page may
         # end on the next.
-        self._copies += len(pages)
-        length, base = 4096 + last, self._offset
-        copies = {
-            page: os.pread(self._descriptor, length, base + (page << 12)).ljust(length, b"\0")
-            for page in pages
-        }
-        return b"".join([copies[o >> 12][o & 0xFFF : (o & 0xFFF) + size] for o in offsets])
+        found = {page: self._from_file(page << 12, 4096 + last) for page in pages}
+        return b"".join([found[o >> 12][o & 0xFFF : (o & 0xFFF) + size] for o in offsets])
+
+    def _from_file(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, self._offset + offset).ljust(size, b"\0")
 
     def _knows(self, offset: int, size: int) -> bool:
         """Whether a range may be read through the mapping.

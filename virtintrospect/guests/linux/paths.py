@@ -127,7 +127,8 @@ class PathReader:
             whole = None if above is None else b"%s/%s" % (above, dentry.name)
         if whole is None or len(whole) > MAX_PATH:
             return None
-        return (whole or b"/") if dentry.hashed or at_root else whole + b" (deleted)"
+        whole = whole or b"/"
+        return whole if dentry.hashed or at_root else whole + b" (deleted)"
 
     def _directory(self, place: FilePath) -> bytes | None:
         """The path of a directory, empty for the root: many files share theirs."""
