@@ -25,6 +25,8 @@ _COMPRESSED, _PLAIN, _STREAM = 0x00, 0x01, 0xFF
 _SKIPPABLE = range(0x80, 0xFF)
 _LARGEST_FRAME = 65536
 _MOST_FRAMES = 1 << 24
+#: Chunks without data of a range: a mark at its start, padding.
+_MOST_SKIPPED = 1 << 10
 #: Frames that are kept decompressed.
 _KEPT = 128
 
@@ -69,7 +71,12 @@ class AvmlImage(PagedMemory):
 
     def _frames_of(self, start: int, end: int, offset: int, frames: list[_Frame]) -> int:
         """Note the frames of a range; the offset behind them and their trailer."""
+        if start % PAGE_SIZE:
+            raise ImageFormatError(
+                self._source.path, offset, f"a range that begins at {start:#x}, within a page"
+            )
         first = offset
+        skipped = 0
         while start < end:
             head = self._source.read(offset, 4, "a Snappy frame")
             kind, size = head[0], int.from_bytes(head[1:], "little")
@@ -86,6 +93,10 @@ class AvmlImage(PagedMemory):
                 start += length
             elif kind != _STREAM and kind not in _SKIPPABLE:
                 raise ImageFormatError(self._source.path, offset, f"frame of kind {kind:#x}")
+            else:
+                skipped += 1
+                if skipped > _MOST_SKIPPED:
+                    raise ImageFormatError(self._source.path, offset, "too many frames of nothing")
             offset += 4 + size
         trailer = int.from_bytes(self._source.read(offset, 8, "a range's trailer"), "little")
         if trailer != offset - first:

@@ -12,6 +12,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 
 from virtintrospect.errors import ImageFormatError
 from virtintrospect.memory.base import PAGE_SIZE, Region, merge
@@ -36,8 +37,10 @@ _CODECS = {0x01: "zlib", 0x02: "lzo", 0x04: "snappy", 0x20: "zstd"}
 
 #: x86-64 has at most 52 bits of physical address.
 _MOST_FRAMES = 1 << 40
-#: A bit a page frame: 1 GiB of bitmap is 32 TiB of guest.
-_LARGEST_BITMAP = 1 << 30
+#: A bit a page frame: 256 MiB of bitmap are 8 TiB of guest.
+_LARGEST_BITMAP = 1 << 28
+#: Ranges of RAM that a guest can have; and of pages that are there, which may lie apart.
+_MOST_RANGES, _MOST_RUNS = 1 << 16, 1 << 20
 _LARGEST_SUB_HEADER = 64 << 20
 #: Bytes of the bitmap between two running totals.
 _STRIDE = 512
@@ -82,7 +85,9 @@ class KdumpImage(PagedMemory):
         self._totals = _running_totals(self._there)
         count = self._totals[-1]
         source.check(self._descriptors_at, count * _DESCRIPTOR.size, "the table of pages")
-        self.regions = tuple(_runs(self._ram, frames))
+        self.regions = tuple(islice(_runs(self._ram, frames), _MOST_RANGES + 1))
+        if len(self.regions) > _MOST_RANGES:
+            raise self._error(bitmap_at, "more ranges of RAM than any machine has")
         self._frames = frames
         self._codecs = {flag: decompressor(name) for flag, name in _CODECS.items()}
         super().__init__(PAGE_SIZE)
@@ -124,7 +129,11 @@ class KdumpImage(PagedMemory):
 
     @cached_property
     def _resident(self) -> list[Region]:
-        return list(_runs(self._there, self._frames))
+        runs = _runs(self._there, self._frames)
+        found = list(islice(runs, _MOST_RUNS))
+        if (following := next(runs, None)) is not None:  # it costs time to take zeros for data
+            found.append(Region(following.start, self._frames * PAGE_SIZE))
+        return found
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
@@ -152,6 +161,8 @@ def _runs(bitmap: bytes, frames: int) -> Iterator[Region]:
     step = 1 << 20  # bytes of the bitmap at once
     for first in range(0, -(-frames // 8), step):
         piece = np.frombuffer(bitmap, np.uint8, min(step, len(bitmap) - first), first)
+        if piece[0] == (0 if start is None else 0xFF) and (piece == piece[0]).all():
+            continue  # the run, or the gap, goes on
         bits = np.unpackbits(piece, bitorder="little")[: frames - first * 8]
         edges = np.flatnonzero(np.diff(bits, prepend=np.uint8(start is not None)))
         for edge in edges.tolist():

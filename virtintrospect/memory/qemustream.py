@@ -37,7 +37,7 @@ _RAM, _NODE = "pc.ram", "ram-node"
 
 _MOST_BLOCKS = 4096
 #: Largest guest that is believed, in bytes.
-_LARGEST = 1 << 46
+_LARGEST = 1 << 44
 #: Bytes that are read of the file at once while it is searched.
 _AT_ONCE = 1 << 22
 _LONGEST_NAME = 256
@@ -246,7 +246,13 @@ class _Stream:
                 raise self._error(f"block {name!r} of {size:#x} bytes")
             if len(self.blocks) >= _MOST_BLOCKS or total > _LARGEST:
                 raise self._error("more RAM than any guest has")
-            index = memoryview(mmap.mmap(-1, size // PAGE_SIZE * 8)).cast("Q")
+            try:
+                # Private: of shared memory, looking at a page would take one.
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                pages = mmap.mmap(-1, size // PAGE_SIZE * 8, flags=flags)
+            except OSError as error:
+                raise self._error(f"block {name!r} of {size:#x} bytes: {error.strerror}") from error
+            index = memoryview(pages).cast("Q")
             self.blocks[name] = _Block(name, size, index)
             total -= size
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.descriptors import descriptors
 from tests.guests.lab.images import write_avml, write_kdump, write_lime, write_stream
 from virtintrospect.errors import FaultError, ImageFormatError, VirtIntrospectError
-from virtintrospect.memory import PhysicalMemory, Region
+from virtintrospect.memory import PhysicalMemory, Region, kdump
 from virtintrospect.memory.image import open_image
 
 PAGE = 4096
@@ -168,7 +168,7 @@ def kdump_header(**changes: int) -> bytes:
         ({"sub": 1 << 30}, "sub-header"),
         ({"blocks": 0}, "bitmaps"),
         ({"blocks": (1 << 31) - 1}, "bitmaps"),
-        ({"blocks": 1 << 18}, "truncated"),
+        ({"blocks": 1 << 17}, "truncated"),
         ({"frames": 0}, "page frames"),
         ({"frames": 1 << 31}, "page frames"),
         ({"split": 1}, "split"),
@@ -227,3 +227,59 @@ def test_codec_that_is_not_installed_is_named(
         with pytest.raises(VirtIntrospectError) as caught:
             image.read(PAGE, 8)
         assert "virtintrospect[images]" in caught.value.hint
+
+
+def test_kdump_with_a_range_in_every_byte(tmp_path: Path) -> None:
+    """A bitmap of every other page: as many ranges as it has bits set."""
+    path = tmp_path / "image"
+    blocks = 2 * 64
+    content = bytearray(kdump_header(blocks=blocks, frames=64 * PAGE * 8)[: 2 * PAGE])
+    ram, there = b"\x55" * (64 * PAGE), bytes(64 * PAGE)
+    path.write_bytes(content + ram + there)
+    with pytest.raises(ImageFormatError, match="more ranges of RAM"):
+        open_image(path)
+    with path.open("wb") as file:
+        file.write(content + b"\xff" * (64 * PAGE) + ram)
+        file.truncate(file.tell() + 64 * PAGE * 4 * 24)
+    before = kdump._MOST_RUNS
+    kdump._MOST_RUNS = 100
+    try:
+        with open_image(path) as image:
+            runs = list(image.resident())
+    finally:
+        kdump._MOST_RUNS = before
+    assert len(runs) == 101
+    assert runs[-1] == Region(200 * PAGE, image.end)
+
+
+def avml(start: int, chunks: bytes) -> bytes:
+    """One range of a page in a compressed AVML image."""
+    head = struct.pack("<4sIQQ8x", b"AVML", 2, start, start + PAGE - 1)
+    return head + chunks + struct.pack("<Q", len(chunks))
+
+
+def test_avml_that_lies(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    page = b"\x01" + (PAGE + 4).to_bytes(3, "little") + bytes(4 + PAGE)
+    path.write_bytes(avml(PAGE, b"\xfe\0\0\0" * 3 + page))
+    with open_image(path) as image:
+        assert image.read(PAGE, PAGE) == bytes(PAGE)
+    path.write_bytes(avml(PAGE // 2, page))  # blocks would not be where pages are
+    with pytest.raises(ImageFormatError, match="within a page"):
+        open_image(path)
+    path.write_bytes(avml(PAGE, b"\xfe\0\0\0" * 5000 + page))
+    with pytest.raises(ImageFormatError, match="nothing"):
+        open_image(path)
+
+
+def test_stream_of_more_ram_than_this_host_can_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    path = tmp_path / "image"
+    WRITERS["stream"](sample_for("stream"), path)
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(ImageFormatError, match="Cannot allocate"):
+        open_image(path)
