@@ -58,6 +58,7 @@ class Client:
     def __init__(self, path: str | None = None) -> None:
         self.path = path or os.environ.get("VIRTINTROSPECT_SOCKET") or DEFAULT_SOCKET
         self._buffer = bytearray()
+        self._received = 0
         self._deadline = time.monotonic() + _GREETING
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -79,6 +80,7 @@ class Client:
         :raises RemoteError: the answer is an error.
         """
         self._deadline = time.monotonic() + _ANSWER
+        self._received = 0
         question = {"id": 1, "method": method, "params": params}
         rows: list[Any] = []
         try:
@@ -138,7 +140,8 @@ class Client:
             if not got:
                 raise ConnectionError("it closed the connection")
             self._buffer += got
-            if len(self._buffer) > _MAX_LINE:
+            self._received += len(got)
+            if len(self._buffer) > _MAX_LINE or self._received > _MAX_ANSWER:
                 raise ConnectionError("its answer is too long")
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]

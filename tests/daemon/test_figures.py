@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
 
-from virtintrospect.daemon.config import History, Triage
+from virtintrospect.daemon import access, server, triage
+from virtintrospect.daemon.config import History, Socket, Triage
 from virtintrospect.daemon.figures import Sampler
 from virtintrospect.daemon.guestlog import kind_of
 from virtintrospect.daemon.metadata import summary
@@ -20,6 +22,7 @@ from virtintrospect.daemon.work import Cost
 from virtintrospect.domain import Domain
 from virtintrospect.errors import NotFoundError
 from virtintrospect.guests.base import Guest
+from virtintrospect.insight.tables import CRASH, DMESG
 from virtintrospect.model import Counter, Load, LogRecord
 
 
@@ -191,3 +194,44 @@ def test_metrics() -> None:
     used = set(re.findall(r"(?:libvirt_domain|virtintrospectd)_\w+", dashboard))
     assert len(used) > 5
     assert used <= set(re.findall(r"^(\w+)[{ ]", text, re.MULTILINE))
+
+
+class Crowd(Figures):
+    """A guest that shows more than a report has room for."""
+
+    def dmesg(self) -> list[LogRecord]:
+        return [LogRecord(1.0, "err", "kern", b"\x1b" * 1000, number) for number in range(9000)]
+
+    def crash(self) -> Any:
+        members: dict[str, Any] = {column.name: None for column in CRASH.columns}
+        return SimpleNamespace(**(members | {"log": (b"\x1b" * (2 << 20),)}))
+
+
+def test_reports_have_a_size(tmp_path: Path) -> None:
+    path = Reports(tmp_path / "triage", Triage()).write(domain(), cast(Guest, Crowd()), "panic")
+    assert path is not None
+    assert path.stat().st_size < 16 << 20
+    report = json.loads(path.read_text())
+    rows = report["tables"]["dmesg"]
+    assert 0 < len(rows) < 9000
+    assert "9000 rows" in report["errors"]["dmesg"]
+    assert "1 rows, of which 0" in report["errors"]["crash"]
+
+
+def test_newest_lines_are_kept() -> None:
+    records = [LogRecord(float(n), "err", "kern", b"x", n) for n in range(6000)]
+    rows = triage._rows(DMESG, records, newest=True)
+    assert [rows[0]["time"], rows[-1]["time"]] == [1000.0, 5999.0]
+
+
+def test_strangers_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may connect: that must cost no question to a directory of users, and few lines."""
+    monkeypatch.setattr(access, "_groups_of", lambda _: pytest.fail("looked up"))
+    assert not access.Access((), ()).allows(65_533, 65_533)
+    told: list[int] = []
+    monkeypatch.setattr(server, "event", lambda *_, **values: told.append(values["uid"]))
+    listening = server.Server(Path("x"), Socket(), cast(Any, None))
+    for pid in range(50):
+        listening._refused(pid, 65_533, 65_533)
+    listening._refused(50, 65_532, 65_532)
+    assert told == [65_533, 65_532]

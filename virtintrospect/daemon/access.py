@@ -26,7 +26,10 @@ class Access:
 
     def allows(self, uid: int, gid: int) -> bool:
         """Whether a peer may ask."""
-        return uid in self.uids or gid in self.gids or bool(self.gids & _groups_of(uid))
+        if uid in self.uids or gid in self.gids:
+            return True
+        # Whoever may not ask must not make us look him up, in LDAP perhaps, for nothing.
+        return bool(self.gids and self.gids & _groups_of(uid))
 
 
 def peer(connection: socket.socket) -> tuple[int, int, int]:

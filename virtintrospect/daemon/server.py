@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ _log = logging.getLogger(__name__)
 MAX_LINE = 64 << 10
 #: Bytes that wait for a client to read them, before the daemon waits too.
 _HIGH_WATER = 1 << 20
+#: Seconds for which a user who is refused is not logged again: the journal drops lines of a unit
+#: that writes too many, and with them those of others.
+_QUIET = 60.0
+_MOST_REFUSED = 1024
 #: Connections that wait to be accepted.
 _BACKLOG = 512
 
@@ -59,6 +64,8 @@ class Server:
         self.handler = handler
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        #: Users who were refused: until when that is not logged again.
+        self._quiet: dict[int, float] = {}
 
     async def start(self) -> None:
         """Listen; a socket that a killed daemon left is replaced."""
@@ -87,7 +94,7 @@ class Server:
         pid, uid, gid = peer(writer.get_extra_info("socket"))
         error = None
         if not self.access.allows(uid, gid):
-            event(_log, logging.WARNING, "refused", pid=pid, uid=uid, gid=gid)
+            self._refused(pid, uid, gid)
             error = RequestError(
                 "denied",
                 f"virt-introspectd does not answer user {uid}: reading a guest's memory is being "
@@ -104,6 +111,16 @@ class Server:
         task = asyncio.create_task(self._talk(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+
+    def _refused(self, pid: int, uid: int, gid: int) -> None:
+        """Log it, once in a while for each user."""
+        now = time.monotonic()
+        if now < self._quiet.get(uid, 0.0):
+            return
+        if len(self._quiet) >= _MOST_REFUSED:
+            self._quiet.clear()
+        self._quiet[uid] = now + _QUIET
+        event(_log, logging.WARNING, "refused", pid=pid, uid=uid, gid=gid)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.set_write_buffer_limits(high=_HIGH_WATER)

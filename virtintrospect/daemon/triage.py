@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,10 @@ _PATIENCE = 60.0
 #: Seconds in which a second crash of the same kernel is the same crash, told twice.
 _SAME = 30.0
 
+#: Rows of one table of a report, and characters of them: a hostile guest must fill neither the
+#: disk nor the memory of the daemon, whose other guests it would take with it.
+_MOST_ROWS, _LARGEST = 5000, 4 << 20
+
 #: Reports of one domain that are kept.
 _OF_ONE = 5
 
@@ -116,11 +121,15 @@ class Reports:
                 told["errors"][name] = "there was no time left"
                 continue
             try:
-                rows = [_plain(table, item) for item in source(guest)]
+                items = source(guest)
+                rows = _rows(table, items, newest=name == "dmesg")
             except VirtIntrospectError as error:
                 told["errors"][name] = printable(error.message)
             else:
-                told["tables"][name] = rows[0] if name in _SINGLE else rows
+                if len(rows) < len(items):
+                    told["errors"][name] = f"{len(items)} rows, of which {len(rows)} are here"
+                if rows or name not in _SINGLE:
+                    told["tables"][name] = rows[0] if name in _SINGLE else rows
         told["problems"] = [
             {"what": printable(problem.what), "address": hex(problem.address)}
             for problem in guest.take_problems()
@@ -156,6 +165,19 @@ def watch_crashes(hub: Hub, reports: Reports) -> None:
             task.add_done_callback(tasks.discard)
 
     hub.on_event.append(happened)
+
+
+def _rows(table: Table, items: Sequence[object], *, newest: bool) -> list[dict[str, Any]]:
+    """As many of a table's first rows, or its last, as a report has room for."""
+    rows: list[dict[str, Any]] = []
+    left = _LARGEST
+    for item in islice(reversed(items) if newest else items, _MOST_ROWS):
+        row = _plain(table, item)
+        left -= len(json.dumps(row, ensure_ascii=False))
+        if left < 0:
+            break
+        rows.append(row)
+    return rows[::-1] if newest else rows
 
 
 def _plain(table: Table, item: object) -> dict[str, Any]:
