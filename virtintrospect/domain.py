@@ -36,7 +36,7 @@ class Domain:
 
 def current_memory(xml: str) -> int | None:
     """KiB that the balloon leaves the guest, as the live XML of a domain has them."""
-    match = re.search(r"<currentMemory(?: unit='(\w+)')?>(\d+)</currentMemory>", xml)
+    match = re.search(r"<currentMemory(?: unit='(\w+)')?>([0-9]{1,20})</currentMemory>", xml)
     if match is None:
         return None
     return int(match[2]) * _UNITS.get(match[1] or "KiB", 1 << 10) >> 10
@@ -48,9 +48,13 @@ def disk_aliases(xml: str) -> dict[bytes, str]:
     As libvirt itself does, this takes the bus numbers of its XML for those that the guest sees.
     """
     found: dict[bytes, str] = {}
-    for disk in re.findall(r"<disk\b.*?</disk>", xml, re.DOTALL):
+    # Not by one pattern: where no end follows, it would search the rest again and again.
+    for piece in re.split(r"<disk\b", xml)[1:]:
+        disk, end, _ = piece.partition("</disk>")
+        if not end:
+            continue
         target = re.search(r"<target dev='([^']+)'", disk)
-        address = re.search(r"<address type='pci'([^>]*)/>", disk)
+        address = re.search(r"<address type='pci'([^<>]*)/>", disk)
         serial = re.search(r"<serial>([^<]+)</serial>", disk)
         if target is None:
             continue
@@ -63,4 +67,4 @@ def disk_aliases(xml: str) -> dict[bytes, str]:
     return found
 
 
-_ATTRIBUTE = re.compile(r"(\w+)='0x([0-9a-f]+)'")
+_ATTRIBUTE = re.compile(r"(\w+)='0x([0-9a-f]{1,8})'")

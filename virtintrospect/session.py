@@ -308,9 +308,11 @@ def open_session(target: str, uri: str | None = None, store: Store | None = None
 def open_domain(domain: Domain, store: Store | None = None) -> Session:
     """Open a session on a domain that is already known."""
     if not domain.active:
+        from shlex import quote
+
         raise MemoryAccessError(
             f"domain {domain.name!r} is {domain.state}: it has no memory to look at",
-            hint=f"virsh -c {domain.uri} start {domain.name}",
+            hint=f"virsh -c {domain.uri} start {quote(domain.name)}",
         )
     return Session(driver_for(domain).open(domain), domain, store)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -78,7 +79,7 @@ class QemuProcess:
         if not domain.active:
             raise MemoryAccessError(
                 f"domain {domain.name!r} is {domain.state}: it has no memory",
-                hint=f"virsh -c {domain.uri} start {domain.name}",
+                hint=f"virsh -c {domain.uri} start {shlex.quote(domain.name)}",
             )
         host = urlsplit(domain.uri).hostname
         if host and host not in ("localhost", "127.0.0.1", "::1", os.uname().nodename.lower()):

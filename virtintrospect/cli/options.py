@@ -155,6 +155,8 @@ def complete_target(
     context: click.Context, _: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
     """Running domains by name, and files as soon as there is a slash."""
+    from shlex import quote
+
     from click.shell_completion import CompletionItem
 
     if "/" in incomplete or incomplete.startswith("."):
@@ -167,7 +169,9 @@ def complete_target(
             names = [domain.name for domain in host.domains(active_only=True)]
     except VirtIntrospectError:
         return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    # A shell takes what is offered for what was typed: only names that are nothing but names.
+    fit = (name for name in names if name.startswith(incomplete) and quote(name) == name)
+    return [CompletionItem(name) for name in fit]
 
 
 def common(function: _F) -> _F:

@@ -19,8 +19,9 @@ _log = logging.getLogger(__name__)
 #: records of the kernel's own facility count: /dev/kmsg lets nobody write those.
 KINDS = (
     ("panic", logging.ERROR, re.compile(rb"Kernel panic - not syncing")),
-    ("oom-kill", logging.WARNING, re.compile(rb"[Oo]ut of memory.*: Killed process")),
-    ("hung-task", logging.WARNING, re.compile(rb"INFO: task .* blocked for more than \d+ sec")),
+    ("oom-kill", logging.WARNING, re.compile(rb"[Oo]ut of memory.{0,64}: Killed process")),
+    ("hung-task", logging.WARNING, re.compile(rb"INFO: task .{1,96} blocked for more than "
+                                              rb"\d+ sec")),
     ("lockup", logging.WARNING, re.compile(rb"BUG: (?:soft|hard) lockup|detected stalls? on|"
                                            rb"self-detected stall")),
     ("oops", logging.ERROR, re.compile(rb"Oops: |kernel BUG at |BUG: unable to handle|"
@@ -29,6 +30,8 @@ KINDS = (
                                           rb"Restarting system)")),
 )  # fmt: skip
 
+#: Bytes of a line that are looked at: the kernel prints no more at a time (PRINTK_MESSAGE_MAX).
+_LONGEST = 2048
 #: Lines of one guest that are logged at one look; a guest may print whatever it likes.
 _AT_ONCE = 20
 #: A kernel that is younger than this when it is recognised has just booted.
@@ -39,7 +42,8 @@ def kind_of(record: LogRecord) -> tuple[str, int] | None:
     """What a record tells, and the priority of that; ``None`` for the many that tell nothing."""
     if record.facility != "kern":
         return None
-    return next(((kind, level) for kind, level, how in KINDS if how.search(record.text)), None)
+    text = record.text[:_LONGEST]
+    return next(((kind, level) for kind, level, how in KINDS if how.search(text)), None)
 
 
 @dataclass(slots=True)
@@ -82,7 +86,7 @@ class GuestLog:
             told += 1
             if told <= _AT_ONCE and not (old and kind != "panic"):
                 event(_log, level, f"guest {kind}", domain=domain.name, uptime=record.time,
-                      text=record.text)  # fmt: skip
+                      text=record.text[:_LONGEST])  # fmt: skip
             if kind == "panic" and not place.panicked:
                 place.panicked = True
                 self._panicked(domain, guest, "panic")

@@ -50,7 +50,8 @@ def _numbers(values: list[Any], unit: Unit) -> npt.NDArray[Any]:
     unknown = [value is None for value in values]
     known = [0 if value is None else value for value in values]
     if unit is Unit.ADDRESS:
-        dtype: Any = np.uint64
+        sound = all(0 <= value < 1 << 64 for value in known)
+        dtype: Any = np.uint64 if sound else object
     elif unit is Unit.FLAG:
         dtype = np.bool_
     elif any(isinstance(value, float) for value in known):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import stat
 from collections.abc import Iterator
@@ -133,7 +134,7 @@ def _transport(host: Host, domain: Domain, transport: str) -> Check:
     elif backing.is_shared(persistent):
         advice = "shared RAM comes with its next start (not with a reboot in the guest)"
     else:
-        advice = f"virt-introspect doctor --fix-memory-backing {domain.name}"
+        advice = _fix(domain)
     return Check("memory", NOTE, domain.name, f"{transport}: anonymous RAM, {_COST}", advice)
 
 
@@ -144,10 +145,15 @@ def _at_next_start(domain: Domain) -> Check:
         return Check("memory", WARNING, domain.name, "a confidential guest: cannot be read")
     if backing.is_shared(domain.xml):
         return Check("memory", OK, domain.name, f"{domain.state}; will have shared RAM")
-    advice = f"virt-introspect doctor --fix-memory-backing {domain.name}"
+    advice = _fix(domain)
     return Check(
         "memory", NOTE, domain.name, f"{domain.state}; will have anonymous RAM: {_COST}", advice
     )
+
+
+def _fix(domain: Domain) -> str:
+    """A command to copy: a domain may be called by what a shell would execute."""
+    return f"virt-introspect doctor --fix-memory-backing {shlex.quote(domain.name)}"
 
 
 # -- our own --------------------------------------------------------------------------------

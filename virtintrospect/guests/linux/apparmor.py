@@ -61,6 +61,8 @@ def _names(guest: LinuxGuest, labels: list[int], budget: Budget) -> dict[int, by
         except FaultError as error:
             guest.note("unreadable AppArmor label", error.address)
         else:
+            if not budget.keep(len(text)):
+                break
             shown[place] = text
     return shown
 

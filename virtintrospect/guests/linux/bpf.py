@@ -73,8 +73,8 @@ def bpf(guest: LinuxGuest) -> list[BpfObject]:
         row["pids"] = tuple(sorted({holder.pid for holder in owners.get(row["address"], ())}))
         row["pinned"] = paths.get(row["address"])
     ids = {row["address"]: row["id"] for row in maps}
-    _used_maps(guest, programs, ids)
-    _code_sizes(guest, programs)
+    _used_maps(guest, programs, ids, budget)
+    _code_sizes(guest, programs, budget)
     booted = boot_time(guest)
     guest.note_all([budget.problem])
     hooks = _words(guest, "bpf_attach_type", "BPF_")
@@ -124,12 +124,16 @@ def _still(guest: LinuxGuest, symbol: str, rows: list[Row], budget: Budget) -> l
     return [row for row in rows if now.get(row["address"]) == row["id"]]
 
 
-def _pointers(guest: LinuxGuest, array: int | None, count: int | None, most: int) -> list[int]:
+def _pointers(
+    guest: LinuxGuest, array: int | None, count: int | None, most: int, budget: Budget
+) -> list[int]:
     """An array of pointers; none where it claims too much."""
     if not array or not count:
         return []
-    if count > most:
+    if not 0 < count <= most:
         guest.note(f"eBPF program with {count} parts", array)
+        return []
+    if budget.late() or budget.follow(count) < count:
         return []
     try:
         return list(memoryview(guest.kernel.read(array, 8 * count)).cast("Q"))
@@ -138,17 +142,17 @@ def _pointers(guest: LinuxGuest, array: int | None, count: int | None, most: int
         return []
 
 
-def _used_maps(guest: LinuxGuest, programs: list[Row], ids: dict[int, int]) -> None:
+def _used_maps(guest: LinuxGuest, programs: list[Row], ids: dict[int, int], budget: Budget) -> None:
     for row in programs:
-        used = _pointers(guest, row["maps"], row["map_count"], _MAX_MAPS)
+        used = _pointers(guest, row["maps"], row["map_count"], _MAX_MAPS, budget)
         row["map_ids"] = tuple(ids[address] for address in used if address in ids)
 
 
-def _code_sizes(guest: LinuxGuest, programs: list[Row]) -> None:
+def _code_sizes(guest: LinuxGuest, programs: list[Row], budget: Budget) -> None:
     """Bytes of machine code; a program with functions has it in them."""
     layout = guest.layout("bpf_prog", {"jited": "jited_len"}, text=())
     for row in programs:
-        if parts := _pointers(guest, row["parts"], row["part_count"], _MAX_PARTS):
+        if parts := _pointers(guest, row["parts"], row["part_count"], _MAX_PARTS, budget):
             sizes = layout.lists(guest.kernel, parts, [])["jited"]
             row["jited"] = None if None in sizes else sum(sizes)
     functions = [row["function"] or 0 for row in programs]

@@ -40,6 +40,7 @@ class Budget:
 
     def follow(self, count: int) -> int:
         """Take up to ``count`` entries; how many were left."""
+        count = max(0, count)  # a count may be the guest's, and less than nothing
         taken = min(count, self.entries)
         if taken < count:
             self._cut("the guest shows too many objects")

@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 _GONE = "ZX"
+#: A task is in one group of each hierarchy; there are some ten.
+_MAX_GROUPS = 64
 #: Columns of the first process of a container.
 _FIRST = {"root": "fs.root.dentry", "hostname": "nsproxy.uts_ns.name.nodename"}
 
 
 class _Group(NamedTuple):
-    """A control group: its address and its path."""
+    """A control group: its address, its path, and the container that the path names."""
 
     address: int
     path: bytes
+    match: Match | None
 
 
 class _Member(NamedTuple):
@@ -96,8 +99,18 @@ def _groups(guest: LinuxGuest, sets: list[int], budget: Budget) -> dict[int, lis
     nodes = layout.lists(guest.kernel, addresses, [])["node"]
     names = PathReader(guest, budget).cgroups(node for node in nodes if node)
     paths = {group: names.get(node) for group, node in zip(addresses, nodes, strict=True)}
+    matches: dict[bytes, Match | None] = {}
+    for path in paths.values():
+        if budget.late():
+            break
+        if path is not None and path not in matches:
+            matches[path] = identify(path)
     return {
-        css_set: [_Group(group, path) for group in groups if (path := paths[group]) is not None]
+        css_set: [
+            _Group(group, path, matches.get(path))
+            for group in groups[:_MAX_GROUPS]
+            if (path := paths[group]) is not None
+        ]
         for css_set, groups in found.items()
     }
 
@@ -106,7 +119,7 @@ def _match(member: _Member, initial: _Member | None) -> Match | None:
     """The container that a process is in."""
     own = _own(member, initial)
     for group in member.groups:
-        match = identify(group.path)
+        match = group.match
         if match and (not match.weak or "pid" in own or "mnt" in own):
             return match
     kind = "pid" if "pid" in own else "mnt"
@@ -139,7 +152,7 @@ class _Rows:
         roots, self._hostnames = layout.lists(guest.kernel, tasks, []).values()
         paths = PathReader(guest, budget).dentries(root for root in roots if root)
         self._roots = [paths.get(root) for root in roots]
-        self._memory = _memory(guest, firsts)
+        self._memory = _memory(guest, firsts, budget)
 
     def record(self, number: int, match: Match, group: list[_Member]) -> Container:
         first, own = group[0], self._own[number]
@@ -169,19 +182,19 @@ class _Rows:
 def _path(member: _Member, match: Match) -> bytes | None:
     """The container's own group; of an unknown one that of its first process."""
     for group in member.groups:
-        found = identify(group.path)
+        found = group.match
         if found and found.id == match.id:
             return b"/" + b"/".join(group.path.strip(b"/").split(b"/")[: found.depth])
     return member.groups[0].path if member.groups else None
 
 
-def _memory(guest: LinuxGuest, firsts: list[_Member]) -> list[int | None]:
+def _memory(guest: LinuxGuest, firsts: list[_Member], budget: Budget) -> list[int | None]:
     """Bytes of memory that each container's own group uses, where one has them counted."""
     places: list[tuple[int, int]] = []
     for number, first in enumerate(firsts):
         for group in first.groups:
-            match = identify(group.path)
-            if match:
+            match = group.match
+            if match and not budget.late():
                 below = len(group.path.strip(b"/").split(b"/")) - match.depth
                 places.append((number, _above(guest, group.address, below)))
     found: list[int | None] = [None] * len(firsts)

@@ -55,6 +55,8 @@ def running_stacks(reader: StackReader) -> list[TaskStack]:
 
 def _search(reader: StackReader, item: TaskStack) -> list[Frame]:
     """Frames of a CPU that stands in one of :data:`_ENDS`; none where there is no such chain."""
+    if reader.late():
+        return []
     bottom = item.row["stack"]
     own = [(bottom, bottom + reader.size)] if bottom else []
     # A CPU that was interrupted stands on the stack for that; its task's is older.

@@ -39,6 +39,8 @@ _MOST_LINES, _LAST_LINES = 100, 20
 #: Lines in front of an error, and in front of a panic, where they begin with an error.
 _BEFORE, _BEFORE_PANIC = 5, 60
 _MOST_BLOCKED = 1000
+#: Bytes of a line that are shown, twice as many as the kernel prints at a time.
+_LONGEST_LINE = 4096
 
 
 def crash(guest: LinuxGuest) -> Crash:
@@ -129,7 +131,7 @@ def _around(
         end = first + _MOST_LINES
     else:
         first, end = max(0, len(log) - _LAST_LINES), len(log)
-    return tuple(f"[{r.time:12.6f}] ".encode() + r.text for r in log[first:end])
+    return tuple(f"[{r.time:12.6f}] ".encode() + r.text[:_LONGEST_LINE] for r in log[first:end])
 
 
 def _stack(guest: LinuxGuest, cpu: int, budget: Budget) -> dict[str, Any]:

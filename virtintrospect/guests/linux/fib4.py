@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError
@@ -54,12 +55,12 @@ def routes(guest: LinuxGuest, nets: list[int], budget: Budget) -> list[Row]:
     rows = []
     for link, values in zip(links, zip(*columns.values(), strict=True), strict=True):
         row: Row = dict(zip(columns, values, strict=True))
-        if not row["info"] or row["slen"] > _BITS:
+        if not row["info"] or not 0 <= row["slen"] <= _BITS:
             guest.note("unreadable route", link.node)
             continue
         leaf = leaves[link.chain]
         row |= {"net": leaf.net, "address": link.node - node_at, "netmask": _BITS - row["slen"]}
-        row["destination"] = leaf.key.to_bytes(4, "big")
+        row["destination"] = (leaf.key & 0xFFFF_FFFF).to_bytes(4, "big")
         rows.append(row)
     rows = _confirmed(guest, rows)
     _informed(guest, rows)
@@ -112,7 +113,7 @@ def _leaves(guest: LinuxGuest, tries: list[tuple[int, int]], budget: Budget) -> 
             level, zip(*columns.values(), strict=True), strict=True
         ):
             key, pos, bits, first = values
-            if key is None or pos + bits > left or bits > _WIDEST:
+            if key is None or pos < 0 or pos + bits > left or not 0 <= bits <= _WIDEST:
                 guest.note("broken tree of routes", node)
             elif bits:
                 below += [
@@ -132,7 +133,8 @@ def _children(guest: LinuxGuest, array: int, bits: int, budget: Budget) -> list[
     except FaultError as error:
         guest.note("broken tree of routes", error.address)
         return []
-    return [word for word in words if word]
+    # Those that can still be followed, and one that says that there are more.
+    return list(islice((word for word in words if word), budget.entries + 1))
 
 
 def _confirmed(guest: LinuxGuest, rows: list[Row]) -> list[Row]:

@@ -141,6 +141,7 @@ def _check_size(row: Row, bad: dict[int, str]) -> None:
 
     A table that has another size is believed as far as every table goes.
     """
+    row["max"] = max(0, row["max"])
     bitmap = ((row["cloexec"] or 0) - (row["open"] or 0)) * 8
     if row["max"] > _SMALL and row["max"] != bitmap:
         bad[row["fd"]] = f"process {row['pid']} claims {row['max']} descriptors"

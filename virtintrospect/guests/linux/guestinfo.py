@@ -26,6 +26,7 @@ from virtintrospect.guests.linux.zone import zone_at
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.blockdev import BlockDevice
     from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.model import Interface
 
 Keys = dict[str, Any]
 
@@ -218,6 +219,8 @@ def _filesystems(source: _Source) -> Keys:
     keys: Keys = {}
     count = 0
     for item in found:
+        if source.budget.late():
+            break
         path = paths.get(item.place)
         if path is None:
             continue
@@ -270,10 +273,11 @@ def _interfaces(source: _Source) -> Keys:
     namespaces = layout.lists(guest.kernel, first, [])["namespace"]
     every = interfaces(guest, counted=False)
     rows = [row for row in every if row.net_namespace in namespaces]
-    names = list(dict.fromkeys(row.interface for row in rows))
-    keys: Keys = {"if.count": len(names)}
-    for number, name in enumerate(names):
-        mine = [row for row in rows if row.interface == name]
+    by_name: dict[bytes, list[Interface]] = {}
+    for row in rows:
+        by_name.setdefault(row.interface, []).append(row)
+    keys: Keys = {"if.count": len(by_name)}
+    for number, (name, mine) in enumerate(by_name.items()):
         addresses = [row for row in mine if row.address is not None]
         head = f"if.{number}."
         keys[head + "name"] = name

@@ -199,6 +199,8 @@ def _cpus(guest: LinuxGuest, seconds: float, budget: Budget) -> list[Stall]:
     moment = schedclock.now(guest)
     found = []
     for cpu in sorted(busy):
+        if budget.late():
+            break
         row = first[cpu]
         age = (moment - row["arrival"]) / _NANOSECONDS if moment and row["arrival"] else None
         long = age is not None and age >= seconds

@@ -77,7 +77,7 @@ def _entries(guest: LinuxGuest, table: _Table, budget: Budget) -> list[Row]:
     members = {"array": "nht.hash_heads|nht.hash_buckets", "shift": "nht.hash_shift"}
     where = guest.layout("neigh_table", members, text=()).lists(guest.kernel, [table.address], [])
     array, shift = where["array"][0], where["shift"][0]
-    if not array or shift is None or shift > _WIDEST:
+    if not array or shift is None or not 0 <= shift <= _WIDEST:
         guest.note(f"table of neighbours with 2^{shift} buckets", table.address)
         return []
     chained = guest.types.has("neighbour", "next")  # until 6.13, commit f7f52738637f
@@ -132,9 +132,9 @@ def _keyed(guest: LinuxGuest, rows: list[Row], offset: int, size: int) -> list[R
     """Add the address that an entry is about; those that cannot be read are noted."""
     faults: list[int] = []
     data = guest.kernel.gather([row["address"] + offset for row in rows], size, faults)
-    found = []
+    found, bad = [], set(faults)
     for index, row in enumerate(rows):
-        if index in faults or row["flags"] is None:
+        if index in bad or row["flags"] is None:
             guest.note("unreadable neighbour", row["address"])
         else:
             found.append(row | {"key": data[index * size : (index + 1) * size]})

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _MOST_ENTRIES = 1 << 22
 #: No form of an entry is larger.
 _LARGEST_ENTRY = 16
+#: What every form of an entry has.
+_MEMBERS = ("sp_offset", "bp_offset", "sp_reg", "bp_reg", "type")
 _SLOT = struct.Struct("<i")
 _MASK = (1 << 64) - 1
 
@@ -100,8 +102,8 @@ class Format:
         self.registers: tuple[Register, ...] = _OLDER
         self._fields = {
             name: _place(types, name, self.size)
-            for name in ("sp_offset", "bp_offset", "sp_reg", "bp_reg", "type", "end", "signal")
-            if types.has("orc_entry", name)
+            for name in (*_MEMBERS, "end", "signal")
+            if name in _MEMBERS or types.has("orc_entry", name)
         }
 
     def decode(self, data: bytes) -> Entry:

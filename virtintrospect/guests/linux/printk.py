@@ -51,7 +51,7 @@ class Maker:
     ) -> LogRecord:
         """One row; ``level`` and ``facility`` are the kernel's numbers."""
         time = nanoseconds / 1e9
-        named = facility < len(FACILITIES)
+        named = 0 <= facility < len(FACILITIES)
         return LogRecord(
             time=time,
             level=LEVELS[level & 7],

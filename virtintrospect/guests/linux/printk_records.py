@@ -22,6 +22,8 @@ _HEADER = struct.Struct("<QHHHBB")
 #: How often the buffer is read while the guest overwrites its beginning.
 _ATTEMPTS = 3
 _MASK = (1 << 64) - 1
+#: Records of a buffer: an empty one has 16 bytes in it, but some hundred here.
+_MOST = 1 << 20
 
 
 class _Place(NamedTuple):
@@ -59,6 +61,11 @@ def _parse(guest: LinuxGuest, address: int, text: bytes, place: _Place) -> list[
     found: list[LogRecord] = []
     position, left = place.first, len(text)  # a second time round, there is nothing new
     while position != place.end and left > 0:
+        if len(found) >= _MOST:
+            guest.note(
+                f"more than {_MOST} printk records: the rest is left out", address + position
+            )
+            break
         if position + header > len(text):
             guest.note("printk record beyond its buffer", address + position)
             break

@@ -32,6 +32,8 @@ _BLOCK_HEADER = 8
 #: In blk_lpos: the record has no block; either its text is empty or it was lost.
 _DATALESS = 1
 _EMPTY_LINE = 3
+#: ``printk_info.text_len`` is a u16.
+_LONGEST = 0xFFFF
 
 _RING = {
     "count_bits": "desc_ring.count_bits",
@@ -176,7 +178,7 @@ def _block(text: bytes, begin: int, following: int, wanted: int, length: int) ->
     """
     if begin & _DATALESS:
         return b"" if begin == _EMPTY_LINE else None
-    if length < 0:
+    if not 0 <= length <= _LONGEST:
         return None
     starts = [begin % len(text)]
     if begin // len(text) != following // len(text):

@@ -51,6 +51,7 @@ def routes(guest: LinuxGuest) -> list[Route]:
     if len(rows) > LIMIT:
         guest.note(f"more than {LIMIT} routes: the rest is left out", rows[LIMIT]["address"])
     rows = rows[:LIMIT]
+    _limit_hops(guest, rows)
     order = {net: number for number, net in enumerate(addresses)}
     rows.sort(
         key=lambda row: (
@@ -80,6 +81,16 @@ def routes(guest: LinuxGuest) -> list[Route]:
             interface = names.get((row["net"], hop.oif))
             found.append(_record(row, hop, interface, mtu, weight, nets[row["net"]]))
     return found
+
+
+def _limit_hops(guest: LinuxGuest, rows: list[Row]) -> None:
+    """Many routes may share one object with many next hops: all rows together count."""
+    left = LIMIT
+    for row in rows:
+        if len(row["hops"]) > left:
+            guest.note(f"more than {LIMIT} next hops: the rest is left out", row["address"])
+            row["hops"] = row["hops"][:left]
+        left -= len(row["hops"])
 
 
 def _mtus(guest: LinuxGuest, rows: list[Row]) -> list[int | None]:

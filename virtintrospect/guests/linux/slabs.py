@@ -69,7 +69,7 @@ def slabs(guest: LinuxGuest) -> list[SlabCache]:
     for index, (cache, text, size, order) in enumerate(
         zip(caches, texts, sizes, orders, strict=True)
     ):
-        if text is None or order is None or order >> _ORDER_SHIFT > _MAX_ORDER:
+        if text is None or order is None or not 0 <= order >> _ORDER_SHIFT <= _MAX_ORDER:
             guest.note("unreadable slab cache", cache)
             continue
         if not budget.keep(len(text)):

@@ -114,10 +114,10 @@ def _unix(guest: LinuxGuest, rows: list[Row], budget: Budget) -> None:
         faults: list[int] = []
         raw = guest.kernel.gather([buffer + consumed_at for buffer in buffers], 4, faults)
         consumed: Any = memoryview(raw).cast("I")
-        following = []
+        following, bad = [], set(faults)
         for index, (row, _, count, total) in enumerate(pending):
             after, length = columns["next"][index], columns["len"][index]
-            if length is None or index in faults:
+            if length is None or index in bad:
                 continue
             if row["type"] == _DGRAM:
                 row["recv_queue"] = length

@@ -226,7 +226,9 @@ class StackReader:
 
     def _moved(self, rows: list[Row], found: dict[int, TaskStack]) -> list[int]:
         """Tasks that ran while they were read: what is saved of them may be of two moments."""
-        asleep = [row for row in rows if found[row["address"]].cpu is None]
+        # Where time was up before a task's turn, nothing was read of it.
+        read = [row for row in rows if row["address"] in found]
+        asleep = [row for row in read if found[row["address"]].cpu is None]
         again = self._rows([row["address"] for row in asleep])
         now = {row["address"]: [row[name] for name in _MOVES] for row in again}
         return [

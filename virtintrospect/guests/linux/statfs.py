@@ -67,7 +67,8 @@ def _ext4(guest: LinuxGuest, superblock: int) -> Usage | None:
         "features": "s_es.s_feature_incompat",
     }
     row = Layout(types, "ext4_sb_info", members, text=()).read(guest.kernel, outer["info"])
-    if outer["bits"] > _MAX_BLOCK_BITS or row["bits"] > _MAX_CLUSTER_BITS:
+    sound = 0 <= outer["bits"] <= _MAX_BLOCK_BITS and 0 <= row["bits"] <= _MAX_CLUSTER_BITS
+    if not sound:
         return None
     wide = row["features"] & _64BIT  # without it the upper halves mean nothing
     blocks = row["blocks_lo"] | (row["blocks_hi"] << 32 if wide else 0)

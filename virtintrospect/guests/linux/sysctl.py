@@ -123,6 +123,8 @@ def _entries(guest: LinuxGuest, directories: list[_Directory], budget: Budget) -
             continue
         # As sysctl(8) has it: a dot of an interface's name becomes a slash.
         name = directory.path + row["name"].replace(b".", b"/")
+        if not budget.keep(len(name)):
+            break
         rows.append(row | {"name": name, "header": header, "namespace": directory.namespace})
     return rows
 

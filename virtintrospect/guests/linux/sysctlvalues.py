@@ -102,10 +102,13 @@ def values(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[bytes | N
         if not kind:
             continue
         size: int = _SINGLE.get(kind) or row["size"]
+        if budget.late():
+            break
         if not row["data"] or size <= 0:
             found[number] = b""
         elif kind == "bitmap":
-            found[number] = _bitmap(guest, row)
+            text = _bitmap(guest, row)
+            found[number] = text if text is None or budget.keep(len(text)) else None
         elif size <= _MAX_SIZE:
             groups.setdefault((kind, size), []).append(number)
     length = tick(guest)

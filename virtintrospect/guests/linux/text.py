@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _SYMBOL = struct.Struct("<IBBHQQ")
 #: More symbols than a module has; amdgpu, the largest, has some 30,000.
 _MOST_SYMBOLS = 1 << 17
+#: Symbols, as a power of two, that cost as much as one entry.
+_DENSITY = 1
 #: KSYM_NAME_LEN.
 _LONGEST_NAME = 512
 #: More code than a module has.
@@ -132,7 +134,9 @@ class KernelText:
         """Address and name of each symbol in the module's code, the first of those that share."""
         if module.start not in self._symbols:
             data = b""
-            if 0 < module.symbol_count <= _MOST_SYMBOLS and module.symtab:
+            cost = module.symbol_count >> _DENSITY
+            believed = 0 < module.symbol_count <= _MOST_SYMBOLS and module.symtab
+            if believed and self._budget.follow(cost) == cost:
                 try:
                     data = self._guest.kernel.read(
                         module.symtab, module.symbol_count * _SYMBOL.size

@@ -53,9 +53,9 @@ def timers(guest: LinuxGuest) -> list[Timer]:
         for cpu, offset in cpus.items()
         for row in _steady(guest, read, cpu, offset, budget)
     ]
-    now = monotonic_time(guest)
+    now, length = monotonic_time(guest), tick(guest)
     for row in rows:
-        row["due"] = row["due"] if row["kind"] == "hrtimer" else _due(guest, row, now)
+        row["due"] = row["due"] if row["kind"] == "hrtimer" else _due(row, now, length)
     owners = timerowners.Owners(guest, rows, budget)
     guest.note_all([budget.problem])
     kinds = {"wheel": 0, "hrtimer": 1}
@@ -146,9 +146,8 @@ def _rows(guest: LinuxGuest, name: str, members: dict[str, str], addresses: list
     return rows
 
 
-def _due(guest: LinuxGuest, row: Row, now: int | None) -> int | None:
+def _due(row: Row, now: int | None, length: int | None) -> int | None:
     """When a timer of a wheel is due, in nanoseconds of CLOCK_MONOTONIC."""
-    length = tick(guest)
     if now is None or length is None:
         return None
     left = (row["expires"] - row["jiffies"]) & ((1 << 64) - 1)

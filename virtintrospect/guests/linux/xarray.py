@@ -101,7 +101,8 @@ def walk_spans(
         entries, below = _read(guest, form, new, last)
         wanted = [span for span in entries if _is_entry(span.entry, values=values)]
         found += wanted[: budget.follow(len(wanted))]
-        level += below
+        # No more than that can be taken; one more lets the budget say so.
+        level += below[: max(0, budget.entries + 1 - len(level))]
     found.sort()
     return found
 
