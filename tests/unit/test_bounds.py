@@ -16,9 +16,11 @@ from virtintrospect.domain import current_memory, disk_aliases
 from virtintrospect.errors import FaultError, TypeNotFoundError
 from virtintrospect.guests.linux import (
     bpf,
+    containers,
     fib4,
     files,
     guestinfo,
+    modsyms,
     neighbours,
     printk,
     printk_ring,
@@ -199,6 +201,35 @@ def test_disks_of_an_xml_without_end() -> None:
 def test_balloon_of_5000_digits() -> None:
     assert current_memory(f"<currentMemory unit='KiB'>{'9' * 5000}</currentMemory>") is None
     assert current_memory("<currentMemory unit='MiB'>2</currentMemory>") == 2048
+
+
+def test_modules_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    nodes = list(range(8, 8008, 8))
+    monkeypatch.setattr(modsyms, "walk_list", lambda *_, **__: (nodes, None))
+    monkeypatch.setattr(modsyms, "_address", lambda *_: looked.append(1))
+    module = {"name": b"dummy\0", "symtab": 8, "strtab": 8, "count": 1 << 17}
+    types = SimpleNamespace(offsetof=lambda *_: 0, has=lambda *_: True)
+    symbols = SimpleNamespace(address=lambda _: 8)
+    guest = fake(columns={"module": module}, kernel=None, types=types, symbols=symbols)
+    guest.note_all = lambda _: None
+    assert modsyms.module_functions(guest, {"dummy": "dummy_get_stats64"}, Budget()) == {}
+    assert looked == [1]
+
+
+def test_paths_of_groups_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many processes in many groups whose paths have many parts."""
+    looked: list[bytes] = []
+    groups = list(range(1, 3000))
+    sets = dict.fromkeys(range(100), groups)
+    monkeypatch.setattr(containers, "groups_of_sets", lambda *_: sets)
+    monkeypatch.setattr(containers, "identify", looked.append)
+    paths = SimpleNamespace(cgroups=lambda nodes: dict.fromkeys(nodes, b"/a/b"))
+    monkeypatch.setattr(containers, "PathReader", lambda *_: paths)
+    guest = fake(columns={"cgroup": {"node": 8}}, kernel=None)
+    found = containers._groups(guest, list(sets), Budget())
+    assert looked == [b"/a/b"]
+    assert {len(some) for some in found.values()} == {64}
 
 
 # -- below zero, and too large --------------------------------------------------------------

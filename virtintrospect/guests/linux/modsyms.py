@@ -42,8 +42,9 @@ def module_functions(guest: LinuxGuest, wanted: dict[str, str], budget: Budget) 
     )
     columns = layout.lists(guest.kernel, [node - offset for node in nodes if node >= offset], [])
     found = {}
+    left = dict(wanted)  # no two modules have one name
     for name, symtab, strtab, count in zip(*columns.values(), strict=True):
-        function = wanted.get((name or b"").split(b"\0", 1)[0].decode("latin-1"))
+        function = left.pop((name or b"").split(b"\0", 1)[0].decode("latin-1"), None)
         if function and symtab and strtab and 0 < (count or 0) <= _MAX_SYMBOLS:
             address = _address(guest, function, symtab, strtab, count)
             if address is not None:
