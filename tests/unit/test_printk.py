@@ -302,3 +302,16 @@ def test_records_are_read_some_at_a_time(at_once: int, monkeypatch: pytest.Monke
         ring.add(b"record %d" % number)
     assert after(ring, None) == list(range(13, 21))
     assert after(ring, 17) == [18, 19, 20]
+
+
+def test_newest_of_too_many_records(log: OldLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records without text cost memory, too."""
+    monkeypatch.setattr("virtintrospect.guests.linux.printk_records.MAX_RECORDS", 3)
+    monkeypatch.setattr("virtintrospect.guests.linux.printk_ring.MAX_RECORDS", 3)
+    ring = Ring()
+    for number in range(5):
+        log.put(b"record %d" % number)
+        ring.add(b"record %d" % number)
+    for guest, first in ((log.guest(), 7), (ring.kernel.guest(), 0)):
+        assert [record.sequence - first for record in guest.dmesg()] == [2, 3, 4]
+        assert any("only the newest 3 of" in problem.what for problem in guest.take_problems())

@@ -24,6 +24,9 @@ FACILITIES = (
 
 #: log_buf_len= of more than this is not believed (the kernel allows 2 GiB; 1 MiB is common).
 MAX_BUFFER = 64 << 20
+#: Records that are shown, the newest: each costs some 300 bytes while the table is made, however
+#: short its text.
+MAX_RECORDS = 1 << 19
 
 
 def records(guest: LinuxGuest, after: int | None = None) -> list[LogRecord]:

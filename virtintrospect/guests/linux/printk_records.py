@@ -8,10 +8,11 @@ the next one is at the buffer's start.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
-from virtintrospect.guests.linux.printk import MAX_BUFFER, Maker, buffer
+from virtintrospect.guests.linux.printk import MAX_BUFFER, MAX_RECORDS, Maker, buffer
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
@@ -22,8 +23,6 @@ _HEADER = struct.Struct("<QHHHBB")
 #: How often the buffer is read while the guest overwrites its beginning.
 _ATTEMPTS = 3
 _MASK = (1 << 64) - 1
-#: Records of a buffer: an empty one has 16 bytes in it, but some hundred here.
-_MOST = 1 << 20
 
 
 class _Place(NamedTuple):
@@ -58,14 +57,10 @@ def from_records(guest: LinuxGuest, after: int | None = None) -> list[LogRecord]
 def _parse(guest: LinuxGuest, address: int, text: bytes, place: _Place) -> list[LogRecord]:
     make = Maker(guest)
     header = _header_size(guest)
-    found: list[LogRecord] = []
+    found: deque[LogRecord] = deque(maxlen=MAX_RECORDS)
+    count = 0
     position, left = place.first, len(text)  # a second time round, there is nothing new
     while position != place.end and left > 0:
-        if len(found) >= _MOST:
-            guest.note(
-                f"more than {_MOST} printk records: the rest is left out", address + position
-            )
-            break
         if position + header > len(text):
             guest.note("printk record beyond its buffer", address + position)
             break
@@ -78,11 +73,14 @@ def _parse(guest: LinuxGuest, address: int, text: bytes, place: _Place) -> list[
             guest.note("printk record of impossible length", address + position)
             break
         body = text[position + header : position + header + size]
-        sequence = (place.sequence + len(found)) & _MASK
+        sequence = (place.sequence + count) & _MASK
+        count += 1
         found.append(make.record(nanoseconds, bits >> 5, facility, body, sequence))
         position += length
         left -= length
-    return found
+    if count > len(found):
+        guest.note(f"only the newest {len(found)} of {count} printk records are shown", address)
+    return list(found)
 
 
 def _header_size(guest: LinuxGuest) -> int:

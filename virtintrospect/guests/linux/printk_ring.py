@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.printk import MAX_BUFFER, Maker, buffer
+from virtintrospect.guests.linux.printk import MAX_BUFFER, MAX_RECORDS, Maker, buffer
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
@@ -74,6 +74,9 @@ def from_ring(guest: LinuxGuest, after: int | None = None) -> list[LogRecord]:
             first = (last - newer + 1) & _ID_MASK
         elif newer > _ID_MASK // 2:
             after = None  # the log does not reach so far
+    if used > MAX_RECORDS:
+        guest.note(f"only the newest {MAX_RECORDS} of {used} printk records are shown", address)
+        used, first = MAX_RECORDS, (last - MAX_RECORDS + 1) & _ID_MASK
     return _Reader(guest, ring, count, after).read(first, used)
 
 
