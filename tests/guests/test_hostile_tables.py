@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import struct
+import time
+from collections.abc import Sequence
+from typing import Any
 
+import pytest
+
+from tests.fuzz.exercise import steps
+from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests.linux import fib4, fib6
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.netns import namespaces
+from virtintrospect.space import AddressSpace
+from virtintrospect.symbols.layout import Layout
 
 from .test_hostile import Liar, liar, quickly, ram, store, whats
+
+#: Seconds of numbers that no kernel has, and numbers that code computes with least of all.
+NUMBER_SECONDS = 8.0
+NUMBERS = (
+    -1, -(1 << 31), -(1 << 63), 1 << 63, (1 << 64) - 1, 0, 1, 2, 7, 31, 33, 63, 64, 65, 255, 4097,
+    1 << 32, 0xFFFF_8880_0000_1000,
+)  # fmt: skip
 
 __all__ = ["liar", "ram", "store"]
 
@@ -68,3 +86,31 @@ def test_identities(liar: Liar) -> None:
     assert timers[0].address not in {timer.address for timer in guest.timers()}
     quickly(guest.sysctl)
     assert {"unreadable bpf_map", "unreadable timer"} <= whats(guest)
+
+
+def test_members_hold_any_number(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types are the guest's: what is unsigned in C may be below zero here, and of any size."""
+    real, dice, share = Layout.lists, random.Random(1), 0.0
+
+    def lists(
+        self: Layout, space: AddressSpace, addresses: Sequence[int], faults: Any = None
+    ) -> dict[str, list[Any]]:
+        columns = real(self, space, addresses, faults)
+        for name, column in columns.items():
+            if dice.random() < 3 * share:
+                columns[name] = [
+                    dice.choice(NUMBERS) if isinstance(it, int) and dice.random() < share else it
+                    for it in column
+                ]
+        return columns
+
+    monkeypatch.setattr(Layout, "lists", lists)
+    end = time.monotonic() + NUMBER_SECONDS
+    for seed in range(1000):
+        dice.seed(seed)
+        share = (0.01, 0.05, 0.2, 0.5)[seed % 4]
+        for _, step in steps(liar.guest):
+            with contextlib.suppress(VirtIntrospectError):
+                step()
+        if time.monotonic() > end:
+            break

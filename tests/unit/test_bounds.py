@@ -29,6 +29,7 @@ from virtintrospect.guests.linux import (
     xarray,
 )
 from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.cputime import adjust
 from virtintrospect.guests.linux.orc import Format
 from virtintrospect.guests.linux.stack import StackReader
 from virtintrospect.guests.linux.sysctlvalues import values
@@ -245,6 +246,11 @@ def test_table_of_files_of_less_than_none() -> None:
     row = {"max": -1, "cloexec": 0, "open": 0, "fd": 8, "pid": 1}
     files._check_size(row, {})
     assert row["max"] == 0
+
+
+@pytest.mark.parametrize(("utime", "stime"), [(5, -5), (-5, 5), (-1, -1)])
+def test_times_below_zero(utime: int, stime: int) -> None:
+    assert sum(number or 0 for number in adjust(utime, stime, 100, 0, 0)) == 100
 
 
 def test_facility_below_zero() -> None:

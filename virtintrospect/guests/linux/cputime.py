@@ -28,9 +28,9 @@ def adjust(utime: int, stime: int, runtime: int, prev_utime: int, prev_stime: in
     """``cputime_adjust()``: user and system time that add up to ``runtime``, in nanoseconds."""
     if prev_utime + prev_stime >= runtime:
         return prev_utime, prev_stime
-    if stime == 0:
+    if stime <= 0:
         system = 0
-    elif utime == 0:
+    elif utime <= 0:
         system = runtime
     else:
         system = min(runtime, stime * runtime // (stime + utime))

@@ -172,7 +172,7 @@ class Memory:
         columns = layout.lists(guest.kernel, [first + index * size for index in range(count)])
         found = [_HugePages(*row) for row in zip(*columns.values(), strict=True)]
         for index, state in enumerate(found):
-            if state.order > _MAX_ORDER:
+            if not 0 <= state.order <= _MAX_ORDER:
                 raise CorruptDataError(f"huge pages of 2^{state.order} pages", first + index * size)
         return found
 
