@@ -63,8 +63,7 @@ def cycle(private: Private, start: Callable[[], Any]) -> Cycle:
     began = time.perf_counter()
     domain = start()
     started = time.perf_counter()
-    pid = int((private.folder / f"run/qemu/{domain.name()}.pid").read_text())
-    threading.Thread(target=_reap, args=(pid,)).start()
+    reap(int((private.folder / f"run/qemu/{domain.name()}.pid").read_text()))
     stopping = time.perf_counter()
     domain.destroy()
     return Cycle((started - began) * 1e3, (time.perf_counter() - stopping) * 1e3)
@@ -90,9 +89,14 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 
 
-def _reap(pid: int) -> None:
-    with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+def reap(pid: int) -> None:
+    """Take note, in the background, of the end of one of them."""
+
+    def wait() -> None:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def report(arms: list[Arm]) -> float:
