@@ -46,8 +46,6 @@ def main(count: int) -> int:
               f"without guests: {usage(daemon.pid)}", flush=True)  # fmt: skip
         guests = list(_boot(min(count, _room()), private, stack))
         delays = [_delay(guest, daemon) for guest in guests]
-        for guest in guests:
-            guest.disconnect()
         print(f"{len(guests)} guests of {_SMALL.ram_mib} MiB; seconds from the first process to a "
               f"ready session: first {delays[0]:.2f}, median {statistics.median(delays):.2f}, "
               f"most {max(delays):.2f} (≤ {_READY:.0f})", flush=True)  # fmt: skip
