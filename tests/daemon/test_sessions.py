@@ -20,6 +20,8 @@ import pytest
 from tests.descriptors import descriptors
 from tests.guests.lab.domain import domain_xml
 from tests.guests.lab.guest import Guest
+from tests.guests.lab.initramfs import initramfs, program
+from tests.guests.lab.kernels import kernel
 from tests.guests.lab.private import Private
 
 from .conftest import SMALL
@@ -63,6 +65,24 @@ def test_reboot_is_noticed(shared: Running, start: Start) -> None:
     shared.wait(guest.name)
     after = shared.command("-o", "json", "info", guest.name).stdout
     assert json.loads(after)["boot_time"] > json.loads(before)["boot_time"] + 1
+
+
+def test_kexec_is_noticed(shared: Running, private: Private) -> None:
+    """Another kernel takes over memory in which much of the old one still lies."""
+    with Guest(SMALL, private=private) as guest:
+        shared.wait(guest.name)
+        other = kernel("6.1")
+        guest.put("/tmp/vmlinuz", other.vmlinuz.read_bytes())
+        guest.put("/tmp/initramfs", initramfs(other).read_bytes())
+        guest.put("/tmp/kexec", program("kexec").read_bytes(), 0o755)
+        assert guest.run("/tmp/kexec /tmp/vmlinuz /tmp/initramfs", 120) == b"loaded\n"
+        eventually(lambda: f"kernel gone domain={guest.name}" in shared.text())
+        guest.wait_ready()
+        assert guest.run("uname -r").decode().strip() == other.release
+        eventually(lambda: shared.session(guest.name).get("kernel") == other.release)
+        shared.wait(guest.name)
+        assert "init" in shared.command("ps", guest.name).stdout
+        assert guest.domain.ID() == shared.session(guest.name)["id"]
 
 
 def test_save_and_restore(shared: Running, private: Private, start: Start) -> None:

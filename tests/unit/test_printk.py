@@ -183,11 +183,14 @@ RING = {
 COUNT_BITS, SIZE_BITS = 3, 12
 COUNT = 1 << COUNT_BITS
 RESERVED, COMMITTED, FINALIZED, REUSABLE = range(4)
-_ID = (1 << 62) - 1
+
+
+def _id(sequence: int) -> int:
+    return (1 << 32) - COUNT + sequence
 
 
 class Ring:
-    """A ring of 8 descriptors; record n has the id n - 8, as the kernel numbers them."""
+    """A ring of 8 descriptors; record n has the id n - 8U, as the kernel numbers them."""
 
     def __init__(self) -> None:
         self.kernel = kernel = BuiltKernel(RING)
@@ -205,7 +208,7 @@ class Ring:
 
     def add(self, text: bytes, state: int = FINALIZED) -> None:
         self.newest += 1
-        number = (self.newest - COUNT) & _ID
+        number = _id(self.newest)
         slot = number % COUNT
         size = -(-(8 + len(text)) // 8) * 8
         self.kernel.write(self.data + self._lpos, number.to_bytes(8, "little") + text)
@@ -219,11 +222,11 @@ class Ring:
         self._lpos += size
         self.kernel.set("printk_ringbuffer", self.ring, {
             "desc_ring.head_id.counter": number,
-            "desc_ring.tail_id.counter": (max(0, self.newest - COUNT + 1) - COUNT) & _ID,
+            "desc_ring.tail_id.counter": _id(max(0, self.newest - COUNT + 1)),
         })  # fmt: skip
 
     def state(self, sequence: int, state: int) -> None:
-        number = (sequence - COUNT) & _ID
+        number = _id(sequence)
         value = state << 62 | number
         self.kernel.write(self.descs + number % COUNT * 24, value.to_bytes(8, "little"))
 
@@ -245,6 +248,15 @@ def test_only_what_is_new() -> None:
     assert after(ring, 4) == list(range(13, 21))  # the others are overwritten
     assert after(ring, 1000) == list(range(13, 21))  # another boot's
     assert after(ring, 1 << 40) == list(range(13, 21))
+
+
+def test_what_is_old_is_not_read_again() -> None:
+    ring = Ring()
+    for number in range(5):
+        ring.add(b"record %d" % number)
+    ring.kernel.set("printk_info", ring.infos + 2 * 24, {"seq": 100, "text_len": 8})
+    assert after(ring, 4) == []
+    assert after(ring, 3) == [4]
 
 
 @pytest.mark.parametrize("state", [RESERVED, COMMITTED])

@@ -27,6 +27,9 @@ _AT_ONCE = 4096
 _ID_BITS = 62
 _RESERVED, _COMMITTED, _FINALIZED, _REUSABLE = 0, 1, 2, 3
 _ID_MASK = (1 << _ID_BITS) - 1
+#: Ids and sequence numbers rise together, from -count and from 0 (DESC0_ID, desc_reserve()).
+#: The count is 32 bits wide there, so -count is, too: only so many bits can be compared.
+_COMMON = (1 << 32) - 1
 #: A record's data block starts with the id of its descriptor.
 _BLOCK_HEADER = 8
 #: In blk_lpos: the record has no block; either its text is empty or it was lost.
@@ -65,14 +68,13 @@ def from_ring(guest: LinuxGuest, after: int | None = None) -> list[LogRecord]:
     first, last = ring["tail"] & _ID_MASK, ring["head"] & _ID_MASK
     used = min((last - first) & _ID_MASK, count - 1) + 1
     if after is not None:
-        # The record of sequence n has the id n - count (desc_reserve()).
-        newer = (last - (after - count)) & _ID_MASK
+        newer = (last - (after - count)) & _COMMON
         if newer == 0:
             return []
         if newer < used:
             used = newer
             first = (last - newer + 1) & _ID_MASK
-        elif newer > _ID_MASK // 2:
+        elif newer > _COMMON // 2 or after > _COMMON:
             after = None  # the log does not reach so far
     if used > MAX_RECORDS:
         guest.note(f"only the newest {MAX_RECORDS} of {used} printk records are shown", address)
