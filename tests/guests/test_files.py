@@ -70,9 +70,17 @@ def test_maps_of_all_kinds(linux: LinuxGuest, guest: Guest, held: Holder) -> Non
 def test_maps_of_everybody(linux: LinuxGuest, guest: Guest) -> None:
     looked = 0
     for process in linux.processes():
-        if process.total_size:
-            assert linux.maps(process.pid) == _theirs(guest, process.pid), process
-            looked += 1
+        if not process.total_size:
+            continue
+        try:
+            ours = linux.maps(process.pid)
+        except (
+            NoSuchTargetError
+        ):  # other tests' workloads start shells; then the guest says so, too
+            assert guest.execute(f"test -e /proc/{process.pid}").status
+            continue
+        assert ours == _theirs(guest, process.pid), process
+        looked += 1
     assert looked > 80
     assert linux.take_problems() == []
 
