@@ -60,8 +60,12 @@ class Follower:
 
 @contextmanager
 def following(guest: Guest, folder: Path, *options: str) -> Iterator[Follower]:
+    """A follower that has come to the end of the log, whatever other tests have put into it."""
+    mark = f"followed from here: {folder.name}"
+    guest.run(f"echo '{mark}' > /dev/kmsg")
     follower = Follower(guest, folder, *options)
     try:
+        follower.wait_for(mark)
         yield follower
     finally:
         follower.process.kill()
@@ -71,7 +75,6 @@ def following(guest: Guest, folder: Path, *options: str) -> Iterator[Follower]:
 def test_messages_come_once_and_in_order(one_guest: Guest, tmp_path: Path) -> None:
     before = len(one_guest.snapshot().log)
     with following(one_guest, tmp_path, "-o", "jsonl", "--interval", "0.05") as follower:
-        follower.wait_for("Linux version")
         one_guest.run(
             'for i in $(seq 100); do echo "follow $i" > /dev/kmsg; usleep 3000; done', timeout=60
         )
@@ -82,7 +85,7 @@ def test_messages_come_once_and_in_order(one_guest: Guest, tmp_path: Path) -> No
         assert follower.cpu() - quiet < (time.monotonic() - start) / 2
         assert follower.stop() == 0
     texts = follower.texts()
-    assert len(texts) >= before + 101
+    assert len(texts) > before + 90  # of a full ring some may go meanwhile
     mine = [text for text in texts if text.startswith("follow ")]
     assert mine == [f"follow {number}" for number in range(1, 101)]
     assert follower.err.read_text() == ""
@@ -92,7 +95,6 @@ def test_what_was_overwritten_is_counted(one_guest: Guest, tmp_path: Path) -> No
     """More than the ring holds between two looks."""
     flood = "seq 30000 | awk '{print \"<6>flood \" $1; fflush()}' > /dev/kmsg"
     with following(one_guest, tmp_path, "-o", "jsonl", "--interval", "0.2") as follower:
-        follower.wait_for("Linux version")
         before = len(follower.texts())
         os.kill(follower.process.pid, signal.SIGSTOP)
         one_guest.run(flood, timeout=120)
@@ -112,7 +114,6 @@ def test_what_was_overwritten_is_counted(one_guest: Guest, tmp_path: Path) -> No
 def test_formats_that_have_a_head(one_guest: Guest, tmp_path: Path, output: str) -> None:
     options = ("-o", output, "--columns", "timestamp,level,text", "--interval", "0.05")
     with following(one_guest, tmp_path, *options) as follower:
-        follower.wait(lambda: follower.out.stat().st_size > 0)
         one_guest.run(f"echo 'following a {output}' > /dev/kmsg")
         follower.wait_for(f"following a {output}")
         assert follower.stop() == 0
