@@ -287,23 +287,28 @@ class AddressSpace:
 
     def _compile_read_u64(self) -> Callable[[int], int]:
         """A function for the most frequent read, with everything it needs bound once."""
-        linear = self.linear
+        # There are two linear ranges at most, direct map and image; a loop over them would cost
+        # as much as the read.
+        none = LinearRange(0, 0, 0)
+        first, second, *_ = (*self.linear, none, none)
+        first_start, first_end, first_shift = first.start, first.end, first.paddr - first.start
+        start, end, shift = second.start, second.end, second.paddr - second.start
         read_physical = self.memory.reader_u64()
         translate = self.translate
         read = self.read
         unpack: Any = _U64.unpack
 
         def read_u64(vaddr: int) -> int:
-            for start, end, paddr in linear:
-                if start <= vaddr < end:
-                    try:
-                        return read_physical(vaddr - start + paddr)
-                    except FaultError as error:
-                        raise FaultError(vaddr, 8, kind="virtual") from error
-            if vaddr & (_PAGE - 1) > _PAGE - 8:
+            if first_start <= vaddr < first_end:
+                paddr = vaddr + first_shift
+            elif start <= vaddr < end:
+                paddr = vaddr + shift
+            elif vaddr & (_PAGE - 1) > _PAGE - 8:
                 return int(unpack(read(vaddr, 8))[0])
+            else:
+                paddr = -1
             try:
-                return read_physical(translate(vaddr))
+                return read_physical(translate(vaddr) if paddr < 0 else paddr)
             except FaultError as error:
                 raise FaultError(vaddr, 8, kind="virtual") from error
 

@@ -132,11 +132,12 @@ class SharedBlock:
 
         At first nothing is: a short look costs no more through the file, and then none of the
         guest's pages count as this process's memory (a fault on a mapping brings in 64 KiB).
-        After :data:`_SHORT_LOOK` reads the session is a long one, and pages are looked up.
+        After :data:`_SHORT_LOOK` reads, each page of a large one counted, the session is a long
+        one, and pages are looked up.
         """
         if self.present.find(0, offset >> 12, ((offset + size - 1) >> 12) + 1) < 0:
             return True
-        self._copies += 1
+        self._copies += 1 + (size >> 12)
         return self._copies > _SHORT_LOOK and self._pagemap.resident(offset, size)
 
     def view(self, offset: int, size: int) -> memoryview | None:
