@@ -28,9 +28,12 @@ class Follower:
     def __init__(self, guest: Guest, folder: Path, *options: str) -> None:
         self.out, self.err = folder / "out", folder / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
+            # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
             self.process = subprocess.Popen(
                 [PROGRAM, "dmesg", guest.name, "--follow", *options], stdout=out, stderr=err
             )
+            signal.signal(signal.SIGINT, before)
 
     def texts(self) -> list[str]:
         """Of the complete lines of -o jsonl."""
