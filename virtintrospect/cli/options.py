@@ -106,7 +106,8 @@ class Settings:
             return
         shown = problems if self.verbose else problems[:1]
         for what, address in shown:
-            click.echo(f"warning: {printable(what)} (at {address:#x})", err=True)
+            where = f" (at {address:#x})" if address else ""
+            click.echo(f"warning: {printable(what)}{where}", err=True)
         if len(problems) > len(shown):
             click.echo(
                 f"warning: {len(problems) - len(shown)} more like this; -v shows them", err=True
