@@ -1,0 +1,129 @@
+"""The tables of the command contract, one file a subject.
+
+Names follow osquery where it has the table (processes, kernel_modules, kernel_info).
+"""
+
+from __future__ import annotations
+
+from virtintrospect.errors import UsageError
+from virtintrospect.insight.columns import Table
+from virtintrospect.insight.tables.files import FILES, MOUNTS
+from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
+from virtintrospect.insight.tables.plugin import LIST, SESSIONS
+from virtintrospect.insight.tables.primitives import READ, SYMBOLS, TRANSLATE, TYPES
+from virtintrospect.insight.tables.processes import (
+    CONTAINERS,
+    ENV,
+    LOGINS,
+    MAPS,
+    NAMESPACES,
+    PS,
+    PS_DETAILS,
+    USERS,
+)
+from virtintrospect.insight.tables.resources import (
+    CGROUPS,
+    CPU,
+    LOAD,
+    MEMORY,
+    PRESSURE,
+    RUNQUEUES,
+    SLABS,
+    VMSTAT,
+)
+from virtintrospect.insight.tables.system import BPF, DMESG, INFO, MODULES, SYSCTL, TIMERS
+from virtintrospect.insight.tables.trouble import CRASH, HUNG, STACK
+from virtintrospect.insight.tables.virsh import DOMMEMSTAT, guestinfo_table
+
+__all__ = [
+    "ALL",
+    "BPF",
+    "CGROUPS",
+    "COMMANDS",
+    "CONTAINERS",
+    "CPU",
+    "CRASH",
+    "DMESG",
+    "DOMMEMSTAT",
+    "ENV",
+    "FILES",
+    "HUNG",
+    "INFO",
+    "INTERFACES",
+    "LIST",
+    "LOAD",
+    "LOGINS",
+    "MAPS",
+    "MEMORY",
+    "MODULES",
+    "MOUNTS",
+    "NAMESPACES",
+    "NEIGHBOURS",
+    "PRESSURE",
+    "PS",
+    "PS_DETAILS",
+    "READ",
+    "ROUTES",
+    "RUNQUEUES",
+    "SESSIONS",
+    "SLABS",
+    "SOCKETS",
+    "STACK",
+    "SYMBOLS",
+    "SYSCTL",
+    "TIMERS",
+    "TRANSLATE",
+    "TYPES",
+    "USERS",
+    "VMSTAT",
+    "find",
+    "guestinfo_table",
+]
+
+#: Tables that need no more than their declaration to be commands.
+COMMANDS = (
+    INFO,
+    MODULES,
+    DMESG,
+    MEMORY,
+    PRESSURE,
+    CPU,
+    LOAD,
+    VMSTAT,
+    SLABS,
+    CGROUPS,
+    MAPS,
+    FILES,
+    MOUNTS,
+    CONTAINERS,
+    NAMESPACES,
+    ENV,
+    INTERFACES,
+    SOCKETS,
+    ROUTES,
+    NEIGHBOURS,
+    BPF,
+    TIMERS,
+    SYSCTL,
+    STACK,
+    RUNQUEUES,
+    USERS,
+    LOGINS,
+)
+
+#: Every table, by its command's name.
+ALL = {
+    table.name: table
+    for table in (LIST, PS, *COMMANDS, HUNG, CRASH, DOMMEMSTAT, SYMBOLS, TYPES, TRANSLATE, READ)
+}
+
+
+def find(name: str) -> Table:
+    """The table of a command that shows one of a guest.
+
+    :raises UsageError: there is none of that name.
+    """
+    known = {table.name: table for table in (PS, *COMMANDS)}
+    if name not in known:
+        raise UsageError(f"there is no table {name!r}", hint=f"there are: {', '.join(known)}")
+    return known[name]

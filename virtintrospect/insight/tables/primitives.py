@@ -1,0 +1,46 @@
+"""Symbols, types and bytes: what the primitives show."""
+
+from __future__ import annotations
+
+from virtintrospect.insight.columns import Column, Table, Unit
+
+_A, _B, _N = Unit.ADDRESS, Unit.BYTES, Unit.NUMBER
+
+SYMBOLS = Table(
+    "symbols",
+    (Column("address", _A), Column("type"), Column("name"), Column("offset", _N)),
+)
+
+TYPES = Table(
+    "types",
+    (
+        Column("name"),
+        Column("kind"),
+        Column("offset", _N),
+        Column("size", _N),
+        Column("bit_offset", _N, brief=False),
+        Column("bit_size", _N, brief=False),
+        Column("type"),
+        Column("value", _N),
+    ),
+)
+
+TRANSLATE = Table(
+    "translate",
+    (
+        Column("vaddr", _A),
+        Column("paddr", _A),
+        Column("page_size", _B),
+        Column("present", Unit.FLAG),
+        Column("writable", Unit.FLAG),
+        Column("user", Unit.FLAG),
+        Column("executable", Unit.FLAG),
+        Column("pgd", _A),
+        Column("p4d", _A),
+        Column("pud", _A),
+        Column("pmd", _A),
+        Column("pte", _A),
+    ),
+)
+
+READ = Table("read", (Column("address", _A), Column("data", Unit.HEX), Column("text")))
