@@ -245,11 +245,12 @@ def test_domain_by_name_uuid_or_id(shared: Running, one: Guest, by: str) -> None
 
 def test_other_libvirt_is_not_answered_for(shared: Running, one: Guest) -> None:
     shared.wait(one.name)
-    done = subprocess.run(
-        [COMMAND, "-c", "qemu:///system", "ps", one.name], capture_output=True, text=True,
+    done = subprocess.run(  # libvirt's own test driver: always there, and not the daemon's
+        [COMMAND, "-c", "test:///default", "ps", one.name], capture_output=True, text=True,
         env=os.environ | {"VIRTINTROSPECT_SOCKET": shared.socket}, check=False,
     )  # fmt: skip
-    assert done.returncode == 3
+    assert done.returncode == 3, done.stderr
+    assert one.name in done.stderr
 
 
 def test_list_is_the_same_and_has_the_session(shared: Running, one: Guest) -> None:
@@ -424,7 +425,8 @@ def test_connections_leave_nothing_behind(private: Private) -> None:
     before = descriptors()
     for _ in range(10):
         connect()
-    assert descriptors() - before == set()
+    # libvirt's event loop closes a socket on its next turn, not in close() itself
+    eventually(lambda: not descriptors() - before, "sockets are closed")
 
 
 def test_nothing_is_left_behind(shared: Running, private: Private) -> None:
