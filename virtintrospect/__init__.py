@@ -27,6 +27,7 @@ from virtintrospect.errors import (
     SymbolNotFoundError,
     TargetGoneError,
     TypeNotFoundError,
+    UnsupportedError,
     UsageError,
     VirtIntrospectError,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "SymbolNotFoundError",
     "TargetGoneError",
     "TypeNotFoundError",
+    "UnsupportedError",
     "UsageError",
     "VirtIntrospectError",
     "__version__",

@@ -7,14 +7,48 @@ Drivers are found through the entry point group ``virtintrospect.drivers``; each
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
 
 from virtintrospect.domain import Domain
-from virtintrospect.errors import MemoryAccessError
+from virtintrospect.errors import MemoryAccessError, UnsupportedError
 from virtintrospect.memory import PhysicalMemory
 
 ENTRY_POINT_GROUP = "virtintrospect.drivers"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a target is to be opened, and what the user allows. Nothing that disturbs by default."""
+
+    #: Name of the way to reach memory (``--transport``); ``None``: the best that works.
+    transport: str | None = None
+    #: Guest memory and registers may be changed (``--allow-write``).
+    write: bool = False
+    #: What makes libvirt mark the domain as tainted may be used (``--allow-taint``).
+    taint: bool = False
+    #: An image file may be changed where it is (``--in-place``).
+    in_place: bool = False
+
+
+#: Look, and leave everything as it is.
+READ_ONLY = Access()
+
+
+class Capability(StrEnum):
+    """What a target may be able to do; reading memory is what every one can."""
+
+    #: Many ranges by one call, not one after the other.
+    GATHER = "gather"
+    #: Zero-copy windows on memory.
+    VIEW = "view"
+    WRITE = "write"
+    REGISTERS = "registers"
+    SET_REGISTERS = "set-registers"
+    PAUSE = "pause"
+    EVENTS = "events"
 
 
 class Target(abc.ABC):
@@ -34,6 +68,20 @@ class Target(abc.ABC):
     def close(self) -> None:
         """Release everything; closing twice is harmless."""
 
+    def capabilities(self) -> frozenset[Capability]:
+        """What this target can do besides reading: the protocols that it satisfies.
+
+        A target that cannot do it after all (no permission, an image without notes) takes it
+        away here.
+        """
+        return frozenset(what for what, protocol in PROTOCOLS.items() if isinstance(self, protocol))
+
+    def without(self, what: Capability) -> UnsupportedError:
+        """What to raise when ``what`` is asked for and not there: names a way that has it."""
+        return UnsupportedError(
+            f"{self.transport or 'this target'} cannot {SAYS[what]}", hint=WAYS.get(what, "")
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -42,11 +90,54 @@ class Target(abc.ABC):
 
 
 @runtime_checkable
+class SupportsWrite(Protocol):
+    """A target whose memory can be changed, when it was opened with ``Access(write=True)``."""
+
+    def write(self, paddr: int, data: bytes) -> None:
+        """Write at a guest-physical address, and make sure by reading it back.
+
+        :raises FaultError: some byte of the range has no RAM, or is ROM; nothing was written.
+        :raises UsageError: the target was not opened for writing.
+        """
+
+
+@runtime_checkable
 class SupportsRegisters(Protocol):
     """A target that can read vCPU registers."""
 
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs have registers that can be read."""
+
     def registers(self, vcpu: int) -> dict[str, int]:
-        """Registers of one vCPU by their architectural, lower-case names (``cr3``, ``rip``)."""
+        """Registers of one vCPU by their architectural, lower-case names (``cr3``, ``rip``).
+
+        :raises NoSuchTargetError: there is no vCPU of that number.
+        """
+
+
+@runtime_checkable
+class SupportsSetRegisters(Protocol):
+    """A target that can change vCPU registers, when opened with ``Access(write=True)``."""
+
+    def set_registers(self, vcpu: int, values: Mapping[str, int]) -> None:
+        """Set some registers of one vCPU, and make sure by reading them back."""
+
+
+@runtime_checkable
+class SupportsPause(Protocol):
+    """A target whose guest can be stopped and let go on.
+
+    Pauses are counted: the guest goes on with the last :meth:`resume`, and only where it was
+    the first :meth:`pause` that stopped it; a guest that was paused before stays so. Closing
+    the target, and the end of this process, let it go on.
+    """
+
+    def pause(self) -> None:
+        """Stop all vCPUs; returns when they stand still."""
+
+    def resume(self) -> None:
+        """Undo one :meth:`pause`."""
 
 
 @runtime_checkable
@@ -65,20 +156,47 @@ class SupportsAfterlife(Protocol):
         """Do not mind the VMM's end any more; ``False`` where the memory goes with it."""
 
 
+#: The protocol behind each capability; the memory itself tells of GATHER and VIEW.
+PROTOCOLS: dict[Capability, type] = {
+    Capability.WRITE: SupportsWrite,
+    Capability.REGISTERS: SupportsRegisters,
+    Capability.SET_REGISTERS: SupportsSetRegisters,
+    Capability.PAUSE: SupportsPause,
+}
+
+#: "TARGET cannot …"
+SAYS = {
+    Capability.GATHER: "read many ranges at once",
+    Capability.VIEW: "show memory without a copy",
+    Capability.WRITE: "change memory",
+    Capability.REGISTERS: "read registers",
+    Capability.SET_REGISTERS: "change registers",
+    Capability.PAUSE: "stop the guest",
+    Capability.EVENTS: "report events",
+}
+
+#: Which target can do it; for the error that says that this one cannot.
+WAYS: dict[Capability, str] = {}
+
+
 class Driver(abc.ABC):
     """Opens guests of one kind of VMM."""
 
     #: Name of the driver, as shown to people.
     name: str = ""
+    #: Names that ``--transport`` takes, the one that is preferred first.
+    transports: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def serves(self, domain: Domain) -> bool:
         """Whether this driver knows how to reach the memory of ``domain``."""
 
     @abc.abstractmethod
-    def open(self, domain: Domain) -> Target:
+    def open(self, domain: Domain, access: Access = READ_ONLY) -> Target:
         """Open the memory of a running domain.
 
+        :param access: how, and what is allowed.
+        :raises UsageError: there is no transport of that name, or it needs what is not allowed.
         :raises MemoryAccessError: and its subclasses, when memory cannot be reached. Nothing
             is left open then.
         """

@@ -46,6 +46,10 @@ class UsageError(VirtIntrospectError):
     exit_code = 2
 
 
+class UnsupportedError(UsageError):
+    """A target cannot do what is asked of it; the hint names one that can."""
+
+
 class NoSuchTargetError(VirtIntrospectError):
     """No such domain, memory image or process."""
 

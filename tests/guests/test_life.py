@@ -269,6 +269,8 @@ def test_kernel_is_found_by_cr3(images: dict[str, Any]) -> None:
     """As a target with registers has it; with KPTI, bit 12 tells the user's half of the tables."""
 
     class Registers:
+        vcpus = 1
+
         def __init__(self, cr3: int) -> None:
             self.cr3 = cr3
 
