@@ -4,6 +4,7 @@ Everything that virtintrospect raises on purpose derives from :class:`VirtIntros
 
     VirtIntrospectError
     ├── UsageError                   exit 2   the request itself makes no sense
+    │   └── UnsupportedError                  this target cannot do that; another can
     ├── NoSuchTargetError            exit 3   no such domain, image or process
     ├── MemoryAccessError            exit 4   guest memory cannot be reached
     │   ├── AccessDeniedError                 privileges are missing
