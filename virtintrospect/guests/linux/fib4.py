@@ -62,7 +62,7 @@ def routes(guest: LinuxGuest, nets: list[int], budget: Budget) -> list[Row]:
         row |= {"net": leaf.net, "address": link.node - node_at, "netmask": _BITS - row["slen"]}
         row["destination"] = (leaf.key & 0xFFFF_FFFF).to_bytes(4, "big")
         rows.append(row)
-    rows = _confirmed(guest, rows)
+    rows = nexthops.confirmed(guest, rows, "fib_alias", _IDENTITY)
     _informed(guest, rows)
     _hops(guest, rows, budget)
     return [row for row in rows if row["count"] is not None]
@@ -135,21 +135,6 @@ def _children(guest: LinuxGuest, array: int, bits: int, budget: Budget) -> list[
         return []
     # Those that can still be followed, and one that says that there are more.
     return list(islice((word for word in words if word), budget.entries + 1))
-
-
-def _confirmed(guest: LinuxGuest, rows: list[Row]) -> list[Row]:
-    """Look a second time: memory that meanwhile is another route's is not reported."""
-    if not guest.live:
-        return rows
-    layout = guest.layout("fib_alias", _IDENTITY, text=())
-    again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
-    kept = []
-    for row, *now in zip(rows, *again.values(), strict=True):
-        if now == [row[name] for name in _IDENTITY]:
-            kept.append(row)
-        else:
-            guest.note("route that went while it was read", row["address"])
-    return kept
 
 
 def _informed(guest: LinuxGuest, rows: list[Row]) -> None:

@@ -74,7 +74,7 @@ def routes(guest: LinuxGuest, nets: list[int], budget: Budget) -> list[Row]:
         row["source"] = row["source"] if row["source_bits"] else None
         row["from"] = row["from"] if row["from_bits"] else None
         rows.append(row)
-    rows = _confirmed(guest, rows)
+    rows = nexthops.confirmed(guest, rows, "fib6_info", _IDENTITY)
     _hops(guest, rows, budget)
     return rows
 
@@ -136,21 +136,6 @@ def _null_entries(guest: LinuxGuest, nets: list[int]) -> set[int]:
     """The entries that stand for no route."""
     layout = guest.layout("net", {"it": "ipv6.fib6_null_entry"}, text=())
     return {it for it in layout.lists(guest.kernel, nets, [])["it"] if it}
-
-
-def _confirmed(guest: LinuxGuest, rows: list[Row]) -> list[Row]:
-    """Look a second time: memory that meanwhile is another route's is not reported."""
-    if not guest.live:
-        return rows
-    layout = guest.layout("fib6_info", _IDENTITY, text=())
-    again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
-    kept = []
-    for row, *now in zip(rows, *again.values(), strict=True):
-        if now == [row[name] for name in _IDENTITY]:
-            kept.append(row)
-        else:
-            guest.note("route that went while it was read", row["address"])
-    return kept
 
 
 def _hops(guest: LinuxGuest, rows: list[Row], budget: Budget) -> None:

@@ -5,7 +5,7 @@ Both IP versions share ``struct fib_nh_common`` (include/net/ip_fib.h).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
@@ -120,3 +120,24 @@ def many(guest: LinuxGuest, count: int | None, address: int) -> int:
         guest.note(f"route with {count} next hops", address)
         return 0
     return count
+
+
+def confirmed(
+    guest: LinuxGuest, rows: list[dict[str, Any]], structure: str, identity: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Look a second time: memory that meanwhile is another route's is not reported.
+
+    :param rows: routes with the address of the ``structure`` that each was read from.
+    :param identity: members that are the same as long as the route is, by their names in a row.
+    """
+    if not guest.live:
+        return rows
+    layout = guest.layout(structure, identity, text=())
+    again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
+    kept = []
+    for row, *now in zip(rows, *again.values(), strict=True):
+        if now == [row[name] for name in identity]:
+            kept.append(row)
+        else:
+            guest.note("route that went while it was read", row["address"])
+    return kept
