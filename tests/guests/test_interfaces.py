@@ -198,18 +198,23 @@ def truth(guest: Guest) -> dict[tuple[int, bytes], Truth]:
             continue
         kind, *words = line.split()
         if kind == b"sys":
+            if len(words) < 4 + len(_COUNTERS):
+                continue  # it went while the guest read it
             name, mac, mtu, state, *counters = words
             found[namespace, name] = Truth(
                 mac.decode(), int(mtu), state.decode(), tuple(map(int, counters)), set(), set()
             )
         elif kind == b"link":
             name = words[1].removesuffix(b":").partition(b"@")[0]
+            if (namespace, name) not in found:
+                continue
             found[namespace, name].flags.update(_flags(words[2].decode().strip("<>").split(",")))
         elif kind == b"addr" and words[2] in (b"inet", b"inet6"):
             plain, _, prefix = words[3].partition(b"/")
             prefix = words[5].partition(b"/")[2] if words[4] == b"peer" else prefix
             address = (words[2].decode(), plain.decode(), int(prefix or 0))
-            found[namespace, words[1].removesuffix(b":")].addresses.add(address)
+            if one := found.get((namespace, words[1].removesuffix(b":"))):
+                one.addresses.add(address)
     return found
 
 

@@ -46,9 +46,11 @@ class Task:
         return pair if any(pair) else ()
 
 
-def tasks(guest: Guest) -> dict[int, Task]:
+def tasks(guest: Guest, pid: int | None = None) -> dict[int, Task]:
+    """All of them, or those of one process."""
+    command = TASKS if pid is None else TASKS.replace("[0-9]*/task", f"{pid}/task")
     found: dict[int, Task] = {}
-    for line in guest.run(TASKS, 120, check=False).decode().splitlines():
+    for line in guest.run(command, 120, check=False).decode().splitlines():
         path, _, text = line.partition(":")
         _, _, tid, name = path.split("/")
         found.setdefault(int(tid), Task()).lines[name].append(text)

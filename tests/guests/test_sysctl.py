@@ -92,7 +92,7 @@ def truth(guest: Guest, below: str = "", prefix: str = "") -> dict[bytes, bytes]
     values: dict[bytes, list[bytes]] = {name: [] for name in names.splitlines()}
     for line in lines.splitlines():
         path, _, value = line.partition(b":")
-        values[path].append(value)
+        values.setdefault(path, []).append(value)
     return {
         b".".join(word.replace(b".", b"/") for word in path.split(b"/")[3:]): b"\n".join(found)
         for path, found in values.items()
