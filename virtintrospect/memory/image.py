@@ -10,17 +10,17 @@ from pathlib import Path
 from virtintrospect.errors import AccessDeniedError, ImageFormatError, NoSuchTargetError
 from virtintrospect.memory.base import PhysicalMemory
 from virtintrospect.memory.raw import open_raw
+from virtintrospect.memory.wrapped import WRAPPERS, unpack
 
 _UNPACK = "unpack it first"
+
+#: How messages name what is inside a compressed file: offsets are of that.
+_UNPACKED = " (unpacked)"
 _DUMP = "`virsh dump --memory-only DOMAIN FILE` (format elf) makes an image that can be read"
 
 #: First bytes, what such a file is, and what to do with it.
 _FOREIGN = (
-    (b"\x1f\x8b", "compressed with gzip", f"{_UNPACK}: gzip -d"),
-    (b"\xfd7zXZ\0", "compressed with xz", f"{_UNPACK}: xz -d"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", f"{_UNPACK}: zstd -d"),
     (b"\x04\x22\x4d\x18", "compressed with lz4", f"{_UNPACK}: lz4 -d"),
-    (b"BZh", "compressed with bzip2", f"{_UNPACK}: bzip2 -d"),
     (b"\x89LZO\0\r\n\x1a\n", "compressed with lzop", f"{_UNPACK}: lzop -d"),
     (b"QFI\xfb", "a qcow2 disk, which holds no memory that can be read", _DUMP),
     (b"PAGEDU", "a Windows crash dump: not supported yet", _DUMP),
@@ -118,10 +118,29 @@ def _identify(descriptor: int, shown: str) -> PhysicalMemory:
     for magic, open_format in _FORMATS:
         if start.startswith(magic):
             return open_format(shown, descriptor, status.st_size)
+    for index, (magic, name, _) in enumerate(WRAPPERS):
+        if start.startswith(magic):
+            return _unwrap(descriptor, shown, index, name)
     for magic, what, hint in _FOREIGN:
         if start.startswith(magic):
             raise ImageFormatError(shown, 0, what, hint=hint)
     return open_raw(shown, descriptor, status.st_size)
+
+
+def _unwrap(descriptor: int, shown: str, index: int, name: str) -> PhysicalMemory:
+    """The image inside a compressed file; one wrapper, not one in another."""
+    if shown.endswith(_UNPACKED):
+        raise ImageFormatError(
+            shown, 0, f"compressed with {name} inside a compressed file", hint=_UNPACK
+        )
+    inner = unpack(shown, descriptor, index)
+    try:
+        image = _identify(inner, shown + _UNPACKED)
+    except BaseException:
+        os.close(inner)
+        raise
+    os.close(descriptor)
+    return image
 
 
 def _open(name: str, shown: str) -> int:

@@ -193,7 +193,7 @@ def test_cut_short_while_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "word"),
     [
-        (b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"\x04\x22\x4d\x18", "lz4"), (b"\x89LZO\0\r\n\x1a\n", "lzop"),
         (b"QFI\xfb", "qcow2"), (b"\x7fVirtualBox", "VirtualBox"),
     ],
 )  # fmt: skip
