@@ -71,10 +71,25 @@ class Target(abc.ABC):
     def capabilities(self) -> frozenset[Capability]:
         """What this target can do besides reading: the protocols that it satisfies.
 
-        A target that cannot do it after all (no permission, an image without notes) takes it
-        away here.
+        What the memory does better than one read after the other is its own word: the methods
+        that it overrides. A target that cannot do it after all (no permission, an image
+        without notes) takes it away here.
         """
-        return frozenset(what for what, protocol in PROTOCOLS.items() if isinstance(self, protocol))
+        memory = type(self.memory)
+        found = {what for what, protocol in PROTOCOLS.items() if isinstance(self, protocol)}
+        if memory.gather is not PhysicalMemory.gather:
+            found.add(Capability.GATHER)
+        if memory.view is not PhysicalMemory.view:
+            found.add(Capability.VIEW)
+        return frozenset(found)
+
+    def require(self, what: Capability) -> None:
+        """For whoever is about to use ``what``: make sure that it is there.
+
+        :raises UnsupportedError: it is not; see :meth:`without`.
+        """
+        if what not in self.capabilities():
+            raise self.without(what)
 
     def without(self, what: Capability) -> UnsupportedError:
         """What to raise when ``what`` is asked for and not there: names a way that has it."""
@@ -175,8 +190,12 @@ SAYS = {
     Capability.EVENTS: "report events",
 }
 
-#: Which target can do it; for the error that says that this one cannot.
-WAYS: dict[Capability, str] = {}
+#: Which target can do it; for the error that says that this one cannot. What none can has none.
+WAYS: dict[Capability, str] = {
+    Capability.GATHER: "a running KVM guest can, and so can kdump and AVML images",
+    Capability.VIEW: "a running KVM guest with shared memory can (memoryBacking: memfd)",
+    Capability.REGISTERS: "an ELF core with QEMU's notes can: virsh dump --memory-only",
+}
 
 
 class Driver(abc.ABC):

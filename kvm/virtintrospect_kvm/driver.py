@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import READ_ONLY, Access, Driver, Target
+from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target
 from virtintrospect.errors import MemoryAccessError
 from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
@@ -61,11 +61,17 @@ class KvmTarget(Target):
             self._resources = stack.pop_all()
         mapped = all(mapping.shared for mapping in places)
         self.transport = "kvm-mmap" if mapped else "kvm-process"
+        self._windows = any(mapping.shared for mapping in places)
 
     @property
     def memory(self) -> KvmMemory:
         """Guest-physical memory."""
         return self._memory
+
+    def capabilities(self) -> frozenset[Capability]:
+        """As of every target; windows only where some RAM is mapped here."""
+        found = super().capabilities()
+        return found if self._windows else found - {Capability.VIEW}
 
     def resident_size(self) -> int:
         """Bytes of memory that QEMU has (/proc/PID/statm), the guest's RAM included.

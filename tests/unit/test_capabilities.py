@@ -1,0 +1,66 @@
+"""What a target says that it can do, and what is said where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from virtintrospect_kvm.driver import KvmTarget
+from virtintrospect_kvm.memory import KvmMemory
+
+from virtintrospect.driver import Capability, Target
+from virtintrospect.errors import UnsupportedError
+from virtintrospect.memory import PhysicalMemory
+from virtintrospect.memory.avml import AvmlImage
+from virtintrospect.memory.file import FileImage
+from virtintrospect.memory.kdump import KdumpImage
+from virtintrospect.memory.qemustream import StreamImage
+from virtintrospect.session import CoreTarget, ImageTarget, open_image_target
+
+
+def of(memory: type[PhysicalMemory]) -> Target:
+    """An image target of such a memory, without a file."""
+    target = ImageTarget.__new__(ImageTarget)
+    target._memory = memory.__new__(memory)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (FileImage, set()),
+        (StreamImage, set()),
+        (KdumpImage, {Capability.GATHER}),
+        (AvmlImage, {Capability.GATHER}),
+    ],
+)
+def test_of_image_formats(memory: type[PhysicalMemory], expected: set[Capability]) -> None:
+    assert of(memory).capabilities() == expected
+
+
+def test_of_a_raw_file(tmp_path: Path) -> None:
+    path = tmp_path / "image.raw"
+    path.write_bytes(bytes(1 << 20))
+    with open_image_target(path) as target:
+        assert target.capabilities() == set()
+        with pytest.raises(UnsupportedError, match="image cannot read registers") as caught:
+            target.require(Capability.REGISTERS)
+    assert caught.value.exit_code == 2
+    assert "virsh dump --memory-only" in caught.value.hint
+
+
+def test_registers_are_those_of_notes() -> None:
+    target = CoreTarget(FileImage.__new__(FileImage), [{"rip": 1}])
+    assert target.capabilities() == {Capability.REGISTERS}
+    target.require(Capability.REGISTERS)
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_of_kvm(*, windows: bool) -> None:
+    target = KvmTarget.__new__(KvmTarget)
+    target._memory, target._windows = KvmMemory.__new__(KvmMemory), windows
+    target.transport = "kvm-mmap" if windows else "kvm-process"
+    assert target.capabilities() == {Capability.GATHER} | ({Capability.VIEW} if windows else set())
+    for what in (Capability.WRITE, Capability.PAUSE, Capability.SET_REGISTERS, Capability.EVENTS):
+        with pytest.raises(UnsupportedError, match=f"{target.transport} cannot"):
+            target.require(what)
