@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from virtintrospect_kvm.driver import KvmTarget
 from virtintrospect_kvm.memory import KvmMemory
 
+from virtintrospect.cli.main import run
 from virtintrospect.driver import Capability, Target
 from virtintrospect.errors import UnsupportedError
 from virtintrospect.memory import PhysicalMemory
@@ -15,7 +17,7 @@ from virtintrospect.memory.avml import AvmlImage
 from virtintrospect.memory.file import FileImage
 from virtintrospect.memory.kdump import KdumpImage
 from virtintrospect.memory.qemustream import StreamImage
-from virtintrospect.session import CoreTarget, ImageTarget, open_image_target
+from virtintrospect.session import CoreTarget, ImageTarget, Session, open_image_target
 
 
 def of(memory: type[PhysicalMemory]) -> Target:
@@ -64,3 +66,31 @@ def test_of_kvm(*, windows: bool) -> None:
     for what in (Capability.WRITE, Capability.PAUSE, Capability.SET_REGISTERS, Capability.EVENTS):
         with pytest.raises(UnsupportedError, match=f"{target.transport} cannot"):
             target.require(what)
+
+
+def test_command_on_what_has_no_registers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "image.raw"
+    path.write_bytes(bytes(1 << 20))
+    assert run(["registers", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "cannot read registers" in captured.err
+    assert "virsh dump --memory-only" in captured.err
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def opened(name: str, uri: str | None = None) -> Session:  # noqa: ARG001
+        values = [{"rip": 1}, {"rip": 2, "cr3": 3}]
+        return Session(CoreTarget(FileImage.__new__(FileImage), values))
+
+    monkeypatch.setattr("virtintrospect.session.open_session", opened)
+    monkeypatch.setattr(FileImage, "close", lambda _: None)
+    assert run(["-o", "json", "registers", "./core"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["vcpu"] for row in rows] == [0, 1, 1]
+    assert {row["register"] for row in rows} == {"rip", "cr3"}
+    assert run(["-o", "json", "registers", "./core", "--vcpu", "1"]) == 0
+    assert [row["vcpu"] for row in json.loads(capsys.readouterr().out)] == [1, 1]
+    assert run(["registers", "./core", "--vcpu", "2"]) == 3

@@ -32,6 +32,7 @@ COMMANDS = [
     "pressure",
     "ps",
     "read",
+    "registers",
     "routes",
     "runqueues",
     "sessions",

@@ -15,7 +15,7 @@ from virtintrospect.cli.escape import printable
 from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
-from virtintrospect.cli.primitives import read, symbols, translate, types
+from virtintrospect.cli.primitives import read, registers, symbols, translate, types
 from virtintrospect.cli.sessions import attach, detach, sessions
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
 from virtintrospect.cli.triage import crash, hung
@@ -64,6 +64,7 @@ for command in (
     types,
     translate,
     read,
+    registers,
     hooks,
     doctor,
     sessions,

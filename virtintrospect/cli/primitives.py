@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -189,6 +189,32 @@ def read(
             sys.stdout.buffer.write(data)
             return
         settings.show(READ, _hex_lines(where, data))
+
+
+@click.command("registers")
+@target_argument
+@click.option("--vcpu", type=int, metavar="N", help="Of this vCPU only; the first one is 0.")
+@common
+@pass_settings
+def registers(settings: Settings, target: str, vcpu: int | None) -> None:
+    """Show the vCPU registers of TARGET, where it has them: ELF cores with QEMU's notes do.
+
+    \b
+    virt-introspect registers ./crashed.core
+    virt-introspect registers ./crashed.core --vcpu 1
+    """
+    from virtintrospect.driver import Capability, SupportsRegisters
+    from virtintrospect.insight.tables import REGISTERS
+
+    with settings.open(target, REGISTERS) as session:
+        session.target.require(Capability.REGISTERS)
+        source = cast("SupportsRegisters", session.target)
+        rows = [
+            {"vcpu": each, "register": name, "value": value}
+            for each in (range(source.vcpus) if vcpu is None else [vcpu])
+            for name, value in source.registers(each).items()
+        ]
+        settings.show(REGISTERS, rows)
 
 
 def _hex_lines(address: int, data: bytes) -> Iterator[dict[str, Any]]:

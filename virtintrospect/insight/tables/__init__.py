@@ -10,7 +10,7 @@ from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
-from virtintrospect.insight.tables.primitives import READ, SYMBOLS, TRANSLATE, TYPES
+from virtintrospect.insight.tables.primitives import READ, REGISTERS, SYMBOLS, TRANSLATE, TYPES
 from virtintrospect.insight.tables.processes import (
     CONTAINERS,
     ENV,
@@ -63,6 +63,7 @@ __all__ = [
     "PS",
     "PS_DETAILS",
     "READ",
+    "REGISTERS",
     "ROUTES",
     "RUNQUEUES",
     "SESSIONS",
@@ -114,7 +115,19 @@ COMMANDS = (
 #: Every table, by its command's name.
 ALL = {
     table.name: table
-    for table in (LIST, PS, *COMMANDS, HUNG, CRASH, DOMMEMSTAT, SYMBOLS, TYPES, TRANSLATE, READ)
+    for table in (
+        LIST,
+        PS,
+        *COMMANDS,
+        HUNG,
+        CRASH,
+        DOMMEMSTAT,
+        SYMBOLS,
+        TYPES,
+        TRANSLATE,
+        READ,
+        REGISTERS,
+    )
 }
 
 

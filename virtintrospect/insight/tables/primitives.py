@@ -44,3 +44,5 @@ TRANSLATE = Table(
 )
 
 READ = Table("read", (Column("address", _A), Column("data", Unit.HEX), Column("text")))
+
+REGISTERS = Table("registers", (Column("vcpu", _N), Column("register"), Column("value", _A)))
