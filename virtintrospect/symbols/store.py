@@ -24,6 +24,7 @@ from typing import Any
 
 from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.symbols.btf import Btf
+from virtintrospect.symbols.imported import MAX_BUILD_ID, SUFFIX, pack_types, unpack_types
 from virtintrospect.symbols.profile import (
     Header,
     Profile,
@@ -155,6 +156,53 @@ class Store:
             if isinstance(found[0], int) and found not in seen:
                 seen.add(found)
                 yield found[0], found[1]
+
+    def add_types(self, build_id: bytes, blob: bytes | memoryview, *, pointer_size: int) -> None:
+        """Keep types for a kernel that carries none, in place of those kept before.
+
+        :param blob: raw BTF, whatever it was made from.
+        :param pointer_size: bytes of that kernel's pointers, 4 or 8.
+        :raises CorruptDataError: this is no BTF, or no build id or size of a pointer.
+        :raises OSError: there is no cache, or it cannot be written.
+        """
+        if not 0 < len(build_id) <= MAX_BUILD_ID:
+            raise CorruptDataError(f"a build id of {len(build_id)} bytes", 0)
+        pieces = pack_types(blob, pointer_size)
+        if self.directory is None:
+            raise FileNotFoundError("there is no cache directory to keep types in")
+        _prepare(self.directory)
+        _write(self._types_path(self.directory, build_id), pieces)
+
+    def types(self, build_id: bytes) -> Btf | None:
+        """The types that were added for ``build_id``; ``None`` where there are none to use."""
+        if self.directory is None or not 0 < len(build_id) <= MAX_BUILD_ID:
+            return None
+        path = self._types_path(self.directory, build_id)
+        try:
+            _check_owner(self.directory.stat(), self.directory, 0o022)
+            return unpack_types(_map(path))
+        except FileNotFoundError:
+            return None
+        except (OSError, CorruptDataError) as problem:
+            _log.warning("types %s are not used: %s", path, problem)
+            return None
+
+    def remove_types(self, build_id: bytes) -> bool:
+        """Forget what was added for ``build_id``; whether there was something.
+
+        :raises OSError: the cache cannot be written.
+        """
+        if self.directory is None or not 0 < len(build_id) <= MAX_BUILD_ID:
+            return False
+        try:
+            self._types_path(self.directory, build_id).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @staticmethod
+    def _types_path(directory: Path, build_id: bytes) -> Path:
+        return directory / f"{build_id.hex()}{SUFFIX}"
 
     def _unpacked(self, data: memoryview, header: Header) -> Profile:
         return unpack(data, header)
