@@ -102,10 +102,11 @@ class _Identification:
         profile, build_id = self._profile()
         base = self.mapping.image.start
         symbols = profile.symbols.slid(base)
-        if profile.types is None:
-            raise _no_types(self._banner(symbols))
+        types = profile.types or self.store.types(build_id)
+        if types is None:
+            raise _no_types(self._banner(symbols), build_id)
         guest = LinuxGuest(
-            self.memory, self.mapping, symbols, profile.types, build_id, live=self.target.live
+            self.memory, self.mapping, symbols, types, build_id, live=self.target.live
         )
         if isinstance(self.target, SupportsRegisters):
             guest.registers = self.target
@@ -197,9 +198,10 @@ class _Identification:
             raise GuestNotRecognisedError("init_task is not the idle task: still booting")
 
 
-def _no_types(banner: bytes) -> MissingTypesError:
+def _no_types(banner: bytes, build_id: bytes) -> MissingTypesError:
     return MissingTypesError(
         f"the guest's kernel carries no type information (BTF): {banner[:80]!r}",
         hint="kernels built with CONFIG_DEBUG_INFO_BTF have it (Debian 11, RHEL 8, Ubuntu 20.10 "
-        "and later do)",
+        f"and later do); for this one, bring the BTF of build id {build_id.hex()} "
+        "(docs/kernels-without-btf.md)",
     )
