@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import fnmatch
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -175,6 +176,11 @@ class Types(abc.ABC):
         """Name (without tag) and kind of every named type."""
 
     # What everyone asks.
+
+    def words(self, data: bytes | bytearray | memoryview) -> tuple[int, ...]:
+        """``unsigned long`` values or pointers that stand one behind the other, as numbers."""
+        code = "Q" if self.pointer_size == 8 else "I"
+        return struct.unpack(f"<{len(data) // self.pointer_size}{code}", data)
 
     def find(self, name: str) -> int:
         """Id of the type called ``name``.

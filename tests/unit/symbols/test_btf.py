@@ -279,3 +279,12 @@ def test_damaged_stored_sections_give_a_typed_error(data: st.DataObject) -> None
     except VirtIntrospectError:
         return
     ask_everything(types)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_words_have_the_size_of_a_pointer(size: int) -> None:
+    types = Btf.parse(Blob().build())
+    types.pointer_size = size
+    top = (1 << 8 * size) - 1
+    assert types.words(top.to_bytes(size, "little") + (7).to_bytes(size, "little")) == (top, 7)
+    assert types.words(memoryview(b"")) == ()

@@ -7,7 +7,6 @@ dying group is no longer online and has no directory.
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.guests.linux.chains import walk_chains
@@ -112,13 +111,12 @@ def _tree(guest: LinuxGuest, hierarchy: bytes, root: int, budget: Budget) -> Tre
             return Tree(hierarchy, groups, parents)
         heads = [group + children for group in level]
         faults: list[int] = []
-        data = guest.kernel.gather(heads, 8, faults)
+        data = guest.kernel.gather(heads, guest.types.pointer_size, faults)
         for index in faults:
             guest.note("unreadable cgroup", level[index])
         bad = set(faults)
         firsts = [
-            None if index in bad else head
-            for index, (head,) in enumerate(struct.iter_unpack("<Q", data))
+            None if index in bad else head for index, head in enumerate(guest.types.words(data))
         ]
         links = walk_chains(guest, firsts, budget, ends=heads)
         nodes = [max(0, link.node - sibling) for link in links]

@@ -104,7 +104,8 @@ class Counters:
         guest, types = self._guest, self._guest.types
         nodes = _bits(guest.kernel.read(*self._online_nodes()))
         pointers = guest.kernel.gather(
-            [guest.symbols.address("node_data") + 8 * node for node in nodes], 8
+            [guest.symbols.address("node_data") + types.pointer_size * node for node in nodes],
+            types.pointer_size,
         )
         first = types.offsetof("pglist_data", "node_zones")
         size = types.sizeof("zone")
@@ -113,7 +114,7 @@ class Counters:
             raise CorruptDataError(f"nodes with {count} zones", 0)
         addresses = [
             (pointer + first + index * size) & _MASK
-            for (pointer,) in struct.iter_unpack("<Q", pointers)
+            for pointer in types.words(pointers)
             for index in range(count)
         ]
         low = types.enumerators("zone_watermarks").get("WMARK_LOW", 1)

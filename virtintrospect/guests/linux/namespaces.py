@@ -8,7 +8,6 @@ seen where there is no such list.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,8 +94,7 @@ def _pid_namespaces(
         pid + first + level * size if pid and level is not None and level <= _DEEPEST else 0
         for pid, level in zip(pids, levels, strict=True)
     ]
-    data = guest.kernel.gather(places, 8, [])
-    found = [address for (address,) in struct.iter_unpack("<Q", data)]
+    found = types.words(guest.kernel.gather(places, types.pointer_size, []))
     return [address if place else 0 for place, address in zip(places, found, strict=True)]
 
 

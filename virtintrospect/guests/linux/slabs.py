@@ -8,7 +8,6 @@ count as used there, and so here. Since 6.10 the kernel estimates where a node h
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import NotFoundError
@@ -106,7 +105,7 @@ def _nodes(guest: LinuxGuest, caches: list[int]) -> list[_Node]:
     """Every cache's nodes: ``node[]``, since 7.2 ``per_node[].node``."""
     types = guest.types
     if types.has("kmem_cache", "node[0]"):
-        first, stride = types.offsetof("kmem_cache", "node[0]"), 8
+        first, stride = types.offsetof("kmem_cache", "node[0]"), types.pointer_size
     else:
         first = types.offsetof("kmem_cache", "per_node[0].node")
         stride = types.sizeof("kmem_cache_per_node_ptrs")
@@ -114,11 +113,10 @@ def _nodes(guest: LinuxGuest, caches: list[int]) -> list[_Node]:
     count = min(count, _MAX_NODES, _MAX_PLACES // max(1, len(caches)))
     found = []
     for node in range(count):
-        data = guest.kernel.gather([cache + first + node * stride for cache in caches], 8, [])
+        places = [cache + first + node * stride for cache in caches]
+        data = guest.kernel.gather(places, types.pointer_size, [])
         found += [
-            _Node(index, pointer)
-            for index, (pointer,) in enumerate(struct.iter_unpack("<Q", data))
-            if pointer
+            _Node(index, pointer) for index, pointer in enumerate(types.words(data)) if pointer
         ]
     return sorted(found)
 
