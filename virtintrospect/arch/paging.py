@@ -22,6 +22,21 @@ _U64 = struct.Struct("<Q")
 NOT_MAPPED = 0xFFFF_FFFF_FFFF_FFFF
 
 
+class Form(NamedTuple):
+    """One kind of entry: what ``entry & mask == value`` means.
+
+    ``page_shift`` is the size of the page that a leaf maps, 0 for a table. The address is
+    ``entry & frame`` and, for each ``(bits, left)`` of ``scattered``, ``(entry & bits) << left``.
+    """
+
+    mask: int
+    value: int
+    frame: int
+    page_shift: int = 0
+    scattered: tuple[tuple[int, int], ...] = ()
+    inverted: bool = False
+
+
 class Level(NamedTuple):
     """One level of page tables.
 
@@ -33,10 +48,16 @@ class Level(NamedTuple):
     shift: int
     large: bool
     bits: int = 9
+    #: Kinds of entries; without any, those that the mode's ``present`` and ``leaf`` make.
+    forms: tuple[Form, ...] = ()
 
 
 class PagingMode(NamedTuple):
-    """A page-table format with 8-byte entries, top level first."""
+    """A page-table format with little-endian entries of 8 bytes, top level first.
+
+    The rights are read after the bits of ``negated`` are flipped (AArch64 has a read-only bit),
+    from the leaf alone unless ``hierarchical``.
+    """
 
     name: str
     levels: tuple[Level, ...]
@@ -52,6 +73,26 @@ class PagingMode(NamedTuple):
     #: not present but has this bit, its frame number inverted since the L1TF mitigation
     #: (arch/x86/include/asm/pgtable-invert.h, commit 6b28baca9b1f).
     none_bit: int = 1 << 8
+    negated: int = 0
+    hierarchical: bool = True
+
+    def forms(self, level: Level) -> tuple[Form, ...]:
+        """The kinds of entries at a level."""
+        if level.forms:
+            return level.forms
+        last = level.shift == self.levels[-1].shift
+        leaf = self.leaf if level.large and not last else 0
+        found = []
+        for mask, value, inverted in (
+            (self.present, self.present, False),
+            (self.present | self.none_bit, self.none_bit, True),
+        ):
+            if not last:
+                found.append(Form(mask | leaf, value, self.frame, inverted=inverted))
+            if last or leaf:
+                frame = self.frame & -(1 << level.shift)
+                found.append(Form(mask | leaf, value | leaf, frame, level.shift, (), inverted))
+        return tuple(found)
 
     def canonical(self, vaddr: int) -> bool:
         """Whether the upper bits of ``vaddr`` are copies of its topmost translated bit."""
@@ -107,21 +148,31 @@ def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Wal
         entry_paddr = table + 8 * ((vaddr >> level.shift) & ((1 << level.bits) - 1))
         entry = _U64.unpack(memory.read(entry_paddr, 8))[0]
         steps.append(Step(level.name, entry_paddr, entry))
-        frame = mode.frame_of(entry)
-        if frame < 0:
+        form = next((f for f in mode.forms(level) if entry & f.mask == f.value), None)
+        if form is None:
             break
-        writable = writable and bool(entry & mode.writable)
-        user = user and bool(entry & mode.user)
-        executable = executable and not entry & mode.no_execute
-        present = present and bool(entry & mode.present)
-        if level.shift == 12 or (level.large and entry & mode.leaf):
-            offset = vaddr & ((1 << level.shift) - 1)
-            paddr = (frame & -(1 << level.shift)) | offset
-            return Walk(
-                vaddr, paddr, 1 << level.shift, writable, user, executable, present, tuple(steps)
-            )
-        table = frame
+        table = _address(form, entry)
+        if mode.hierarchical or form.page_shift:
+            rights = entry ^ mode.negated
+            writable = writable and bool(rights & mode.writable)
+            user = user and bool(rights & mode.user)
+            executable = executable and not rights & mode.no_execute
+        present = present and not form.inverted
+        if form.page_shift:
+            size = 1 << form.page_shift
+            paddr = table | (vaddr & (size - 1))
+            return Walk(vaddr, paddr, size, writable, user, executable, present, tuple(steps))
     return Walk(vaddr, None, 0, False, False, False, False, tuple(steps))
+
+
+def _address(form: Form, entry: int) -> int:
+    """Physical address in an entry of a form."""
+    if form.inverted:
+        entry = ~entry
+    address = entry & form.frame
+    for bits, left in form.scattered:
+        address |= (entry & bits) << left
+    return address
 
 
 def translator(
@@ -132,22 +183,34 @@ def translator(
     The function gives ``(-1, 0)`` for an address without a page. ``read_u64`` reads a physical
     address and may raise :exc:`~virtintrospect.errors.FaultError`.
     """
-    frame_mask, present, leaf = mode.frame, mode.present, mode.leaf
-    canonical, frame_of = mode.canonical, mode.frame_of
-    levels = [(lv.shift, lv.large, lv.shift == 12) for lv in mode.levels]
+    root_mask, canonical = mode.frame, mode.canonical
+    levels = [
+        (
+            level.shift,
+            (1 << level.bits) - 1,
+            [
+                (f.mask, f.value, f.frame, f.page_shift, f if f.inverted or f.scattered else None)
+                for f in mode.forms(level)
+            ],
+        )
+        for level in mode.levels
+    ]
 
     def translate(root: int, vaddr: int) -> tuple[int, int]:
         if not canonical(vaddr):
             return -1, 0
-        table = root & frame_mask
-        for shift, large, last in levels:
-            entry = read_u64(table + ((vaddr >> shift) & 0x1FF) * 8)
-            table = entry & frame_mask if entry & present else frame_of(entry)
-            if table < 0:
+        table = root & root_mask
+        for shift, index, forms in levels:
+            entry = read_u64(table + ((vaddr >> shift) & index) * 8)
+            for mask, value, frame, page_shift, odd in forms:
+                if entry & mask == value:
+                    table = entry & frame if odd is None else _address(odd, entry)
+                    if page_shift:
+                        size = 1 << page_shift
+                        return table | (vaddr & (size - 1)), size
+                    break
+            else:
                 return -1, 0
-            if last or (large and entry & leaf):
-                size = 1 << shift
-                return (table & -size) | (vaddr & (size - 1)), size
         return -1, 0  # pragma: no cover - the last level always ends the loop
 
     return translate
@@ -176,21 +239,25 @@ def translate_many(
     for level in mode.levels:
         index = (vaddrs[todo] >> np.uint64(level.shift)) & np.uint64((1 << level.bits) - 1)
         entries = _entries(memory, tables + index * np.uint64(8))
-        is_present = (entries & np.uint64(mode.present)) != 0
-        is_none = ~is_present & ((entries & np.uint64(mode.none_bit)) != 0)
-        frames = np.where(is_none, ~entries, entries) & np.uint64(mode.frame)
-        usable = is_present | is_none
-        if level.shift == 12:
-            leaf = usable
-        elif level.large:
-            leaf = usable & ((entries & np.uint64(mode.leaf)) != 0)
-        else:
-            leaf = np.zeros_like(usable)
-        inside = np.uint64((1 << level.shift) - 1)
-        done = todo[leaf]
-        result[done] = (frames[leaf] & ~inside) | (vaddrs[done] & inside)
-        onward = usable & ~leaf
-        todo, tables = todo[onward], frames[onward]
+        onward: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        for form in mode.forms(level):
+            hit = np.flatnonzero((entries & np.uint64(form.mask)) == np.uint64(form.value))
+            if not len(hit):
+                continue
+            found = ~entries[hit] if form.inverted else entries[hit]
+            frames = found & np.uint64(form.frame)
+            for bits, left in form.scattered:
+                frames |= (found & np.uint64(bits)) << np.uint64(left)
+            if form.page_shift:
+                done = todo[hit]
+                result[done] = frames | (vaddrs[done] & np.uint64((1 << form.page_shift) - 1))
+            else:
+                onward.append((todo[hit], frames))
+        todo, tables = (
+            (np.concatenate([o[0] for o in onward]), np.concatenate([o[1] for o in onward]))
+            if onward
+            else (todo[:0], tables[:0])
+        )
         if not len(todo):
             break
     return result
