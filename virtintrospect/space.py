@@ -206,6 +206,29 @@ class AddressSpace:
             left -= step
         return b"".join(parts)
 
+    def integer(self, vaddr: int, size: int = 8, *, signed: bool = False) -> int:
+        """The little-endian number of 1, 2, 4 or 8 bytes at ``vaddr``; a pointer has 8.
+
+        :raises FaultError: a page of it is not mapped or has no memory.
+        :raises UsageError: there are no numbers of that size.
+        """
+        if size not in (1, 2, 4, 8):
+            raise UsageError(f"a number has 1, 2, 4 or 8 bytes, not {size}")
+        return int.from_bytes(self.read(vaddr, size), "little", signed=signed)
+
+    def unicode_string(self, vaddr: int) -> bytes:
+        """The text of the 64-bit Windows ``UNICODE_STRING`` at ``vaddr``, as UTF-8.
+
+        The structure is the length in bytes and the room, 16 bits each, and a pointer to
+        UTF-16 at offset 8; the text has at most 64 KiB. What is no UTF-16 becomes U+FFFD.
+
+        :raises FaultError: the structure or its text cannot be read.
+        """
+        header = self.read(vaddr, 16)
+        length = int.from_bytes(header[:2], "little")
+        text = self.read(int.from_bytes(header[8:], "little"), length) if length else b""
+        return text.decode("utf-16-le", "replace").encode()
+
     def strings(self, vaddrs: Sequence[int], limit: int = 256) -> list[bytes | None]:
         """The strings at many addresses; ``None`` where one cannot be read."""
         result: list[bytes | None] = []

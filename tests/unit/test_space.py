@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.images import BuiltMemory, PageTables
 from virtintrospect.arch import X86_64_4LEVEL
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import FaultError, UsageError
 from virtintrospect.space import AddressSpace, LinearRange
 
 DIRECT = 0xFFFF_8880_0000_0000
@@ -101,3 +101,35 @@ def test_translate_many_agrees_with_translate(space: AddressSpace) -> None:
     found = space.translate_many(np.array(wanted, dtype=np.uint64)).tolist()
     assert found[:3] == [space.translate(vaddr) for vaddr in wanted[:3]]
     assert found[3] == 0xFFFF_FFFF_FFFF_FFFF
+
+
+def test_integers_of_every_size(space: AddressSpace, memory: BuiltMemory) -> None:
+    memory.write(0x50FFC, b"\xf0\xff\xff\xff")
+    memory.write(0x30000, b"\xff\xff\xff\xff")
+    at = USER + 0xFFC  # the last one crosses into the next page
+    sizes = (1, 2, 4, 8)
+    assert [space.integer(at, size) for size in sizes] == [0xF0, 0xFFF0, 2**32 - 16, 2**64 - 16]
+    assert [space.integer(at, size, signed=True) for size in sizes] == [-16] * 4
+    with pytest.raises(UsageError):
+        space.integer(at, 3)
+    with pytest.raises(FaultError):
+        space.integer(USER + 0x1FFC, 8)
+
+
+def test_unicode_string(space: AddressSpace, memory: BuiltMemory) -> None:
+    def claim(length: int, buffer: int) -> None:
+        lengths = length.to_bytes(2, "little") * 2
+        memory.write(0x70000, lengths + bytes(4) + buffer.to_bytes(8, "little"))
+
+    text = "smss.exe \u00e9 \U0001f600"
+    raw = text.encode("utf-16-le")
+    memory.write(0x50000, raw)
+    claim(len(raw), USER)
+    assert space.unicode_string(DIRECT + 0x70000) == text.encode()
+    claim(len(raw) - 2, USER)  # half of a surrogate pair
+    assert space.unicode_string(DIRECT + 0x70000) == (text[:-1] + "\ufffd").encode()
+    claim(0, 0)
+    assert space.unicode_string(DIRECT + 0x70000) == b""
+    claim(0xFFFF, USER)
+    with pytest.raises(FaultError):
+        space.unicode_string(DIRECT + 0x70000)
