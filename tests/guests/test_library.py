@@ -19,7 +19,8 @@ from virtintrospect.insight.tables import COMMANDS, PS, find
 from .lab.guest import Guest
 
 DOCS = Path(__file__).parents[2] / "docs"
-EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+DUMP = DOCS / "examples/dump_memory.py"
+EXAMPLES = sorted(set((DOCS / "examples").glob("*.py")) - {DUMP})
 _BLOCK = re.compile(r"(<!-- live -->\n)?```python\n(.*?)```", re.S)
 BLOCKS = [
     pytest.param(bool(live), code, id=str(number))
@@ -87,6 +88,18 @@ def test_example(
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
+
+
+def test_example_that_dumps_memory(one_guest: Guest, image: Path, tmp_path: Path) -> None:
+    for target in (str(image), one_guest.name):
+        dump = tmp_path / f"{Path(target).name}.raw"
+        subprocess.run([sys.executable, str(DUMP), target, str(dump)], timeout=120, check=True)
+        with virtintrospect.open(target) as guest, virtintrospect.open(str(dump)) as copy:
+            assert copy.info().release.decode() == one_guest.release
+            banner = guest.symbols.address("linux_banner")
+            assert copy.kernel.string(banner) == guest.kernel.string(banner)
+            assert dump.stat().st_size == guest.memory.end
+        dump.unlink()
 
 
 def test_connection_in_front_or_by_name(one_guest: Guest) -> None:
