@@ -5,19 +5,11 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import (
-    READ_ONLY,
-    Access,
-    Capability,
-    SupportsPause,
-    Target,
-    driver_for,
-)
+from virtintrospect.driver import READ_ONLY, Access, Target, driver_for
 from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageError
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
@@ -285,27 +277,6 @@ class Session:
         from virtintrospect.insight.follow import follow_log
 
         return follow_log(lambda: self.guest, interval)
-
-    @contextmanager
-    def paused(self) -> Iterator[Self]:
-        """Stop the guest for the length of a ``with`` block; it goes on however that ends.
-
-        May be nested; a guest that was paused before stays so (see
-        :class:`~virtintrospect.driver.SupportsPause`). Nothing to do for an image.
-
-        :raises UnsupportedError: the guest runs, and this target cannot stop it.
-        """
-        target = self.target
-        if not target.live:
-            yield self
-            return
-        if Capability.PAUSE not in target.capabilities() or not isinstance(target, SupportsPause):
-            raise target.without(Capability.PAUSE)
-        target.pause()
-        try:
-            yield self
-        finally:
-            target.resume()
 
     def close(self) -> None:
         """Release the guest's memory; closing twice is harmless."""
