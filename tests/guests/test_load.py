@@ -50,7 +50,7 @@ from .test_users import _RECORD as LOGIN_RECORD
 pytestmark = pytest.mark.once_a_kernel(pti=False)
 
 #: Looks at each table, and what one of them may take on a busy machine.
-ROUNDS = 3
+ROUNDS = 2
 PATIENCE = 60.0
 _IDS = range(61000, 61100)
 _HEX = "ab" * 32

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.built import BASE, BuiltKernel
 from tests.unit.images import BuiltMemory
 from virtintrospect.errors import CorruptDataError, FaultError, VirtIntrospectError
+from virtintrospect.guests.linux import printk_ring
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.printk import records
 
@@ -327,3 +328,22 @@ def test_newest_of_too_many_records(log: OldLog, monkeypatch: pytest.MonkeyPatch
     for guest, first in ((log.guest(), 7), (ring.kernel.guest(), 0)):
         assert [record.sequence - first for record in guest.dmesg()] == [2, 3, 4]
         assert any("only the newest 3 of" in problem.what for problem in guest.take_problems())
+
+
+@pytest.mark.parametrize(
+    ("begin", "following", "where"),
+    [
+        (64, 96, 64),
+        (232, 256 + 32, 0),  # its text would have crossed the end
+        (224, 256, 224),  # ends exactly at the end, as kernels since 6.19 have it
+        (224, 256 + 32, 0),  # the same as older kernels have it
+    ],
+)
+def test_block_at_the_end_of_the_ring(begin: int, following: int, where: int) -> None:
+    """What wraps around leaves its id, but an older text, where it would have begun."""
+    wanted = 77
+    text = bytearray(256)
+    for at in (0, begin):
+        body = b"right" if at == where else b"wrong"
+        text[at : at + 13] = wanted.to_bytes(8, "little") + body
+    assert printk_ring._block(bytes(text), begin, following, wanted, 5) == b"right"

@@ -178,19 +178,18 @@ def _unfinished(state: int | None, wanted: int) -> bool:
 def _block(text: bytes, begin: int, following: int, wanted: int, length: int) -> bytes | None:
     """A record's text; ``None`` where its block was overwritten meanwhile.
 
-    A block that would have wrapped around lies at the buffer's start instead. Kernels differ in
-    whether one that ends exactly at the end counts as such; the id in front of it tells.
+    A block that would have wrapped around lies at the buffer's start instead, and leaves its id,
+    but not its text, where it would have begun, too. One that ends exactly at the buffer's end
+    is such a block for older kernels, which then say so by where the next one begins.
     """
     if begin & _DATALESS:
         return b"" if begin == _EMPTY_LINE else None
     if not 0 <= length <= _LONGEST:
         return None
-    starts = [begin % len(text)]
-    if begin // len(text) != following // len(text):
-        starts.append(0)
-    for start in starts:
-        block_id = int.from_bytes(text[start : start + _BLOCK_HEADER], "little")
-        end = start + _BLOCK_HEADER + length
-        if block_id & _ID_MASK == wanted and end <= len(text):
-            return text[start + _BLOCK_HEADER : end]
+    wrapped = begin // len(text) != following // len(text) and following % len(text)
+    start = 0 if wrapped else begin % len(text)
+    block_id = int.from_bytes(text[start : start + _BLOCK_HEADER], "little")
+    end = start + _BLOCK_HEADER + length
+    if block_id & _ID_MASK == wanted and end <= len(text):
+        return text[start + _BLOCK_HEADER : end]
     return None
