@@ -21,6 +21,7 @@ _LONG = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name each test's group, and put the groups in order."""
     order = {name: number for number, name in enumerate(_LONG)}
