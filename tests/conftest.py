@@ -1,4 +1,4 @@
-"""Which tests share a worker: tests run in several processes at the same time (pytest-xdist).
+"""Which tests share a process, when `make test JOBS=2` runs them in several (pytest-xdist).
 
 Everything that shares a boot belongs to one group, and a group runs in one process: a guest of
 the matrix with all its tests, else a file. The groups that take longest begin, so that all
@@ -24,6 +24,8 @@ _LONG = (
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name each test's group, and put the groups in order."""
+    if not items or not getattr(items[0].config.option, "loadgroup", False):
+        return
     order = {name: number for number, name in enumerate(_LONG)}
     ranks = {}
     for item in items:
