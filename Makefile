@@ -10,9 +10,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?=
-# Processes that run tests at the same time. Two take two thirds of the time, but guests that are
-# compared with their own word to the millisecond then fail now and then.
-JOBS ?=
 BENCH ?=
 
 .PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man clean clean-lab
@@ -46,7 +43,7 @@ kernels: $(STAMP) ## fetch the Debian kernels that the tests boot
 	@$(BIN)/python -m tests.guests.lab.kernels
 
 test: check kernels ## everything: checks, unit tests, real guests (TESTS=… for some of them)
-	$(BIN)/python -m pytest $(if $(JOBS),-n $(JOBS) --dist loadgroup --no-loadscope-reorder) --durations=15 $(TESTS)
+	$(BIN)/python -m pytest --durations=15 $(TESTS)
 
 test-unit: $(STAMP) ## unit tests only
 	$(BIN)/python -m pytest -q tests/unit
