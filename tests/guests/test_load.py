@@ -251,7 +251,7 @@ def test_namespaces_under_load(look: Look, busy: Guest) -> None:
             assert key in rows
         for key, row in rows.items():
             if key in before and key in after and key[1] not in logged:
-                assert row.pid is None or row.pid > 0
+                assert row.pid is None or row.pid in before[key] | after[key]
                 continue
             # A namespace has no mark, but all are in the log; those of who is just making it are
             # not yet there, and he is alone in them.
@@ -296,7 +296,6 @@ def test_containers_under_load(look: Look, busy: Guest) -> None:
             known = row.id == _HEX.encode() or row.id.startswith(b"c0ffee")
             # A PID namespace of its own is a container of no known runtime.
             assert known or row.runtime == "unknown", row
-            assert row.processes >= 0
 
 
 def test_bpf_under_load(look: Look, busy: Guest) -> None:
@@ -482,7 +481,7 @@ def test_counters_under_load(look: Look, busy: Guest) -> None:
             assert words[key][3] <= values[3] <= later[key][3], key
         cut = {name: value // 10 * 10 for name, value in test_counters.our_stat(cpus).items()}
         assert test_counters.outside(times, cut, test_counters.stat(busy)) == {}
-        assert int(load["last_pid"]) != 0
+        assert record_.last_pid >= int(load["last_pid"])  # pids do not wrap here
         assert record_.running >= 1
         assert balloon.available * 1024 == total["memory_total"]
 
