@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
 
@@ -16,6 +17,24 @@ from virtintrospect.errors import MemoryAccessError, UnsupportedError
 from virtintrospect.memory import PhysicalMemory
 
 ENTRY_POINT_GROUP = "virtintrospect.drivers"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a target is to be opened, and what the user allows. Nothing that disturbs by default."""
+
+    #: Name of the way to reach memory (``--transport``); ``None``: the best that works.
+    transport: str | None = None
+    #: Guest memory and registers may be changed (``--allow-write``).
+    write: bool = False
+    #: What makes libvirt mark the domain as tainted may be used (``--allow-taint``).
+    taint: bool = False
+    #: An image file may be changed where it is (``--in-place``).
+    in_place: bool = False
+
+
+#: Look, and leave everything as it is.
+READ_ONLY = Access()
 
 
 class Capability(StrEnum):
@@ -87,12 +106,13 @@ class Target(abc.ABC):
 
 @runtime_checkable
 class SupportsWrite(Protocol):
-    """A target whose memory can be changed."""
+    """A target whose memory can be changed, when it was opened with ``Access(write=True)``."""
 
     def write(self, paddr: int, data: bytes) -> None:
         """Write at a guest-physical address, and make sure by reading it back.
 
         :raises FaultError: some byte of the range has no RAM, or is ROM; nothing was written.
+        :raises UsageError: the target was not opened for writing.
         """
 
 
@@ -113,7 +133,7 @@ class SupportsRegisters(Protocol):
 
 @runtime_checkable
 class SupportsSetRegisters(Protocol):
-    """A target that can change vCPU registers."""
+    """A target that can change vCPU registers, when opened with ``Access(write=True)``."""
 
     def set_registers(self, vcpu: int, values: Mapping[str, int]) -> None:
         """Set some registers of one vCPU, and make sure by reading them back."""
@@ -183,15 +203,19 @@ class Driver(abc.ABC):
 
     #: Name of the driver, as shown to people.
     name: str = ""
+    #: Names that ``--transport`` takes, the one that is preferred first.
+    transports: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def serves(self, domain: Domain) -> bool:
         """Whether this driver knows how to reach the memory of ``domain``."""
 
     @abc.abstractmethod
-    def open(self, domain: Domain) -> Target:
+    def open(self, domain: Domain, access: Access = READ_ONLY) -> Target:
         """Open the memory of a running domain.
 
+        :param access: how, and what is allowed.
+        :raises UsageError: there is no transport of that name, or it needs what is not allowed.
         :raises MemoryAccessError: and its subclasses, when memory cannot be reached. Nothing
             is left open then.
         """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import Target, driver_for
+from virtintrospect.driver import READ_ONLY, Access, Target, driver_for
 from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageError
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
@@ -293,11 +293,17 @@ class Session:
         self.close()
 
 
-def open_session(target: str, uri: str | None = None, store: Store | None = None) -> Session:
+def open_session(
+    target: str,
+    uri: str | None = None,
+    store: Store | None = None,
+    access: Access = READ_ONLY,
+) -> Session:
     """Open what the user named (DESIGN: TARGET).
 
     :param target: domain name, id or UUID; a path with a ``/``; or a ``file://`` URL.
     :param uri: libvirt connection for domains.
+    :param access: how it is opened, and what is allowed.
     :raises NoSuchTargetError: there is no such domain or file.
     :raises MemoryAccessError: its memory cannot be reached.
     """
@@ -307,10 +313,10 @@ def open_session(target: str, uri: str | None = None, store: Store | None = None
     from virtintrospect.host import Host
 
     with Host(uri) as host:
-        return open_domain(host.domain(target), store)
+        return open_domain(host.domain(target), store, access)
 
 
-def open_domain(domain: Domain, store: Store | None = None) -> Session:
+def open_domain(domain: Domain, store: Store | None = None, access: Access = READ_ONLY) -> Session:
     """Open a session on a domain that is already known."""
     if not domain.active:
         from shlex import quote
@@ -319,7 +325,7 @@ def open_domain(domain: Domain, store: Store | None = None) -> Session:
             f"domain {domain.name!r} is {domain.state}: it has no memory to look at",
             hint=f"virsh -c {domain.uri} start {quote(domain.name)}",
         )
-    return Session(driver_for(domain).open(domain), domain, store)
+    return Session(driver_for(domain).open(domain, access), domain, store)
 
 
 def image_path(target: str) -> Path | None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import Capability, Driver, Target
+from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target
 from virtintrospect.errors import MemoryAccessError
 from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
@@ -138,7 +138,7 @@ class KvmDriver(Driver):
         """Whether the domain belongs to libvirt's QEMU driver."""
         return domain.hypervisor == "QEMU"
 
-    def open(self, domain: Domain) -> KvmTarget:
+    def open(self, domain: Domain, access: Access = READ_ONLY) -> KvmTarget:  # noqa: ARG002
         """Open the memory of a running domain.
 
         :raises EncryptedMemoryError: a SEV, SEV-SNP or TDX guest.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import Driver
+from virtintrospect.driver import READ_ONLY, Access, Driver
 from virtintrospect.errors import MemoryAccessError
 
 
@@ -18,7 +18,7 @@ class XenDriver(Driver):
         """Whether the domain belongs to libvirt's Xen driver (libxl)."""
         return domain.hypervisor == "Xen"
 
-    def open(self, domain: Domain) -> NoReturn:
+    def open(self, domain: Domain, access: Access = READ_ONLY) -> NoReturn:  # noqa: ARG002
         """Refuse.
 
         :raises MemoryAccessError: always.
