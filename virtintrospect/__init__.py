@@ -34,11 +34,13 @@ from virtintrospect.errors import (
 
 if TYPE_CHECKING:
     from virtintrospect.domain import Domain
+    from virtintrospect.driver import Access
     from virtintrospect.guests.base import Guest
     from virtintrospect.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
+    "Access",
     "AccessDeniedError",
     "CorruptDataError",
     "Domain",
@@ -65,6 +67,7 @@ __all__ = [
 
 #: What is loaded when it is first asked for.
 _WHERE = {
+    "Access": "virtintrospect.driver",
     "Domain": "virtintrospect.domain",
     "Guest": "virtintrospect.guests.base",
     "Session": "virtintrospect.session",
@@ -73,16 +76,20 @@ _WHERE = {
 
 @overload
 def open(  # noqa: A001
-    target: str | Domain, *, uri: str | None = None
+    target: str | Domain, *, uri: str | None = None, access: Access | None = None
 ) -> Session: ...
 
 
 @overload
-def open(uri: str, target: str, /) -> Session: ...  # noqa: A001
+def open(uri: str, target: str, /, *, access: Access | None = None) -> Session: ...  # noqa: A001
 
 
 def open(  # noqa: A001 (as gzip.open, shelve.open)
-    target: str | Domain, name: str | None = None, *, uri: str | None = None
+    target: str | Domain,
+    name: str | None = None,
+    *,
+    uri: str | None = None,
+    access: Access | None = None,
 ) -> Session:
     """Open a session on a domain or a memory image.
 
@@ -92,9 +99,13 @@ def open(  # noqa: A001 (as gzip.open, shelve.open)
         :class:`~virtintrospect.domain.Domain` of :func:`domains`.
     :param uri: libvirt connection that has the domain, in front of the target or by name;
         virsh's default otherwise.
+    :param access: which transport, and what is allowed: ``Access(transport="peek")``. By default
+        the best way that works and that leaves everything as it is.
+    :raises UsageError: there is no transport of that name, or it needs what is not allowed.
     :raises NoSuchTargetError: there is no such domain or file.
     :raises MemoryAccessError: libvirt or the guest's memory cannot be reached.
     """
+    from virtintrospect.driver import READ_ONLY
     from virtintrospect.session import open_domain, open_session
 
     if name is not None:
@@ -103,7 +114,10 @@ def open(  # noqa: A001 (as gzip.open, shelve.open)
                 "one connection and one target", hint='open("qemu:///system", "web01")'
             )
         target, uri = name, target
-    return open_session(target, uri) if isinstance(target, str) else open_domain(target)
+    how = READ_ONLY if access is None else access
+    if isinstance(target, str):
+        return open_session(target, uri, access=how)
+    return open_domain(target, access=how)
 
 
 def domains(uri: str | None = None, *, active_only: bool = True) -> list[Domain]:

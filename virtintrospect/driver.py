@@ -7,13 +7,13 @@ Drivers are found through the entry point group ``virtintrospect.drivers``; each
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
 
 from virtintrospect.domain import Domain
-from virtintrospect.errors import MemoryAccessError, UnsupportedError
+from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
 from virtintrospect.memory import PhysicalMemory
 
 ENTRY_POINT_GROUP = "virtintrospect.drivers"
@@ -205,6 +205,9 @@ class Driver(abc.ABC):
     name: str = ""
     #: Names that ``--transport`` takes, the one that is preferred first.
     transports: tuple[str, ...] = ()
+    #: Beginnings of TARGETs that need no libvirt and that this driver opens: ``("qmp",)`` for
+    #: ``qmp:/run/qemu.sock``.
+    schemes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def serves(self, domain: Domain) -> bool:
@@ -219,6 +222,40 @@ class Driver(abc.ABC):
         :raises MemoryAccessError: and its subclasses, when memory cannot be reached. Nothing
             is left open then.
         """
+
+    def open_url(self, scheme: str, rest: str, access: Access = READ_ONLY) -> Target:  # noqa: ARG002
+        """Open what a TARGET names without libvirt; for each of :attr:`schemes`.
+
+        :param scheme: what is in front of the first colon, one of :attr:`schemes`.
+        :param rest: what is behind it.
+        :param access: how, and what is allowed.
+        :raises UsageError: ``rest`` makes no sense, or as of :meth:`open`.
+        :raises NoSuchTargetError: there is no such thing.
+        :raises MemoryAccessError: as of :meth:`open`.
+        """
+        raise UsageError(f"driver {self.name} opens nothing by {scheme}:")
+
+    def check(self, access: Access) -> None:
+        """Refuse what this driver has no use for, before anything is opened.
+
+        :raises UsageError: there is no transport of that name, or an option of images was given.
+        """
+        refuse_unknown(access, self.transports, f"driver {self.name}")
+        if access.in_place:
+            raise UsageError("--in-place is for memory images, and this is a guest", hint="omit it")
+
+
+def refuse_unknown(access: Access, transports: Sequence[str], whose: str) -> None:
+    """Make sure that the transport asked for is one of those.
+
+    :param whose: of what they are, as shown to people.
+    :raises UsageError: it is not; the hint lists them.
+    """
+    if access.transport is not None and access.transport not in transports:
+        raise UsageError(
+            f"{whose} has no transport {access.transport!r}",
+            hint=f"it has: {', '.join(transports)}" if transports else "it has only one way",
+        )
 
 
 def installed_drivers() -> Iterator[Driver]:
@@ -247,3 +284,17 @@ def driver_for(domain: Domain) -> Driver:
         f"no driver for domain {domain.name!r} on {domain.hypervisor} ({domain.uri})",
         hint="install the driver's package; virtintrospect ships those for QEMU/KVM and Xen",
     )
+
+
+def driver_for_url(target: str) -> tuple[Driver, str, str] | None:
+    """The driver that opens a TARGET such as ``qmp:/run/qemu.sock``, its scheme and the rest.
+
+    :returns: ``None`` for what no installed driver claims: the name of a domain, or a path.
+    """
+    scheme, colon, rest = target.partition(":")
+    if not colon or "/" in scheme:
+        return None
+    for driver in installed_drivers():
+        if scheme in driver.schemes:
+            return driver, scheme, rest
+    return None

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import READ_ONLY, Access, Target, driver_for
+from virtintrospect.driver import (
+    READ_ONLY,
+    Access,
+    Target,
+    driver_for,
+    driver_for_url,
+    refuse_unknown,
+)
 from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageError
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
@@ -301,14 +308,22 @@ def open_session(
 ) -> Session:
     """Open what the user named (DESIGN: TARGET).
 
-    :param target: domain name, id or UUID; a path with a ``/``; or a ``file://`` URL.
+    :param target: domain name, id or UUID; a path with a ``/``; a ``file://`` URL; or what an
+        installed driver claims by its beginning (``qmp:/run/qemu.sock``).
     :param uri: libvirt connection for domains.
     :param access: how it is opened, and what is allowed.
+    :raises UsageError: there is no transport of that name, or it needs what is not allowed.
     :raises NoSuchTargetError: there is no such domain or file.
     :raises MemoryAccessError: its memory cannot be reached.
     """
+    claimed = driver_for_url(target)
+    if claimed is not None:
+        driver, scheme, rest = claimed
+        driver.check(access)
+        return Session(driver.open_url(scheme, rest, access), store=store)
     path = image_path(target)
     if path is not None:
+        refuse_unknown(access, (ImageTarget.transport,), "a memory image")
         return Session(open_image_target(path), store=store)
     from virtintrospect.host import Host
 
@@ -317,7 +332,9 @@ def open_session(
 
 
 def open_domain(domain: Domain, store: Store | None = None, access: Access = READ_ONLY) -> Session:
-    """Open a session on a domain that is already known."""
+    """Open a session on a domain that is already known; see :func:`open_session`."""
+    driver = driver_for(domain)
+    driver.check(access)
     if not domain.active:
         from shlex import quote
 
@@ -325,11 +342,14 @@ def open_domain(domain: Domain, store: Store | None = None, access: Access = REA
             f"domain {domain.name!r} is {domain.state}: it has no memory to look at",
             hint=f"virsh -c {domain.uri} start {quote(domain.name)}",
         )
-    return Session(driver_for(domain).open(domain, access), domain, store)
+    return Session(driver.open(domain, access), domain, store)
 
 
 def image_path(target: str) -> Path | None:
-    """The path, where a target names a file; ``None`` where it names a domain."""
+    """The path, where a target names a file; ``None`` where it names a domain.
+
+    Ask :func:`~virtintrospect.driver.driver_for_url` first.
+    """
     if target.startswith("file:"):
         from urllib.parse import unquote, urlsplit
 
@@ -340,11 +360,6 @@ def image_path(target: str) -> Path | None:
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise UsageError(f"{target!r} is no local file", hint="write file:///path/to/image")
         return Path(unquote(parts.path))
-    if target.startswith("qmp:"):
-        raise UsageError(
-            "QEMU without libvirt (qmp:) is not supported yet",
-            hint="run the guest under libvirt, or dump its memory and give the file's path",
-        )
     if "://" in target:
         raise UsageError(
             f"{target!r} is no target", hint="name a domain, or a file by its path or file:// URL"

@@ -1,4 +1,4 @@
-"""Guest RAM that only QEMU has: read through the process's memory, libvirt's default."""
+"""Guest RAM read through QEMU's own memory: the only way to what is not shared."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from virtintrospect.errors import FaultError
 from virtintrospect.memory import Region
 from virtintrospect_kvm import bulk
+from virtintrospect_kvm.backing import BackingFile
 from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import QemuProcess
 
@@ -34,11 +35,20 @@ class ProcessBlock:
 
     :param descriptor: ``/proc/PID/mem``; the owner closes it.
     :param address: where QEMU has the block, as an address in QEMU.
+    :param file: of RAM that is shared, and read in this way because the user wants it so: the
+        file behind it, taken over. It has the pages that QEMU itself has not mapped.
     """
 
     def __init__(
-        self, process: QemuProcess, pagemap: Pagemap, descriptor: int, address: int, size: int
+        self,
+        process: QemuProcess,
+        pagemap: Pagemap,
+        descriptor: int,
+        address: int,
+        size: int,
+        file: BackingFile | None = None,
     ) -> None:
+        self._file = file
         self._process = process
         self._pagemap = pagemap
         self._descriptor = descriptor
@@ -90,6 +100,8 @@ class ProcessBlock:
     def extents(self, offset: int, size: int) -> Iterator[Region]:
         """Offsets that hold data in RAM; swapped pages are left out."""
         self._process.check()
+        if self._file is not None and self._file.knows_holes:
+            return self._file.extents(offset, size, self._process.check)
         return self._pagemap.extents(offset, size)
 
     def forget(self) -> None:
@@ -99,6 +111,8 @@ class ProcessBlock:
     def close(self) -> None:
         """Forget the descriptors, whose numbers will be somebody else's."""
         self._descriptor = -1
+        if self._file is not None:
+            self._file.close()
         self._pagemap.close()
         self.forget()
 
@@ -109,11 +123,13 @@ class ProcessBlock:
         while position < end:
             there, stop_page = self._pagemap.run(position >> 12, (end + 4095) >> 12)
             stop = min(stop_page << 12, end)
-            parts.append(
-                self._pread(position, stop - position) if there else bytes(stop - position)
-            )
+            read = self._pread if there else self._absent
+            parts.append(read(position, stop - position))
             position = stop
         return b"".join(parts)
+
+    def _absent(self, offset: int, size: int) -> bytes:
+        return bytes(size) if self._file is None else self._file.read(offset, size)
 
     def _pread(self, offset: int, size: int) -> bytes:
         try:

@@ -7,9 +7,10 @@ import os
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target
-from virtintrospect.errors import MemoryAccessError
+from virtintrospect.errors import MemoryAccessError, UsageError
 from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
+from virtintrospect_kvm.backing import BackingFile
 from virtintrospect_kvm.firmware import find_firmware
 from virtintrospect_kvm.layout import Layout, layout_of
 from virtintrospect_kvm.maps import MAX_MAPS, Mapping, find_blocks, parse_maps
@@ -19,6 +20,8 @@ from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import QemuProcess
 from virtintrospect_kvm.shared import SharedBlock
 
+MMAP, PROCESS = "kvm-mmap", "kvm-process"
+
 
 class KvmTarget(Target):
     """One QEMU guest's memory.
@@ -27,12 +30,13 @@ class KvmTarget(Target):
 
     :param process: the guest's QEMU; the target takes it over, also when opening fails.
     :param layout: its guest-physical map.
+    :param transport: :data:`MMAP` or :data:`PROCESS` alone; otherwise each block in the best way.
     :raises AccessDeniedError: privileges are missing.
     :raises TargetGoneError: the guest ended meanwhile.
     :raises MemoryAccessError: QEMU's memory is not as the map says.
     """
 
-    def __init__(self, process: QemuProcess, layout: Layout) -> None:
+    def __init__(self, process: QemuProcess, layout: Layout, transport: str | None = None) -> None:
         self.process = process
         self.layout = layout
         with contextlib.ExitStack() as stack:
@@ -40,6 +44,13 @@ class KvmTarget(Target):
             files = process.descriptors()
             mappings = parse_maps(_read(process.open_file("maps"), MAX_MAPS))
             places = find_blocks(layout.blocks, mappings, files)
+            shared = [place.shared and transport != PROCESS for place in places]
+            if transport == MMAP and not all(shared):
+                raise MemoryAccessError(
+                    f"the RAM of domain {process.name!r} is QEMU's own: it cannot be mapped",
+                    hint="omit --transport; or give it shared RAM for its next start: "
+                    "virt-introspect doctor --fix-memory-backing",
+                )
             self._pagemap = process.open_file("pagemap")
             stack.callback(os.close, self._pagemap)
             self._mem = process.open_file("mem")
@@ -48,7 +59,8 @@ class KvmTarget(Target):
             for number, shift in dict.fromkeys((p.block, p.shift) for p in layout.pieces):
                 pieces = [p for p in layout.pieces if (p.block, p.shift) == (number, shift)]
                 start, end = pieces[0].start - shift, pieces[-1].end - shift
-                block = self._open_block(places[number], start, end - start, files)
+                place, windows = places[number], shared[number]
+                block = self._open_block(place, start, end - start, files, windows=windows)
                 stack.callback(block.close)
                 blocks[number, shift] = block, shift + start
             parts = [(Region(p.start, p.end), *blocks[p.block, p.shift]) for p in layout.pieces]
@@ -59,9 +71,8 @@ class KvmTarget(Target):
             self._memory = KvmMemory(process, sorted(parts, key=lambda part: part[0]))
             process.check()
             self._resources = stack.pop_all()
-        mapped = all(mapping.shared for mapping in places)
-        self.transport = "kvm-mmap" if mapped else "kvm-process"
-        self._windows = any(mapping.shared for mapping in places)
+        self.transport = MMAP if all(shared) else PROCESS
+        self._windows = any(shared)
 
     @property
     def memory(self) -> KvmMemory:
@@ -103,9 +114,15 @@ class KvmTarget(Target):
         self._resources.close()
 
     def _open_block(
-        self, mapping: Mapping, start: int, size: int, files: dict[tuple[int, int], str]
+        self,
+        mapping: Mapping,
+        start: int,
+        size: int,
+        files: dict[tuple[int, int], str],
+        *,
+        windows: bool,
     ) -> SharedBlock | ProcessBlock:
-        """Open ``size`` bytes from ``start`` of a RAM block."""
+        """Open ``size`` bytes from ``start`` of a RAM block, mapped here if ``windows``."""
         process = self.process
         address = mapping.start + start
         if not mapping.shared:
@@ -116,8 +133,12 @@ class KvmTarget(Target):
             # QEMU has closed the file, or the file system numbers files in two ways (btrfs).
             name = f"map_files/{mapping.start:x}-{mapping.end:x}"
         descriptor = process.open_file(name)
+        offset = mapping.offset + start
+        if not windows:
+            file = BackingFile(descriptor, offset)
+            return ProcessBlock(process, pagemap, self._mem, address, size, file)
         try:
-            return SharedBlock(process, pagemap, descriptor, mapping.offset + start, size)
+            return SharedBlock(process, pagemap, descriptor, offset, size)
         except (OSError, ValueError) as error:
             os.close(descriptor)
             raise MemoryAccessError(
@@ -133,12 +154,14 @@ class KvmDriver(Driver):
     """Reads QEMU guests of the local libvirt: no monitor command, no pause, no taint."""
 
     name = "kvm"
+    transports = (MMAP, PROCESS)
+    schemes = ("qmp",)
 
     def serves(self, domain: Domain) -> bool:
         """Whether the domain belongs to libvirt's QEMU driver."""
         return domain.hypervisor == "QEMU"
 
-    def open(self, domain: Domain, access: Access = READ_ONLY) -> KvmTarget:  # noqa: ARG002
+    def open(self, domain: Domain, access: Access = READ_ONLY) -> KvmTarget:
         """Open the memory of a running domain.
 
         :raises EncryptedMemoryError: a SEV, SEV-SNP or TDX guest.
@@ -152,7 +175,17 @@ class KvmDriver(Driver):
         except BaseException:
             process.close()
             raise
-        return KvmTarget(process, layout)
+        return KvmTarget(process, layout, access.transport)
+
+    def open_url(self, scheme: str, rest: str, access: Access = READ_ONLY) -> Target:  # noqa: ARG002
+        """Refuse.
+
+        :raises UsageError: always.
+        """
+        raise UsageError(
+            "QEMU without libvirt (qmp:) is not supported yet",
+            hint="run the guest under libvirt, or dump its memory and give the file's path",
+        )
 
 
 def _read(descriptor: int, limit: int) -> bytes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic_ns
 
 from virtintrospect.memory import Region
+from virtintrospect_kvm.backing import BackingFile
 from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import QemuProcess
 
@@ -45,19 +45,15 @@ class SharedBlock:
     ) -> None:
         self._process = process
         self._pagemap = pagemap
-        self._descriptor = descriptor
-        self._offset = offset
         self.size = size
         self._map = mmap.mmap(
             descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=offset
         )
         self._whole = memoryview(self._map)
+        self._file = BackingFile(descriptor, offset)
         self._copies = 0
         self._last_page, self._in_a_row = -1, 0
         self.present = pagemap.present
-        # Only tmpfs (memfd included) and disk file systems know their holes; on hugetlbfs all
-        # is "data" (default_llseek in fs/read_write.c).
-        self._seeks = os.fstatvfs(descriptor).f_bsize == mmap.PAGESIZE
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at an offset in the block; the range must lie inside it."""
@@ -65,7 +61,7 @@ class SharedBlock:
             self._process.check()
         if self._knows(offset, size):
             return self._map[offset : offset + size]
-        return self._from_file(offset, size)
+        return self._file.read(offset, size)
 
     def read_u64(self, offset: int) -> int:
         """The 64-bit number at an offset: the shortest way for the most frequent read."""
@@ -118,14 +114,11 @@ class SharedBlock:
             return b"".join([self.read(o, size) for o in offsets])
         self._copies = copies
         if not dense:
-            return b"".join([self._from_file(o, size) for o in offsets])
+            return b"".join([self._file.read(o, size) for o in offsets])
         # Slabs: a system call for each page, not for each object. What begins on a page may
         # end on the next.
-        found = {page: self._from_file(page << 12, 4096 + last) for page in pages}
+        found = {page: self._file.read(page << 12, 4096 + last) for page in pages}
         return b"".join([found[o >> 12][o & 0xFFF : (o & 0xFFF) + size] for o in offsets])
-
-    def _from_file(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, self._offset + offset).ljust(size, b"\0")
 
     def _knows(self, offset: int, size: int) -> bool:
         """Whether a range may be read through the mapping.
@@ -152,20 +145,9 @@ class SharedBlock:
 
     def extents(self, offset: int, size: int) -> Iterator[Region]:
         """Offsets that hold data, as the file's own holes tell or else QEMU's page tables."""
-        if not self._seeks:
-            yield from self._pagemap.extents(offset, size)
-            return
-        position, end = self._offset + offset, self._offset + offset + size
-        while position < end:
-            self._process.check()
-            try:
-                start = os.lseek(self._descriptor, position, os.SEEK_DATA)
-            except OSError:  # ENXIO: no data up to the end of the file
-                return
-            if start >= end:
-                return
-            position = min(os.lseek(self._descriptor, start, os.SEEK_HOLE), end)
-            yield Region(start - self._offset, position - self._offset)
+        if self._file.knows_holes:
+            return self._file.extents(offset, size, self._process.check)
+        return self._pagemap.extents(offset, size)
 
     def forget(self) -> None:
         """Drop what is known of residency, and what of the mapping counts as our memory."""
@@ -179,10 +161,9 @@ class SharedBlock:
 
     def close(self) -> None:
         """Unmap; closing twice is harmless."""
-        if self._descriptor < 0:
+        if self._file.descriptor < 0:
             return
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._file.close()
         try:
             self._whole.release()
             self._map.close()

@@ -40,7 +40,7 @@ ERRORS = {
 
 def test_names() -> None:
     assert set(virtintrospect.__all__) == ERRORS | {
-        "Domain", "Guest", "Session", "__version__", "domains", "open",
+        "Access", "Domain", "Guest", "Session", "__version__", "domains", "open",
     }  # fmt: skip
     assert list(virtintrospect.__all__) == sorted(virtintrospect.__all__)
     for name in virtintrospect.__all__:
@@ -299,10 +299,11 @@ def test_names_that_libvirt_cannot_take(monkeypatch: pytest.MonkeyPatch, target:
 
 
 def test_open_takes_one_connection(session: Session) -> None:
-    for arguments, keywords in (
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
         (("qemu:///system", "web01"), {"uri": "qemu:///session"}),
         ((session, "web01"), {}),
-    ):
+    )
+    for arguments, keywords in calls:
         with pytest.raises(UsageError):
             virtintrospect.open(*arguments, **keywords)
 

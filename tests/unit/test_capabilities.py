@@ -10,7 +10,7 @@ from virtintrospect_kvm.driver import KvmTarget
 from virtintrospect_kvm.memory import KvmMemory
 
 from virtintrospect.cli.main import run
-from virtintrospect.driver import Capability, Target
+from virtintrospect.driver import Access, Capability, Target
 from virtintrospect.errors import UnsupportedError
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.memory.avml import AvmlImage
@@ -81,7 +81,7 @@ def test_command_on_what_has_no_registers(
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def opened(name: str, uri: str | None = None) -> Session:  # noqa: ARG001
+    def opened(name: str, uri: str | None, access: Access) -> Session:  # noqa: ARG001
         values = [{"rip": 1}, {"rip": 2, "cr3": 3}]
         return Session(CoreTarget(FileImage.__new__(FileImage), values))
 

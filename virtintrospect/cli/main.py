@@ -13,6 +13,7 @@ from virtintrospect import __version__
 from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.escape import printable
 from virtintrospect.cli.hooks import hooks
+from virtintrospect.cli.info import info
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, registers, symbols, translate, types
@@ -55,6 +56,7 @@ def cli(context: click.Context) -> None:
 for command in (
     list_,
     ps,
+    info,
     *table_commands(),
     guestinfo,
     dommemstat,

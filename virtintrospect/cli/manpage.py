@@ -58,8 +58,13 @@ def render(root: click.Group, name: str) -> str:
         ".SH OPTIONS",
         _text(f"They stand in front of the command; {behind} can stand behind it as well."),
         *_listed(map(_option, _options(root))),
-        ".SH COMMANDS",
     ]
+    of_target = _target_options(root)
+    if of_target:
+        lines += [".PP", "Behind every command that takes a TARGET:"]
+        lines += _listed(map(_option, of_target))
+    lines.append(".SH COMMANDS")
+    shared |= {option.name for option in of_target}
     for words, command in _tree(root):
         lines += _command(command, words, shared)
     codes = next(filter(_is_exit_codes, rest), "")
@@ -69,6 +74,16 @@ def render(root: click.Group, name: str) -> str:
     lines += [".SH EXAMPLES", *_body(filter(_is_example, rest))]
     lines += [".SH SEE ALSO", r".BR virsh (1),", r".BR proc (5)"]
     return "\n".join(lines) + "\n"
+
+
+def _target_options(root: click.Group) -> list[click.Option]:
+    """Options that all commands with a TARGET have and that cannot stand in front of them."""
+    commands = [c for c in root.commands.values() if any(p.name == "target" for p in c.params)]
+    if not commands:
+        return []
+    known = {option.name for option in _options(root)}
+    common = set.intersection(*({p.name for p in c.params} for c in commands))
+    return [o for o in _options(commands[0]) if o.name in common - known]
 
 
 def _tree(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:

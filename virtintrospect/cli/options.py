@@ -13,6 +13,7 @@ from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
     from virtintrospect.client import Answer, Client
+    from virtintrospect.driver import Access
     from virtintrospect.guests.base import Guest
     from virtintrospect.insight.columns import Record, Table
     from virtintrospect.session import Session
@@ -29,6 +30,20 @@ class Settings:
         self.columns: str | None = None
         self.verbose = False
         self.no_daemon = False
+        self.transport: str | None = None
+        self.allow_taint = self.allow_write = self.in_place = False
+
+    @property
+    def access(self) -> Access:
+        """How TARGET is to be opened, and what the user allows."""
+        from virtintrospect.driver import Access
+
+        return Access(
+            transport=self.transport,
+            write=self.allow_write,
+            taint=self.allow_taint,
+            in_place=self.in_place,
+        )
 
     def open(self, target: str, table: Table) -> Session:
         """Open a session on a TARGET, after checking that ``table`` has the columns asked for."""
@@ -36,7 +51,7 @@ class Settings:
         from virtintrospect.session import open_session
 
         choose(table, self.columns, self.output)
-        return open_session(target, self.uri)
+        return open_session(target, self.uri, access=self.access)
 
     def chosen(self, table: Table) -> list[str]:
         """Names of the columns that will be shown."""
@@ -59,8 +74,8 @@ class Settings:
     def fetch(self, target: str, table: Table, arguments: Any) -> Answer:
         """The rows of a table.
 
-        From the daemon's session on TARGET where there is one that is ready; else from one that
-        is opened for them.
+        From the daemon's session on TARGET where there is one that is ready, and the user did
+        not say how to open it; else from one that is opened for them.
 
         :param arguments: of the table's method.
         """
@@ -80,8 +95,11 @@ class Settings:
 
     def _from_daemon(self, target: str, table: Table, arguments: Any) -> Answer | None:
         from virtintrospect.client import UnavailableError
+        from virtintrospect.driver import READ_ONLY, driver_for_url
 
-        if "/" in target or (client := self.client()) is None:
+        if self.access != READ_ONLY or "/" in target or driver_for_url(target) is not None:
+            return None
+        if (client := self.client()) is None:
             return None
         with client:
             try:
@@ -210,7 +228,28 @@ def common(function: _F) -> _F:
 
 
 def target_argument(function: _F) -> _F:
-    """The TARGET: a domain or a memory image."""
+    """The TARGET, a domain or a memory image, and the options that say how it is opened."""
+    options = [
+        click.option(
+            "--transport", metavar="NAME", expose_value=False, callback=_set("transport"),
+            help="How to reach its memory, instead of the best way that works; docs/transports.md "
+            "lists them, and so does a wrong NAME.",
+        ),
+        click.option(
+            "--allow-taint", is_flag=True, expose_value=False, callback=_set("allow_taint"),
+            help="Allow what makes libvirt mark the domain as tainted.",
+        ),
+        click.option(
+            "--allow-write", is_flag=True, expose_value=False, callback=_set("allow_write"),
+            help="Allow changes of its memory and registers.",
+        ),
+        click.option(
+            "--in-place", is_flag=True, expose_value=False, callback=_set("in_place"),
+            help="With --allow-write: change the image file itself.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
     return click.argument("target", shell_complete=complete_target)(function)
 
 

@@ -9,16 +9,20 @@ import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
 from virtintrospect.insight.columns import Table
-from virtintrospect.insight.tables import ALL, COMMANDS, PS, PS_DETAILS
+from virtintrospect.insight.tables import ALL, COMMANDS, INFO, PS, PS_DETAILS
 
 #: Characters that `virt-introspect --help` has room for behind a command, on 80 columns.
 _SUMMARY = 60
 
 
 def table_commands() -> Iterator[click.Command]:
-    """A command for each table of :data:`~virtintrospect.insight.tables.COMMANDS`."""
+    """A command for each table of :data:`~virtintrospect.insight.tables.COMMANDS`.
+
+    But for those that have more to them, and therefore a file of their own.
+    """
     for table in COMMANDS:
-        yield _command(table)
+        if table is not INFO:
+            yield _command(table)
 
 
 def summary(command: click.Command) -> str:

@@ -39,7 +39,7 @@ def guestinfo(settings: Settings, /, target: str, **chosen: bool) -> None:
     from virtintrospect.session import open_session
 
     kinds = [kind for kind, wanted in chosen.items() if wanted]
-    with open_session(target, settings.uri) as session:
+    with open_session(target, settings.uri, access=settings.access) as session:
         guest = session.guest
         aliases = disk_aliases(session.domain.xml) if session.domain else {}
         values = guest.guestinfo(kinds, aliases)

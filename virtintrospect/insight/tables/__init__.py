@@ -10,7 +10,14 @@ from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
-from virtintrospect.insight.tables.primitives import READ, REGISTERS, SYMBOLS, TRANSLATE, TYPES
+from virtintrospect.insight.tables.primitives import (
+    READ,
+    REGISTERS,
+    SYMBOLS,
+    TARGET,
+    TRANSLATE,
+    TYPES,
+)
 from virtintrospect.insight.tables.processes import (
     CONTAINERS,
     ENV,
@@ -72,6 +79,7 @@ __all__ = [
     "STACK",
     "SYMBOLS",
     "SYSCTL",
+    "TARGET",
     "TIMERS",
     "TRANSLATE",
     "TYPES",

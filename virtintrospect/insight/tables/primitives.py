@@ -1,10 +1,29 @@
-"""Symbols, types and bytes: what the primitives show."""
+"""Targets, symbols, types and bytes: what the primitives show."""
 
 from __future__ import annotations
 
 from virtintrospect.insight.columns import Column, Table, Unit
 
 _A, _B, _N = Unit.ADDRESS, Unit.BYTES, Unit.NUMBER
+
+#: A target itself, for ``info --target``: one flag for each capability.
+TARGET = Table(
+    "target",
+    (
+        Column("transport"),
+        Column("live", Unit.FLAG),
+        Column("gather", Unit.FLAG),
+        Column("view", Unit.FLAG),
+        Column("write", Unit.FLAG),
+        Column("registers", Unit.FLAG),
+        Column("set_registers", Unit.FLAG),
+        Column("pause", Unit.FLAG),
+        Column("events", Unit.FLAG),
+        Column("size", _B),
+        Column("regions", Unit.LIST),
+    ),
+    single=True,
+)
 
 SYMBOLS = Table(
     "symbols",

@@ -24,8 +24,6 @@ INFO = Table(
         Column("build_id", Unit.HEX),
     ),
     source="info",
-    help="Show which kernel TARGET runs, and since when.",
-    examples=("info web01", "-o json info ./web01.core"),
     single=True,
 )
 

@@ -1,0 +1,54 @@
+"""The file behind shared RAM: read it without allocating anything, and find its holes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+
+from virtintrospect.memory import Region
+
+
+class BackingFile:
+    """A range of a memfd, of a file on hugetlbfs or tmpfs, or of a plain file.
+
+    Reading a hole of such a *file* gives zeros and allocates nothing, while reading a hole
+    through a *mapping* allocates a page (and on hugetlbfs may raise SIGBUS).
+
+    :param descriptor: the file, open for reading; taken over.
+    :param offset: where the range begins, in bytes.
+    """
+
+    def __init__(self, descriptor: int, offset: int) -> None:
+        self.descriptor = descriptor
+        self._offset = offset
+        #: Only tmpfs (memfd included) and disk file systems know their holes; on hugetlbfs all
+        #: is "data" (default_llseek in fs/read_write.c).
+        self.knows_holes = os.fstatvfs(descriptor).f_bsize == mmap.PAGESIZE
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes at an offset in the range; zeros where the file ends or has a hole."""
+        return os.pread(self.descriptor, size, self._offset + offset).ljust(size, b"\0")
+
+    def extents(self, offset: int, size: int, check: Callable[[], None]) -> Iterator[Region]:
+        """Offsets in the range that hold data; only where :attr:`knows_holes`.
+
+        :param check: called before each step; raises when the guest has ended.
+        """
+        position, end = self._offset + offset, self._offset + offset + size
+        while position < end:
+            check()
+            try:
+                start = os.lseek(self.descriptor, position, os.SEEK_DATA)
+            except OSError:  # ENXIO: no data up to the end of the file
+                return
+            if start >= end:
+                return
+            position = min(os.lseek(self.descriptor, start, os.SEEK_HOLE), end)
+            yield Region(start - self._offset, position - self._offset)
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
