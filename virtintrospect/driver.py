@@ -58,6 +58,9 @@ class Target(abc.ABC):
     transport: str = ""
     #: Whether the memory changes while we look.
     live: bool = True
+    #: The guest's architecture as QEMU names it (``x86_64``, ``i386``, ``aarch64``, ``arm``,
+    #: ``riscv64``); empty where that is not known.
+    architecture: str = ""
 
     @property
     @abc.abstractmethod

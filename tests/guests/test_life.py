@@ -17,8 +17,8 @@ import pytest
 
 from virtintrospect.driver import Target
 from virtintrospect.errors import GuestNotRecognisedError, TargetGoneError
-from virtintrospect.guests.linux import locate
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.machine import x86
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.memory.image import open_image
 from virtintrospect.session import Session, open_session
@@ -196,7 +196,7 @@ def test_truncated_core_tells_the_offset(images: dict[str, Any], tmp_path: Path)
 def test_every_way_in_finds_the_same_kernel(images: dict[str, Any]) -> None:
     """Trampoline, VMCOREINFO and any page table, on the same memory."""
     with open_image(images["raw"]) as memory:
-        ways = [locate.by_trampoline, locate.by_vmcoreinfo, locate.by_any_page_table]
+        ways = [x86.by_trampoline, x86.by_vmcoreinfo, x86.by_any_page_table]
         found = [next(iter(way(memory))) for way in ways]
     assert len({(f.image, f.mode.name) for f in found}) == 1
     assert len({f.found_by for f in found}) == 3
@@ -282,7 +282,7 @@ def test_kernel_is_found_by_cr3(images: dict[str, Any]) -> None:
         assert isinstance(guest, LinuxGuest)
         root = guest.kernel.root
         for cr3 in (root, root | 0x8000_0000_0000_0005):
-            found = next(locate.by_registers(memory, Registers(cr3)))
+            found = next(x86.by_registers(memory, Registers(cr3)))
             assert (found.image, found.found_by) == (guest.mapping.image, "CR3")
 
 
@@ -461,5 +461,5 @@ def test_attach_reads_the_same_however_large_the_guest(boot: Callable[[Config], 
         guest = boot(Config("6.1", ram_mib=ram, cmdline="lab.sleepers=5"))
         with open_session(guest.name) as session:
             assert session.guest.processes()
-            reads.append(len(list(locate.by_trampoline(session.target.memory))))
+            reads.append(len(list(x86.by_trampoline(session.target.memory))))
     assert reads == [1, 1]

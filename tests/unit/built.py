@@ -13,7 +13,8 @@ from tests.unit.images import BuiltMemory
 from tests.unit.symbols.btf_blob import FWD, PTR, Blob
 from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.guests.linux.guest import LinuxGuest
-from virtintrospect.guests.linux.locate import KernelMapping
+from virtintrospect.guests.linux.machine import KernelMapping
+from virtintrospect.guests.linux.machine.x86 import X86_64
 from virtintrospect.space import LinearRange
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.index import build_index
@@ -148,7 +149,7 @@ class BuiltKernel:
     def guest(self, *, live: bool = False) -> LinuxGuest:
         """The guest, with the symbols so far."""
         image = LinearRange(BASE, BASE + SIZE, 0)
-        mapping = KernelMapping(X86_64_4LEVEL, _ROOT, image, "hand")
+        mapping = KernelMapping(X86_64_4LEVEL, _ROOT, image, "hand", X86_64)
         table = symbol_table(self.symbols)
         return LinuxGuest(self.memory, mapping, Symbols(table, BASE), self.types, b"", live=live)
 
@@ -182,6 +183,6 @@ def built_guest(
     memory.write_u64(0x3000 + 8 * ((BASE >> 30) & 511), 0x4067)
     for page in (0, 1):
         memory.write_u64(0x4000 + 8 * (((BASE >> 21) & 511) + page), page << 21 | 0xE7)
-    mapping = KernelMapping(X86_64_4LEVEL, _ROOT, LinearRange(BASE, BASE + SIZE, 0), "hand")
+    mapping = KernelMapping(X86_64_4LEVEL, _ROOT, LinearRange(BASE, BASE + SIZE, 0), "hand", X86_64)
     symbols = Symbols(symbol_table(known), BASE)
     return LinuxGuest(memory, mapping, symbols, types, b"", live=live)

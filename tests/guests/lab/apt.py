@@ -21,20 +21,30 @@ class NoSuchPackageError(Exception):
     """Debian's archive answered, and the package is not there (any more)."""
 
 
-def download(suite: str, patterns: list[str]) -> list[Path]:
+def download(suite: str, patterns: list[str], architecture: str = "amd64") -> list[Path]:
     """The newest package that matches each pattern; empty patterns are skipped.
 
+    :param architecture: Debian's name of it.
     :raises NoSuchPackageError: the archive has no such package.
     :raises RuntimeError: the archive cannot be reached.
     """
-    with locked(f"apt-{suite}"):
-        options = _options(suite)
+    with locked(lock_name(suite, architecture)):
+        options = _options(suite, architecture)
         _update(suite, tuple(options))
         return [_fetch(suite, options, pattern) for pattern in patterns if pattern]
 
 
-def _options(suite: str) -> list[str]:
-    root = cache() / "apt" / suite
+def lock_name(suite: str, architecture: str) -> str:
+    """The lab's lock on a suite's lists, and on packages while they are fetched."""
+    return f"apt-{_place(suite, architecture)}"
+
+
+def _place(suite: str, architecture: str) -> str:
+    return suite if architecture == "amd64" else f"{suite}-{architecture}"
+
+
+def _options(suite: str, architecture: str) -> list[str]:
+    root = cache() / "apt" / _place(suite, architecture)
     for folder in ("state/lists/partial", "cache/archives/partial", "parts"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
@@ -51,7 +61,8 @@ def _options(suite: str) -> list[str]:
         "Dir::Etc::sourceparts": root / "parts",
         "Dir::Etc::preferencesparts": root / "parts",
         "Dir::Etc::preferences": root / "none",
-        "APT::Architecture": "amd64",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
         "APT::Sandbox::User": "root",
         "APT::Update::Error-Mode": "any",
         "APT::Update::Post-Invoke::": "true",

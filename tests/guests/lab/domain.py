@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 from .accel import kvm_works
@@ -29,6 +29,27 @@ _BACKINGS = {
 }
 
 
+class _Machine(NamedTuple):
+    """What differs between architectures."""
+
+    features: str
+    processor: str
+    console: str
+    #: Kernel parameter that turns page-table isolation on and off.
+    isolation: str
+
+
+_MACHINES = {
+    "x86_64": _Machine("<features><acpi/><apic/></features>", "", "ttyS0", "pti"),
+    "aarch64": _Machine(
+        "<features><gic version='3'/></features>",
+        "<cpu mode='custom' match='exact'><model>cortex-a72</model></cpu>",
+        "ttyAMA0",
+        "kpti",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """What a guest is made of. Equal configurations share one boot."""
@@ -43,6 +64,8 @@ class Config:
     ram_mib: int = 512
     vcpus: int = 1
     machine: str = "q35"
+    #: libvirt's name of the architecture.
+    arch: str = "x86_64"
     #: More kernel parameters, e.g. ``lab.sleepers=200`` (see guest/workload.c).
     cmdline: str = ""
     #: It may panic: then it stays as it is, and libvirt is told by a pvpanic device.
@@ -63,6 +86,8 @@ class Config:
             parts.append(f"{self.vcpus}cpu")
         if self.machine != "q35":
             parts.append(self.machine)
+        if self.arch != "x86_64":
+            parts.append(self.arch)
         if self.crashes:
             parts.append("crashes")
         if self.cmdline:
@@ -74,17 +99,20 @@ def domain_xml(
     config: Config, name: str, *, kernel: Path | None, initrd: Path | None, log: Path, owner: str
 ) -> str:
     """XML of a domain; ``kernel`` None gives a guest that stays in its firmware."""
-    boot = ""
+    boot, machine = "", _MACHINES[config.arch]
     if kernel is not None:
-        pti = "on" if config.pti else "off"
+        isolation = f"{machine.isolation}={'on' if config.pti else 'off'}"
         panic = 0 if config.crashes else -1
-        cmdline = f"console=ttyS0 quiet panic={panic} pti={pti} {config.cmdline}".strip()
+        cmdline = f"console={machine.console} quiet panic={panic} {isolation} {config.cmdline}"
         boot = (
             f"<kernel>{escape(str(kernel))}</kernel><initrd>{escape(str(initrd))}</initrd>"
-            f"<cmdline>{escape(cmdline)}</cmdline>"
+            f"<cmdline>{escape(cmdline.strip())}</cmdline>"
         )
     backing = _BACKINGS[config.backing]
-    la57 = "<feature policy='disable' name='la57'/>" if config.levels == 4 else ""
+    processor = machine.processor
+    if config.arch == "x86_64":
+        la57 = "<feature policy='disable' name='la57'/>" if config.levels == 4 else ""
+        processor = f"<cpu mode='maximum'>{la57}</cpu>"
     return f"""
 <domain type='{domain_type(config)}'>
   <name>{escape(name)}</name>
@@ -92,9 +120,9 @@ def domain_xml(
   <memory unit='MiB'>{config.ram_mib}</memory>
   {f"<memoryBacking>{backing}</memoryBacking>" if backing else ""}
   <vcpu>{config.vcpus}</vcpu>
-  <os><type arch='x86_64' machine='{config.machine}'>hvm</type>{boot}</os>
-  <features><acpi/><apic/></features>
-  <cpu mode='maximum'>{la57}</cpu>
+  <os><type arch='{config.arch}' machine='{config.machine}'>hvm</type>{boot}</os>
+  {machine.features}
+  {processor}
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>restart</on_reboot>
   <on_crash>{"preserve" if config.crashes else "destroy"}</on_crash>
@@ -110,6 +138,8 @@ def domain_xml(
 
 def domain_type(config: Config) -> str:
     """KVM where it works; it cannot give a guest 5 levels on a processor that has only 4."""
+    if config.arch != "x86_64":
+        return "qemu"
     flags = Path("/proc/cpuinfo").read_text()
     possible = config.levels == 4 or re.search(r"^flags\b.*\bla57\b", flags, re.MULTILINE)
     return "kvm" if possible and kvm_works() else "qemu"

@@ -6,13 +6,22 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from . import apt
 from .kernels import Kernel
 from .paths import HERE, cache, locked
 
 _DIRECTORY, _FILE, _LINK, _CHARACTER = 0o040000, 0o100000, 0o120000, 0o020000
+
+_COMPILERS = {
+    "amd64": "gcc",
+    "arm64": "aarch64-linux-gnu-gcc",
+    "armhf": "arm-linux-gnueabihf-gcc",
+    "riscv64": "riscv64-linux-gnu-gcc",
+}
 
 #: What every guest loads: (module, parameters).
 STOCK_MODULES = (
@@ -84,12 +93,13 @@ def initramfs(kernel: Kernel, modules: Iterable[tuple[str, str]] = STOCK_MODULES
 
     :param modules: what to load besides their dependencies: (name, parameters).
     """
-    programs = {name: program(name) for name in ("init", "agent", "workload")}
+    architecture = kernel.architecture
+    programs = {name: program(name, architecture) for name in ("init", "agent", "workload")}
     archive = Archive()
     for folder in ("dev", "proc", "sys", "tmp", "run", "mnt", "root"):
         archive.folder(folder)
     archive.node("dev/console", 5, 1)
-    archive.program("bin/busybox", busybox())
+    archive.program("bin/busybox", busybox(architecture))
     for applet in _applets(busybox()):
         archive.link(f"bin/{applet}", "busybox")
     archive.program("init", programs["init"])
@@ -118,27 +128,53 @@ def store(kind: str, content: bytes) -> Path:
     return path
 
 
-def program(name: str) -> Path:
+def program(name: str, architecture: str = "amd64") -> Path:
     """A static program of guest/NAME.c, compiled when its source changed."""
     sources = [HERE / "guest" / f"{name}.c", *sorted((HERE / "guest").glob("*.h"))]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    path = cache() / "built" / f"{name}-{digest[:20]}"
+    other = "" if architecture == "amd64" else f"-{architecture}"
+    path = cache() / "built" / f"{name}{other}-{digest[:20]}"
     with locked("compile"):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             fresh = path.with_name(f".{path.name}")
-            command = ["gcc", "-static", "-O2", "-s", "-Wall", "-Wextra", "-pthread"]
+            command = [
+                _COMPILERS[architecture],
+                "-static",
+                "-O2",
+                "-s",
+                "-Wall",
+                "-Wextra",
+                "-pthread",
+            ]
             subprocess.run([*command, "-o", fresh, sources[0]], check=True, timeout=120)
             fresh.rename(path)
     return path
 
 
-def busybox() -> Path:
-    """The static busybox of this machine."""
+def busybox(architecture: str = "amd64") -> Path:
+    """A static busybox: this machine's, or Debian's of another architecture."""
+    if architecture != "amd64":
+        return _foreign_busybox(architecture)
     found = shutil.which("busybox", path="/bin:/usr/bin")
     if found is None:
         raise RuntimeError("busybox is missing: apt-get install busybox-static")
     return Path(found)
+
+
+def _foreign_busybox(architecture: str) -> Path:
+    path = cache() / "built" / f"busybox-{architecture}"
+    with locked(f"busybox-{architecture}"):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            suite = "trixie" if architecture == "riscv64" else "bookworm"
+            (package,) = apt.download(suite, ["busybox-static"], architecture)
+            with tempfile.TemporaryDirectory(dir=cache(), prefix=".busybox-") as scratch:
+                subprocess.run(["dpkg-deb", "-x", package, scratch], check=True, timeout=60)
+                found = next(p for p in Path(scratch).glob("**/bin/busybox") if p.is_file())
+                shutil.copyfile(found, fresh := path.with_name(f".{path.name}"))
+            fresh.rename(path)
+    return path
 
 
 def _applets(path: Path) -> list[str]:

@@ -28,6 +28,8 @@ class Source:
     modules: str = ""
     #: Modules kept besides :data:`MODULES`.
     more: tuple[str, ...] = ()
+    #: Debian's name of the architecture.
+    architecture: str = "amd64"
 
 
 KERNELS = {
@@ -46,6 +48,7 @@ KERNELS = {
         r"linux-image-6\.1\.[^-]*-\d+-cloud-amd64",
         more=("virtio_blk", "virtio_net", "virtio_balloon"),
     ),
+    "6.1-arm64": Source("bookworm", r"linux-image-6\.1\.[^-]*-\d+-arm64", architecture="arm64"),
 }
 
 #: Modules kept from the packages, with all that they depend on. The first four are how a
@@ -84,6 +87,8 @@ class Kernel:
     vmlinuz: Path
     #: Module name → (path of the plain .ko file, names of modules it needs).
     modules: dict[str, tuple[Path, tuple[str, ...]]]
+    #: Debian's name of the architecture.
+    architecture: str = "amd64"
 
     def load_order(self, names: tuple[str, ...]) -> list[str]:
         """``names`` and what they depend on, in an order in which they can be loaded.
@@ -113,7 +118,9 @@ def kernel(name: str) -> Kernel:
     with locked(f"kernel-{name}"):
         wanted = [*MODULES, *source.more]
         if _wanted(target) != wanted:
-            packages = apt.download(source.suite, [source.image, source.modules])
+            packages = apt.download(
+                source.suite, [source.image, source.modules], source.architecture
+            )
             _unpack(packages, target, wanted)
     about = json.loads((target / "kernel.json").read_text())
     return Kernel(
@@ -124,6 +131,7 @@ def kernel(name: str) -> Kernel:
             module: (target / f"{module}.ko", tuple(needed))
             for module, needed in about["modules"].items()
         },
+        architecture=source.architecture,
     )
 
 
@@ -133,9 +141,9 @@ def loose_module(name: str, module: str) -> bytes:
     :raises FileNotFoundError: the package has no such module.
     """
     source = KERNELS[name]
-    for package in apt.download(source.suite, [source.image, source.modules]):
+    for package in apt.download(source.suite, [source.image, source.modules], source.architecture):
         # The lock: another process may be about to fetch the package anew.
-        with locked(f"apt-{source.suite}"):
+        with locked(apt.lock_name(source.suite, source.architecture)):
             unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
             with subprocess.Popen(unpack, stdout=subprocess.PIPE) as process:
                 names = [f"*/{module}.ko", f"*/{module}.ko.xz"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.errors import FaultError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
-from virtintrospect.guests.linux.locate import KernelMapping, image_range
+from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.model import Problem
 from virtintrospect.space import AddressSpace, LinearRange
@@ -104,6 +104,7 @@ class LinuxGuest(Guest):
         self.registers: SupportsRegisters | None = None
         self.memory = memory
         self.mapping = mapping
+        self.machine = mapping.machine
         self.symbols = symbols
         self.types = types
         self.build_id = build_id
@@ -359,12 +360,9 @@ class LinuxGuest(Guest):
         """
         try:
             banner = self.kernel.read(self.symbols.address("linux_banner"), len(self.banner))
-            image = image_range(self.memory, self.mapping.mode, self.mapping.root)
+            same = self.machine.maps(self.memory, self.mapping)
         except VirtIntrospectError:
             return False
-        found = self.mapping.image
-        # Its end may have moved: a kernel that has booted unmaps what only booting needed.
-        same = image is not None and (image.start, image.paddr) == (found.start, found.paddr)
         return banner == self.banner and same
 
     def layout(
@@ -407,7 +405,9 @@ class LinuxGuest(Guest):
 
     def user_space(self, pgd: int) -> AddressSpace:
         """The address space behind ``mm_struct.pgd``, a kernel virtual address."""
-        return self.kernel.with_root(self.kernel.translate(pgd))
+        kernel = self.kernel
+        mode = self.machine.user_mode(kernel.mode)
+        return AddressSpace(self.memory, mode, kernel.translate(pgd))
 
     def note(self, what: str, address: int) -> None:
         """Remember something that cost a row or a field."""
@@ -431,37 +431,27 @@ class LinuxGuest(Guest):
         """The kernel's address space, its two linear ranges checked against the tables."""
         image, mode = self.mapping.image, self.mapping.mode
         partial = AddressSpace(self.memory, mode, self.mapping.root, linear=[image])
-        top = "init_top_pgt" if "init_top_pgt" in self.symbols else "swapper_pg_dir"
-        root = partial.translate(self.symbols.address(top))
+        root = self.machine.kernel_root(self.symbols, partial, self.mapping)
         walked = AddressSpace(self.memory, mode, root)
         linear = [image] if walked.verify(image) else []
-        base = _direct_map_base(self.symbols, partial, mode.name)
-        direct = LinearRange(base, base + self.memory.end, 0)
-        if direct.end <= 1 << 64 and self._direct_map_holds(walked, direct):
+        direct = self.machine.direct_map(self.symbols, partial, self.mapping)
+        if direct is not None and self._direct_map_holds(walked, direct):
             linear.insert(0, direct)
         return AddressSpace(self.memory, mode, root, linear=linear)
 
     def _direct_map_holds(self, walked: AddressSpace, direct: LinearRange) -> bool:
         """Whether the tables map the direct map as we compute it, at both ends of RAM."""
-        image = self.mapping.image
+        image, end = self.mapping.image, direct.paddr + direct.end - direct.start
         probes = {image.paddr, self.memory.regions[-1].start if self.memory.regions else 0}
         confirmed = False
         for paddr in probes:
+            if not direct.paddr <= paddr < end:
+                continue
             try:
-                found = walked.translate(direct.start + paddr)
+                found = walked.translate(direct.start + paddr - direct.paddr)
             except FaultError:
                 continue  # a hole, or a page taken out of the direct map: says nothing
             if found != paddr:
                 return False
             confirmed = True
         return confirmed
-
-
-def _direct_map_base(symbols: Symbols, space: AddressSpace, mode: str) -> int:
-    """Start of the direct map (Documentation/arch/x86/x86_64/mm.rst).
-
-    With CONFIG_RANDOMIZE_MEMORY it is a variable.
-    """
-    if "page_offset_base" in symbols:
-        return space.read_u64(symbols.address("page_offset_base"))
-    return 0xFF11_0000_0000_0000 if mode == "5-level" else 0xFFFF_8880_0000_0000

@@ -23,7 +23,7 @@ from virtintrospect.errors import (
 )
 from virtintrospect.guests.linux import locate
 from virtintrospect.guests.linux.guest import LinuxGuest
-from virtintrospect.guests.linux.locate import KernelMapping
+from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.symbols.btf import MAX_SIZE, Btf
 from virtintrospect.symbols.profile import Profile
@@ -48,16 +48,18 @@ def identify(
     """Recognise the Linux kernel that runs in a target.
 
     :param previous: the guest that ran there before. Its kernel still lies in RAM after a
-        reboot; only the trampoline is certain to be the new one's.
+        reboot; only the machine's certain way leads to the new one for sure.
     :param thorough: see :func:`~virtintrospect.guests.linux.locate.candidates`.
     :raises GuestNotRecognisedError: there is none; says what was tried and where it stopped.
     :raises MissingTypesError: there is one, without type information.
     """
     problems: list[VirtIntrospectError] = []
     deadline = time.monotonic() + _PATIENCE
-    again = isinstance(previous, LinuxGuest) and previous.mapping.found_by == locate.TRAMPOLINE
-    found = locate.candidates(target, thorough=thorough)
-    for mapping in locate.by_trampoline(target.memory) if again else found:
+    before = previous.mapping if isinstance(previous, LinuxGuest) else None
+    again = before is not None and before.found_by == before.machine.certain
+    for mapping in locate.candidates(target, thorough=thorough and not again):
+        if again and before is not None and mapping.found_by != before.found_by:
+            continue
         if problems and time.monotonic() > deadline:
             break
         _log.info(
@@ -81,10 +83,9 @@ def identify(
         raise GuestNotRecognisedError(
             "the guest reboots, and its new kernel is not there yet", hint="try again in a moment"
         )
-    tried = ", VMCOREINFO and every resident page as a page table" if thorough else ""
     raise GuestNotRecognisedError(
-        f"no Linux kernel in the guest's memory (tried the trampoline page table{tried})",
-        hint="it may still be in its firmware or boot loader; only x86-64 Linux is known so far",
+        f"no Linux kernel in the guest's memory (tried {locate.tried(target, thorough=thorough)})",
+        hint="it may still be in its firmware or boot loader, or run something else than Linux",
     )
 
 
@@ -160,7 +161,7 @@ class _Identification:
         pages, so that code, data and bss cost no memory.
         """
         copy = memoryview(mmap.mmap(-1, self.size))
-        for start, end, _ in locate.read_only_data(self.memory, self.mapping):
+        for start, end, _ in self.mapping.machine.read_only_data(self.memory, self.mapping):
             offset = start - self.mapping.image.start
             for chunk in range(offset, offset + end - start, _CHUNK):
                 size = min(_CHUNK, offset + end - start - chunk)

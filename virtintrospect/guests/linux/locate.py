@@ -1,58 +1,21 @@
 """Find the kernel's page tables and its image in physical memory, with nothing known before.
 
-Four ways, cheapest first; each yields candidates, and identification decides:
-
-1. The **trampoline page table**. Linux reserves its real-mode trampoline in the first MiB
-   (arch/x86/realmode/init.c). One page of it, ``trampoline_pgd``, is a top table whose last
-   entry is that of the kernel's own. 256 pages to try, whatever the size of the guest.
-2. **Registers**: CR3 of any vCPU, where the target can read it.
-3. **VMCOREINFO**: the text block that the kernel keeps for crash dumps names
-   ``swapper_pg_dir`` and ``phys_base`` (kernel/vmcore_info.c). A scan of resident pages.
-4. **Any page table**: every resident page is tried as a top table. A process's table has the
-   kernel's entries too, so any one will do.
+How is the architecture's affair (:mod:`~virtintrospect.guests.linux.machine`); here is the
+order: what costs the same however large the guest comes first, for every architecture that the
+target may have. Each way yields candidates, and identification decides.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
-from itertools import islice
-from typing import NamedTuple
 
-from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode, walk
-from virtintrospect.driver import SupportsRegisters, Target
-from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
-from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import LinearRange
+from virtintrospect.driver import Target
+from virtintrospect.guests.linux.machine import KernelMapping, machines_for
 
-#: __START_KERNEL_map and KERNEL_IMAGE_SIZE (arch/x86/include/asm/page_64_types.h).
-KERNEL_MAP = 0xFFFF_FFFF_8000_0000
-KERNEL_MAP_SIZE = 1 << 30
-#: No x86-64 kernel image is larger; distributions' are 25 to 70 MiB.
-LARGEST_IMAGE = 256 << 20
+__all__ = ["KernelMapping", "candidates", "tried"]
 
-#: Pages that look like VMCOREINFO, and candidates altogether, that are tried.
+#: Candidates altogether that are tried.
 _MAX_TRIES = 32
-#: Pages that look like a top table that are tried: each process has one or two.
-_MAX_ROOTS = 1 << 18
-_LARGE_PAGE = 2 << 20
-#: :attr:`KernelMapping.found_by` of the first way.
-TRAMPOLINE = "the trampoline page table"
-_TABLE = struct.Struct("<512Q")
-_MODES = (X86_64_5LEVEL, X86_64_4LEVEL)
-#: Accessed and dirty bits come and go; these make an entry a writable, present kernel table.
-_TABLE_ENTRY = 0x3
-
-
-class KernelMapping(NamedTuple):
-    """Where the kernel's image lies, and a top table that says so."""
-
-    mode: PagingMode
-    root: int
-    #: The image: first mapped byte (``_text``) to the end of its last 2 MiB page.
-    image: LinearRange
-    #: Which way it was found, as shown to people.
-    found_by: str
 
 
 def candidates(target: Target, *, thorough: bool = True) -> Iterator[KernelMapping]:
@@ -71,170 +34,17 @@ def candidates(target: Target, *, thorough: bool = True) -> Iterator[KernelMappi
 
 
 def _all(target: Target, *, thorough: bool) -> Iterator[KernelMapping]:
-    memory = target.memory
-    yield from by_trampoline(memory)
-    if isinstance(target, SupportsRegisters):
-        yield from by_registers(memory, target)
-    if not thorough:
-        return
-    yield from by_vmcoreinfo(memory)
-    yield from by_any_page_table(memory)
+    machines = machines_for(target)
+    for machine in machines:
+        yield from machine.quick(target)
+    for machine in machines if thorough else ():
+        yield from machine.thorough(target)
 
 
-def by_trampoline(memory: PhysicalMemory) -> Iterator[KernelMapping]:
-    """Try the pages of the first MiB as top tables."""
-    for page in range(0, 1 << 20, 4096):
-        try:
-            last = memory.read_u64(page + 511 * 8)
-        except FaultError:
-            continue
-        if last & _TABLE_ENTRY == _TABLE_ENTRY:
-            yield from _try_root(memory, page, TRAMPOLINE)
-
-
-def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[KernelMapping]:
-    """Try CR3 of the first vCPU; with KPTI the user's half has bit 12 set."""
-    cr3 = target.registers(0).get("cr3", 0)
-    for root in (cr3 & ~0x1FFF, cr3 & ~0xFFF):
-        yield from _try_root(memory, root, "CR3")
-
-
-def by_vmcoreinfo(memory: PhysicalMemory) -> Iterator[KernelMapping]:
-    """Look for the text block of VMCOREINFO in all resident memory."""
-    from virtintrospect.symbols import vmcoreinfo
-
-    for _, text in islice(vmcoreinfo.find(memory), _MAX_TRIES):
-        try:
-            info = vmcoreinfo.parse(text)
-            names = ("init_top_pgt", "swapper_pg_dir")
-            name = next((n for n in names if f"SYMBOL({n})" in info.fields), names[0])
-            paddr = info.symbol(name) - KERNEL_MAP + info.number("phys_base")
-        except (CorruptDataError, NotFoundError):
-            continue
-        yield from _try_root(memory, paddr, "VMCOREINFO")
-
-
-def by_any_page_table(memory: PhysicalMemory) -> Iterator[KernelMapping]:
-    """Try every resident page as a top table, by its last entry."""
-    import numpy as np
-
-    end, left = memory.end, _MAX_ROOTS
-    for region in memory.resident():
-        first = -(-region.start // 4096) * 4096
-        for start in range(first, region.end - 4095, _LARGE_PAGE * 8):
-            pages = np.arange(start, min(region.end - 4095, start + _LARGE_PAGE * 8), 4096)
-            last = memory.gather_u64((pages + 511 * 8).astype(np.uint64))
-            frames = last & np.uint64(0x000F_FFFF_FFFF_F000)
-            likely = (last & np.uint64(0xFFF) & ~np.uint64(0x60)) == np.uint64(0x3)
-            likely |= (last & np.uint64(0xFFF) & ~np.uint64(0x60)) == np.uint64(0x7)
-            likely &= (frames < np.uint64(end)) & (last >> np.uint64(52) == 0)
-            for page in pages[likely].tolist():
-                left -= 1
-                if left < 0:
-                    return
-                yield from _try_root(memory, page, "a page table found in RAM")
-
-
-def _try_root(memory: PhysicalMemory, root: int, found_by: str) -> Iterator[KernelMapping]:
-    for mode in _MODES:
-        try:
-            image = image_range(memory, mode, root)
-        except FaultError:
-            continue
-        if image is not None:
-            yield KernelMapping(mode, root, image, found_by)
-
-
-def image_range(memory: PhysicalMemory, mode: PagingMode, root: int) -> LinearRange | None:
-    """The kernel image that a top table maps, or ``None`` where it maps none.
-
-    Early boot drops all mappings of the kernel's GiB that are not the image (cleanup_highmap,
-    arch/x86/mm/init_64.c), so what is left is one run, physically contiguous.
-
-    :raises FaultError: a table lies outside of memory.
-    """
-    table = root & mode.frame
-    for level in mode.levels:
-        if level.shift == 21:
-            break
-        entry = memory.read_u64(table + 8 * ((KERNEL_MAP >> level.shift) & 511))
-        if not entry & mode.present or (level.large and entry & mode.leaf):
-            return None
-        table = entry & mode.frame
-    entries = _TABLE.unpack(memory.read(table, 4096))
-    mapped = [index for index, entry in enumerate(entries) if entry & mode.present]
-    if not mapped or not any(entries[index] & mode.leaf for index in mapped):
-        return None
-    first, count = mapped[0], _run_length(mapped)
-    start = _large_page(memory, mode, entries[first])
-    for index in mapped[:count]:
-        expected = start + (index - first) * _LARGE_PAGE
-        if _large_page(memory, mode, entries[index]) not in (expected, -1):
-            return None
-    if start < 0 or count * _LARGE_PAGE > LARGEST_IMAGE:
-        return None
-    vaddr = KERNEL_MAP + first * _LARGE_PAGE
-    return LinearRange(vaddr, vaddr + count * _LARGE_PAGE, start)
-
-
-def _run_length(mapped: list[int]) -> int:
-    """How many of the rising numbers follow each other without a gap."""
-    count = 1
-    while count < len(mapped) and mapped[count] == mapped[0] + count:
-        count += 1
-    return count
-
-
-def _large_page(memory: PhysicalMemory, mode: PagingMode, entry: int) -> int:
-    """Physical start of 2 MiB, be they one page or split into 4 KiB pages; -1 if neither.
-
-    A split area may have unmapped pages (freed init memory), so any present one tells.
-    """
-    if entry & mode.leaf:
-        return entry & mode.frame & -_LARGE_PAGE
-    table: tuple[int, ...] = _TABLE.unpack(memory.read(entry & mode.frame, 4096))
-    for index, small in enumerate(table):
-        if small & mode.present:
-            return (small & mode.frame) - index * 4096
-    return -1
-
-
-def read_only_data(memory: PhysicalMemory, mapping: KernelMapping) -> list[LinearRange]:
-    """The parts of the image that the tables allow neither to write nor to execute.
-
-    That is .rodata (mark_rodata_ro(), arch/x86/mm/init_64.c), where kallsyms and BTF are. A
-    kernel that does not protect it (rodata=off, or still booting) gives the whole image.
-    """
-    image, mode = mapping.image, mapping.mode
-    pages = [
-        LinearRange(vaddr, vaddr + size, vaddr - image.start + image.paddr)
-        for vaddr, size, entry in _leaves(memory, mapping)
-        if entry & mode.no_execute and not entry & mode.writable
-    ]
-    return _joined(pages) or [image]
-
-
-def _leaves(memory: PhysicalMemory, mapping: KernelMapping) -> Iterator[tuple[int, int, int]]:
-    """Every page of the image: virtual address, size in bytes, entry."""
-    mode = mapping.mode
-    for vaddr in range(mapping.image.start, mapping.image.end, _LARGE_PAGE):
-        steps = walk(memory, mode, mapping.root, vaddr).steps
-        last = steps[-1]
-        if last.level != mode.levels[-1].name:
-            if last.entry & mode.present:
-                yield vaddr, _LARGE_PAGE, last.entry
-            continue
-        table = _TABLE.unpack(memory.read(last.entry_paddr & -4096, 4096))
-        for index, entry in enumerate(table):
-            if entry & mode.present:
-                yield vaddr + index * 4096, 4096, entry
-
-
-def _joined(pages: list[LinearRange]) -> list[LinearRange]:
-    joined: list[LinearRange] = []
-    for page in pages:
-        if joined and joined[-1].end == page.start:
-            joined[-1] = joined[-1]._replace(end=page.end)
-        else:
-            joined.append(page)
-    return joined
+def tried(target: Target, *, thorough: bool) -> str:
+    """What :func:`candidates` looks at, for the message when nothing is found."""
+    ways = []
+    for machine in machines_for(target):
+        more = f", {machine.thorough_ways}" if thorough and machine.thorough_ways else ""
+        ways.append(f"{machine.name}: {machine.quick_ways}{more}")
+    return "; ".join(ways)
