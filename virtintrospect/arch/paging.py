@@ -75,6 +75,9 @@ class PagingMode(NamedTuple):
     none_bit: int = 1 << 8
     negated: int = 0
     hierarchical: bool = True
+    #: Which halves of the addresses the top table serves; AArch64 has one for each.
+    low: bool = True
+    high: bool = True
 
     def forms(self, level: Level) -> tuple[Form, ...]:
         """The kinds of entries at a level."""
@@ -95,9 +98,13 @@ class PagingMode(NamedTuple):
         return tuple(found)
 
     def canonical(self, vaddr: int) -> bool:
-        """Whether the upper bits of ``vaddr`` are copies of its topmost translated bit."""
+        """Whether the upper bits of ``vaddr`` are copies of its topmost translated bit.
+
+        An address of a half that the table does not serve is none for this mode.
+        """
         upper = vaddr >> (self.virtual_bits - 1)
-        return upper == 0 or upper == (1 << (65 - self.virtual_bits)) - 1
+        ones = (1 << (65 - self.virtual_bits)) - 1
+        return (self.low and upper == 0) or (self.high and upper == ones)
 
     def frame_of(self, entry: int) -> int:
         """Physical address in an entry, or -1 where it holds none."""
@@ -233,7 +240,12 @@ def translate_many(
     result = np.full(len(vaddrs), NOT_MAPPED, dtype=np.uint64)
     upper = vaddrs >> np.uint64(mode.virtual_bits - 1)
     ones = np.uint64((1 << (65 - mode.virtual_bits)) - 1)
-    todo = np.flatnonzero((upper == 0) | (upper == ones))
+    served = np.zeros(upper.shape, dtype=bool)
+    if mode.low:
+        served |= upper == 0
+    if mode.high:
+        served |= upper == ones
+    todo = np.flatnonzero(served)
     tables = np.broadcast_to(np.asarray(roots, dtype=np.uint64), vaddrs.shape)[todo]
     tables = tables & np.uint64(mode.frame)
     for level in mode.levels:
