@@ -86,7 +86,9 @@ def lab() -> Iterator[Lab]:
     laboratory.close()
 
 
-@pytest.fixture(scope="session", params=matrix.MATRIX, ids=lambda config: config.id)
+@pytest.fixture(
+    scope="session", params=(*matrix.MATRIX, matrix.ARM64), ids=lambda config: config.id
+)
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
     """Every guest of the matrix in turn."""
     lab.pinned = request.param

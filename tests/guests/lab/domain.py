@@ -33,6 +33,7 @@ class _Machine(NamedTuple):
     """What differs between architectures."""
 
     features: str
+    #: One that has page tables of 4 levels; the best has 5.
     processor: str
     console: str
     #: Kernel parameter that turns page-table isolation on and off.
@@ -40,7 +41,12 @@ class _Machine(NamedTuple):
 
 
 _MACHINES = {
-    "x86_64": _Machine("<features><acpi/><apic/></features>", "", "ttyS0", "pti"),
+    "x86_64": _Machine(
+        "<features><acpi/><apic/></features>",
+        "<cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>",
+        "ttyS0",
+        "pti",
+    ),
     "aarch64": _Machine(
         "<features><gic version='3'/></features>",
         "<cpu mode='custom' match='exact'><model>cortex-a72</model></cpu>",
@@ -109,10 +115,7 @@ def domain_xml(
             f"<cmdline>{escape(cmdline.strip())}</cmdline>"
         )
     backing = _BACKINGS[config.backing]
-    processor = machine.processor
-    if config.arch == "x86_64":
-        la57 = "<feature policy='disable' name='la57'/>" if config.levels == 4 else ""
-        processor = f"<cpu mode='maximum'>{la57}</cpu>"
+    processor = machine.processor if config.levels == 4 else "<cpu mode='maximum'/>"
     return f"""
 <domain type='{domain_type(config)}'>
   <name>{escape(name)}</name>

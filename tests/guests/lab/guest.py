@@ -11,7 +11,7 @@ from typing import Any, Self
 from . import libvirtd
 from .channel import Answer, Channel, GuestError
 from .domain import CHANNEL, PREFIX, Config, destroy, domain_xml, me
-from .initramfs import initramfs
+from .initramfs import initramfs, program
 from .kernels import kernel
 from .paths import copied, runtime
 from .private import Private
@@ -95,6 +95,11 @@ class Guest(Channel):
         """Wait until the guest has booted, its workload is in place, and it answers."""
         self.disconnect()  # after a reboot it may hold half an answer
         super().wait_ready(timeout)
+
+    def install(self, program_name: str, path: str) -> None:
+        """Put one of the lab's programs into the guest."""
+        architecture = kernel(self.config.kernel).architecture
+        self.put(path, program(program_name, architecture).read_bytes(), 0o755)
 
     def restore(self, path: Path) -> None:
         """Bring the guest back that ``virsh save`` put into a file, in the state it had then."""

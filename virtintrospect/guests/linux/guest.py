@@ -7,16 +7,23 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import FaultError, VirtIntrospectError
+from virtintrospect.errors import (
+    CorruptDataError,
+    FaultError,
+    NotFoundError,
+    VirtIntrospectError,
+)
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.model import Problem
 from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.symbols import vmcoreinfo
 from virtintrospect.symbols.layout import Layout
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
+from virtintrospect.symbols.vmcoreinfo import VmCoreInfo
 
 if TYPE_CHECKING:
     from virtintrospect.driver import SupportsRegisters
@@ -418,6 +425,14 @@ class LinuxGuest(Guest):
         for problem in problems:
             if problem and len(self.problems) < _MAX_PROBLEMS:
                 self.problems.append(problem)
+
+    @cached_property
+    def vmcoreinfo(self) -> VmCoreInfo | None:
+        """What the kernel notes of itself for crash dumps; ``None`` where it notes nothing."""
+        try:
+            return vmcoreinfo.parse(self.kernel.read(self.pointer("vmcoreinfo_data"), 4096))
+        except (FaultError, NotFoundError, CorruptDataError):
+            return None
 
     @cached_property
     def cpu_offsets(self) -> list[int]:

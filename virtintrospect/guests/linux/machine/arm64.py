@@ -30,6 +30,7 @@ from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
 if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.symbols.table import Symbols
 
 #: SEGMENT_ALIGN (arch/arm64/include/asm/memory.h): the parts of the image begin at such places.
@@ -130,8 +131,30 @@ class _Arm64(Machine):
         """The lower half of the addresses."""
         return mode._replace(low=True, high=False)
 
+    def page_array(self, guest: LinuxGuest, size: int) -> int:
+        """``vmemmap``: VMEMMAP_START, less the pages before ``memstart_addr``."""
+        raw = guest.pointer("memstart_addr")
+        memstart = raw - (1 << 64) if raw >> 63 else raw
+        page_shift = guest.mapping.mode.levels[-1].shift
+        return _noted(guest, "VMEMMAP_START") - (memstart >> page_shift) * size
+
+    def vmalloc_size(self, guest: LinuxGuest) -> int | None:
+        """VMALLOC_END - VMALLOC_START."""
+        return _noted(guest, "VMALLOC_END") - _noted(guest, "VMALLOC_START")
+
 
 ARM64 = _Arm64()
+
+
+def _noted(guest: LinuxGuest, name: str) -> int:
+    """A bound of the kernel's address space, by VMCOREINFO (since 6.0).
+
+    :raises CorruptDataError: it has none.
+    """
+    info = guest.vmcoreinfo
+    if info is None or f"NUMBER({name})" not in info.fields:
+        raise CorruptDataError(f"the kernel does not note its {name} in VMCOREINFO", 0)
+    return info.number(name)
 
 
 def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[KernelMapping]:
