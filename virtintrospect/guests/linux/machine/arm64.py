@@ -49,7 +49,7 @@ _MAGIC, _MAGIC_OFFSET = b"ARM\x64", 56
 
 #: Bits of a leaf (arch/arm64/include/asm/pgtable-hwdef.h): read-only, no execution by the kernel.
 _READ_ONLY, _NO_EXECUTE = 1 << 7, 1 << 53
-_USUAL = aarch64(12, 48)._replace(low=False)
+_USUAL, _LARGE = (aarch64(12, bits)._replace(low=False) for bits in (48, 52))
 _PAGE_SHIFTS = {4096: 12, 16384: 14, 65536: 16}
 
 
@@ -198,7 +198,7 @@ def by_vmcoreinfo(memory: PhysicalMemory) -> Iterator[KernelMapping]:
 def by_page_table(memory: PhysicalMemory, most: int) -> Iterator[KernelMapping]:
     """Try pages as the kernel's top table, those of the first ``most`` bytes of RAM.
 
-    Only the usual format: 4 KiB pages and 48 bits.
+    Only the usual formats: 4 KiB pages, 48 or 52 bits of address.
     """
     import numpy as np
 
@@ -214,34 +214,38 @@ def by_page_table(memory: PhysicalMemory, most: int) -> Iterator[KernelMapping]:
             except FaultError:
                 continue
             words = np.frombuffer(data, dtype="<u8").reshape(-1, 512)
-            for index in np.flatnonzero(_top_tables(words, memory.end)).tolist():
+            for mode, index in _top_tables(words, memory.end):
                 found += 1
                 if found > _MAX_ROOTS:
                     return
-                yield from _try_root(
-                    memory, _USUAL, chunk + index * 4096, "a page table found in RAM"
-                )
+                root = chunk + index * 4096
+                yield from _try_root(memory, mode, root, "a page table found in RAM")
         if left <= 0:
             return
 
 
-def _top_tables(pages: Any, end: int) -> Any:
-    """Which pages have only tables in RAM as entries, few, and some in the kernel's part."""
+def _top_tables(pages: Any, end: int) -> Iterator[tuple[PagingMode, int]]:
+    """Which pages may be the kernel's top table, and of which format.
+
+    Such a page has tables in RAM as entries and nothing else, and few of them. With 48 bits the
+    direct map is in its first half, the fixed map near its end; with 52 it has 16 entries, of
+    which the last leads to a table without the direct map.
+    """
     import numpy as np
 
-    # The last half has the fixed map near its end, whatever else is there: few pages pass.
-    last = pages[:, 496:512]
-    likely = ((last & np.uint64(3)) == np.uint64(3)).any(axis=1)
-    chosen = np.flatnonzero(likely)
-    words = pages[chosen]
-    table = (words & np.uint64(3)) == np.uint64(3)
+    is_table = (pages[:, [15, *range(496, 512)]] & np.uint64(3)) == np.uint64(3)
+    likely = np.flatnonzero(is_table.any(axis=1))
+    words = pages[likely]
+    tables = (words & np.uint64(3)) == np.uint64(3)
     frames = words & np.uint64(0x0000_FFFF_FFFF_F000)
-    good = (table & (frames < np.uint64(end))) | (words == 0)
-    count = table.sum(axis=1)
-    good_pages = good.all(axis=1) & (count <= 128) & table[:, 256:].any(axis=1)
-    result = np.zeros(len(pages), dtype=bool)
-    result[chosen] = good_pages
-    return result
+    good = ((tables & (frames < np.uint64(end))) | (words == 0)).all(axis=1)
+    good &= tables.sum(axis=1) <= 128
+    for number in np.flatnonzero(good).tolist():
+        table = tables[number]
+        if table[:256].any() and table[496:].any():
+            yield _USUAL, int(likely[number])
+        elif table[:15].any() and table[15] and not table[16:].any():
+            yield _LARGE, int(likely[number])
 
 
 def _try_root(
