@@ -88,9 +88,10 @@ class FrameRecords(StackWalker):
             if not self._text.in_image(state.ip) and not self._text.is_code(state.ip):
                 raise Broken(f"{state.ip:#x} is no code")
             return "registers"
-        if u64_of(stacks, regs + self._regs["pstate"]) & _MODE_MASK != _USER:
+        pc, sp, pstate = (u64_of(stacks, regs + self._regs[n]) for n in ("pc", "sp", "pstate"))
+        if pstate & _MODE_MASK != _USER or not pc:  # all zeros: a CPU's first task
             return None
-        state.ip, state.sp = (u64_of(stacks, regs + self._regs[n]) for n in ("pc", "sp"))
+        state.ip, state.sp = pc, sp
         state.signal = True
         return "user"
 

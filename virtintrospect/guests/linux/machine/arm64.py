@@ -60,6 +60,7 @@ class _Arm64(Machine):
     architectures = frozenset({"aarch64"})
     quick_ways = "page tables near the start of RAM"
     thorough_ways = "VMCOREINFO and every resident page as a page table"
+    ram_starts = (1 << 30,)
 
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """Registers, and a page table near the start of RAM."""

@@ -42,6 +42,8 @@ class Machine(abc.ABC):
     #: :attr:`KernelMapping.found_by` of a way that never finds the kernel of an earlier boot;
     #: empty where there is none.
     certain: str = ""
+    #: Where machines of this architecture have their RAM, when it does not begin at zero.
+    ram_starts: tuple[int, ...] = ()
     #: Where kernels are linked to run when KASLR does not move them; ``None`` where that
     #: differs from kernel to kernel.
     link_base: int | None = None

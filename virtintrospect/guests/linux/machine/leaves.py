@@ -60,7 +60,7 @@ def leaves(memory: PhysicalMemory, mode: PagingMode, root: int, start: int, end:
     """
     import numpy as np
 
-    tables = np.array([root & mode.frame], dtype=np.uint64)
+    tables = np.array([root & mode.root_mask], dtype=np.uint64)
     # Virtual address of each table's first entry; the upper half is that of a canonical address.
     covered = 1 << (mode.levels[0].shift + mode.levels[0].bits)
     bases = np.array([start - start % covered if covered < 1 << 64 else 0], dtype=np.uint64)
