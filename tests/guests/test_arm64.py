@@ -31,7 +31,7 @@ def test_every_way_in_finds_the_same_kernel(linux: LinuxGuest) -> None:
 
 
 class Registers:
-    """As a target with registers has them: TTBR1_EL1 with an ASID, TCR_EL1 for 4 KiB and 48 bits."""
+    """As a target has them: TTBR1_EL1 with an ASID, TCR_EL1 for 4 KiB and 48 bits."""
 
     vcpus = 1
 
