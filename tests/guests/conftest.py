@@ -67,15 +67,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
 
     def wanted(item: pytest.Item) -> bool:
+        guest = item.callspec.params.get("guest") if hasattr(item, "callspec") else None
         marker = item.get_closest_marker("architecture")
-        if marker is not None and item.callspec.params["guest"].arch != marker.args[0]:  # type: ignore[attr-defined]
+        if marker is not None and guest is not None and guest.arch != marker.args[0]:
             return False
         marker = item.get_closest_marker("once_a_kernel")
-        if marker is None or not hasattr(item, "callspec"):
+        if marker is None or guest is None:
             return True
         fit = [guest for guest in GUESTS if marker.kwargs.get("pti", guest.pti) == guest.pti]
         firsts = {guest.kernel: guest for guest in reversed(fit)}.values()
-        return item.callspec.params.get("guest") in firsts
+        return guest in firsts
 
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]

@@ -33,8 +33,9 @@ class _Machine(NamedTuple):
     """What differs between architectures."""
 
     features: str
-    #: One that has page tables of 4 levels; the best has 5.
+    #: One that has page tables of 4 levels, and one that has 5.
     processor: str
+    best: str
     console: str
     #: Kernel parameter that turns page-table isolation on and off.
     isolation: str
@@ -44,12 +45,14 @@ _MACHINES = {
     "x86_64": _Machine(
         "<features><acpi/><apic/></features>",
         "<cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>",
+        "<cpu mode='maximum'/>",
         "ttyS0",
         "pti",
     ),
     "aarch64": _Machine(
         "<features><gic version='3'/></features>",
         "<cpu mode='custom' match='exact'><model>cortex-a72</model></cpu>",
+        "<cpu mode='maximum'/>",
         "ttyAMA0",
         "kpti",
     ),
@@ -115,7 +118,7 @@ def domain_xml(
             f"<cmdline>{escape(cmdline.strip())}</cmdline>"
         )
     backing = _BACKINGS[config.backing]
-    processor = machine.processor if config.levels == 4 else "<cpu mode='maximum'/>"
+    processor = machine.processor if config.levels == 4 else machine.best
     return f"""
 <domain type='{domain_type(config)}'>
   <name>{escape(name)}</name>

@@ -22,6 +22,7 @@ from virtintrospect.errors import (
     VirtIntrospectError,
 )
 from virtintrospect.guests.linux import locate
+from virtintrospect.guests.linux.datasymbols import Searched, with_data
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
@@ -109,6 +110,9 @@ class _Identification:
         guest = LinuxGuest(
             self.memory, self.mapping, symbols, types, build_id, live=self.target.live
         )
+        if "prb" not in symbols and "log_buf" not in symbols:
+            guest.symbols = symbols.extended(Searched(guest))
+            guest.functions_only = True
         if isinstance(self.target, SupportsRegisters):
             guest.registers = self.target
         self._verify(guest)
@@ -143,8 +147,11 @@ class _Identification:
         base = self.mapping.image.start
         tables = kallsyms.find_tables(image, base)
         symbols = Symbols(kallsyms.decode(image, tables), base)
-        offset, build_id = self._own_note(symbols)
         sources = list(tables.sources(image))
+        if "init_task" not in symbols:  # no CONFIG_KALLSYMS_ALL
+            symbols, more = with_data(image, base, symbols)
+            sources = sources and sources + more
+        offset, build_id = self._own_note(symbols)
         types = None
         extent = self._btf(symbols)
         if extent is not None:
