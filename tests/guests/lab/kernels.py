@@ -67,6 +67,7 @@ KERNELS = {
         more=("crc32c_generic",),
         architecture="arm64",
     ),
+    "6.12-riscv64": Source("trixie", r"linux-image-6\.12\.[^-]*-riscv64", architecture="riscv64"),
 }
 
 #: Modules kept from the packages, with all that they depend on. The first four are how a
@@ -229,6 +230,8 @@ def _extract(package: Path, raw: Path) -> None:
                 name = path.name
                 if name == "vmlinuz":  # usr/lib/modules/RELEASE/vmlinuz, as of Debian 14
                     name = f"vmlinuz-{path.parent.name}"
+                elif name.startswith("vmlinux-"):  # not compressed, as RISC-V's
+                    name = f"vmlinuz-{name.removeprefix('vmlinux-')}"
                 if name.startswith("vmlinuz-") or _KO.fullmatch(name):
                     content = archive.extractfile(member)
                     assert content is not None
