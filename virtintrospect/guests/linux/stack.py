@@ -2,7 +2,7 @@
 
 A task that sleeps has its stack pointer, and more or less of its other state, in ``thread``. A
 task that is on a CPU has its state in the CPU's registers and nowhere else: without them nothing
-is certain. What differs between architectures is in ``unwind_x86.py`` and ``unwind_arm64.py``.
+is certain. What differs between architectures is in the files ``unwind_….py``.
 """
 
 from __future__ import annotations
@@ -287,6 +287,10 @@ def _walker(guest: LinuxGuest, text: KernelText, budget: Budget) -> StackWalker:
         from virtintrospect.guests.linux.unwind_arm64 import FrameRecords
 
         return FrameRecords(guest, text)
+    if "riscv64" in guest.machine.architectures:
+        from virtintrospect.guests.linux.unwind_riscv import FramePointers
+
+        return FramePointers(guest, text)
     raise UnsupportedError(f"kernel stacks of {guest.machine.name} cannot be read yet")
 
 
