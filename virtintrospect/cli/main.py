@@ -12,6 +12,7 @@ import click
 from virtintrospect import __version__
 from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.escape import printable
+from virtintrospect.cli.hints import hints
 from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.info import info
 from virtintrospect.cli.listing import list_
@@ -60,6 +61,7 @@ for command in (
     *table_commands(),
     guestinfo,
     dommemstat,
+    hints,
     hung,
     crash,
     symbols,
