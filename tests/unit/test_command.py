@@ -19,6 +19,7 @@ COMMANDS = [
     "dmesg",
     "env",
     "files",
+    "hints",
     "hung",
     "info",
     "interfaces",

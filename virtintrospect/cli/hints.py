@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from virtintrospect.cli.escape import printable
-from virtintrospect.cli.options import Settings, common, complete_target, pass_settings
+from virtintrospect.cli.options import (
+    Settings,
+    common,
+    complete_target,
+    pass_settings,
+    target_options,
+)
 from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
@@ -47,6 +53,7 @@ class Span(click.ParamType):  # type: ignore[type-arg]
 
 @click.command("hints")
 @click.argument("target", required=False, shell_complete=complete_target)
+@target_options
 @click.option("--all", "everything", is_flag=True, help="All running domains of the connection.")
 @click.option(
     "--for", "seconds", type=Span(), metavar="TIME",
@@ -107,7 +114,7 @@ def _of_one(
 ) -> Iterator[_Named]:
     from virtintrospect.session import open_session
 
-    with open_session(target, settings.uri) as session:
+    with open_session(target, settings.uri, access=settings.access) as session:
         name = session.domain.name if session.domain else target
         samples = [] if seconds else _kept(session, last or _DAY)
         if len(samples) < _FEWEST:
@@ -130,7 +137,7 @@ def _of_all(
         sessions = []
         for domain in domains:
             try:
-                session = stack.enter_context(open_domain(domain))
+                session = stack.enter_context(open_domain(domain, access=settings.access))
                 session.recognise(thorough=False)
                 sessions.append(session)
             except VirtIntrospectError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 from virtintrospect.insight.figures import CPU
 from virtintrospect.insight.hints.facts import Facts
@@ -18,21 +18,31 @@ _BUSY = ("user", "nice", "system", "irq", "softirq")
 def _steps(facts: Facts) -> list[dict[int, dict[str, float]]]:
     """Between each two samples: of each CPU, the share of time by what it was spent on."""
     found = []
-    samples = [taken for taken in facts.window.samples if isinstance(taken.get("each_cpu"), list)]
-    for before, after in itertools.pairwise(samples):
-        old = {row[0]: row for row in before["each_cpu"]}
+    samples = [rows for taken in facts.window.samples if (rows := _rows(taken.get("each_cpu")))]
+    for before, after in pairwise(samples):
         step = {}
-        for row in after["each_cpu"]:
-            past = old.get(row[0])
-            if past is None or len(past) != len(row) != len(CPU) + 1:
+        for number, row in after.items():
+            past = before.get(number)
+            if past is None:
                 continue
             spent = {name: max(0, row[at] - past[at]) for name, at in _PLACE.items()}
             total = sum(spent.values())
             if total > 0:
-                step[row[0]] = {name: value / total for name, value in spent.items()}
+                step[number] = {name: value / total for name, value in spent.items()}
         if step:
             found.append(step)
     return found
+
+
+def _rows(value: object) -> dict[int, list[int]]:
+    """The rows of a sample by CPU; none of those that are not as they should be."""
+    return {
+        row[0]: row
+        for row in (value if isinstance(value, list) else ())
+        if isinstance(row, list)
+        and len(row) == len(CPU) + 1
+        and all(isinstance(item, int) for item in row)
+    }
 
 
 def _busy(shares: dict[str, float]) -> float:
