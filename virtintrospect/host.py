@@ -128,6 +128,22 @@ class Host:
         """Change a domain's persistent definition; a running guest is not affected."""
         self._call(self._connection.defineXMLFlags, xml, self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
+    def set_memory(self, uuid: str, kib: int) -> None:
+        """Set a running domain's balloon target, as ``virsh setmem --live`` does.
+
+        :raises MemoryAccessError: libvirt refuses, or the domain is gone.
+        """
+        handle = self._call(self._connection.lookupByUUIDString, uuid)
+        self._call(handle.setMemoryFlags, kib, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def set_vcpus(self, uuid: str, count: int) -> None:
+        """Plug or unplug vCPUs of a running domain, as ``virsh setvcpus --live`` does.
+
+        :raises MemoryAccessError: libvirt refuses, or the domain is gone.
+        """
+        handle = self._call(self._connection.lookupByUUIDString, uuid)
+        self._call(handle.setVcpusFlags, count, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
     def publish(self, uuid: str, key: str, namespace: str, xml: str | None) -> None:
         """Put an element into the metadata of a running domain, as ``virsh metadata`` does.
 

@@ -7,29 +7,37 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from virtintrospect.cli.main import cli
+from virtintrospect.errors import UsageError
+from virtintrospect.host import Host
 from virtintrospect.insight.figures import sample
 from virtintrospect.insight.hints import Facts, hints
 from virtintrospect.insight.history import Window
 from virtintrospect.insight.policy import load_policy
 from virtintrospect.model import Hint
+from virtintrospect.plugin import adjust
+from virtintrospect.plugin.adjust import follow, undo, within_limits
 from virtintrospect.session import Session, open_session
 
 from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.initramfs import program
+from .lab.kernels import loose_module
 
 MIB = 1 << 20
 #: Enough memory for changes that are no noise, and a CPU more than one thread can use.
 _CONFIG = Config("6.12", backing="anonymous", pti=False, ram_mib=1024, vcpus=2, cmdline="psi=1")
 _BALANCED = load_policy()
 #: What takes minutes in an operator's policy takes seconds here.
-POLICY = dataclasses.replace(_BALANCED, dead_band_mib=64, runaway_seconds=2.0, clean_cache_mib=256)
+POLICY = dataclasses.replace(
+    _BALANCED, dead_band_mib=64, runaway_seconds=2.0, clean_cache_mib=256, settle_seconds=1.0
+)
 
 _SLOW_DISK = """
 mkdir -p /mnt/hints; mount -t cgroup2 none /mnt/hints; echo +io > /mnt/hints/cgroup.subtree_control
@@ -229,6 +237,103 @@ def test_the_command(loads: Guest) -> None:
     assert "could be given back; guests in trouble: 0" in everything.output
 
 
+# -- following hints ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ballooned(loads: Guest) -> Guest:
+    """The guest, with a driver for its balloon."""
+    loads.put("/tmp/virtio_balloon.ko", loose_module(_CONFIG.kernel, "virtio_balloon"))
+    loads.run("insmod /tmp/virtio_balloon.ko")
+    return loads
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with Host("qemu:///system", writable=True) as host:
+        yield host
+
+
+def comes_to(guest: Guest, mib: int) -> bool:
+    """Whether the balloon settles where it leaves the guest so much."""
+    for _ in range(200):
+        if guest.domain.memoryStats()["actual"] >> 10 == mib:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_memory_is_taken_and_given_back(ballooned: Guest, tmp_path: Path, host: Host) -> None:
+    with open_session(ballooned.name) as session:
+        hint = one(hints(watch(session, 3)), "memory", "shrink")
+        assert hint.virsh is not None
+        assert hint.virsh.endswith("setmem " + f"{ballooned.name} {256 * 1024} --live")
+        log = tmp_path / "log" / "adjusted.jsonl"
+        domain = host.domain(ballooned.name)
+        done = follow(hint, domain, host, POLICY, lambda: sample(session.guest), log)
+        assert (done.outcome, done.after) == ("done", 256 * MIB)
+        assert comes_to(ballooned, 256)
+        total = int(ballooned.get("/proc/meminfo").split()[1]) >> 10
+        assert total < 256
+        assert log.stat().st_mode & 0o777 == 0o600
+        undo(host.domain(ballooned.name), host, log)
+        assert comes_to(ballooned, 1024)
+        with pytest.raises(UsageError, match="to be undone"):
+            undo(domain, host, log)
+
+
+def test_it_stops_where_the_guest_suffers(ballooned: Guest, tmp_path: Path, host: Host) -> None:
+    """A hint that is wrong: 500 MiB are in use, and 300 are what it asks for."""
+    log, domain = tmp_path / "adjusted.jsonl", host.domain(ballooned.name)
+    kills = b"grep ^oom_kill /proc/vmstat"
+    with load(ballooned, "touch", "500"), open_session(ballooned.name) as session:
+        before = ballooned.run(kills.decode())
+        hint = dataclasses.replace(
+            one(hints(watch(session, 3)), "memory", "shrink"), recommended=300 * MIB
+        )
+        done = follow(hint, domain, host, POLICY, lambda: sample(session.guest), log)
+        assert done.outcome.startswith("stopped at ")
+        assert done.after > 600 * MIB
+        assert comes_to(ballooned, done.after // MIB)
+        assert ballooned.run(kills.decode()) == before
+    undo(domain, host, log)
+    assert comes_to(ballooned, 1024)
+
+
+def test_limits_hold(ballooned: Guest, tmp_path: Path, host: Host) -> None:
+    domain = host.domain(ballooned.name)
+    shrink = Hint("memory", "shrink", 1024 * MIB, 256 * MIB, "x --live", "", (), 1.0, "")
+    policy = dataclasses.replace(POLICY, limited={ballooned.name: (900, 1000)})
+    assert within_limits(shrink, domain, policy) == 900 * MIB
+    grow = dataclasses.replace(shrink, action="grow", recommended=1 << 50)
+    with pytest.raises(UsageError, match="leave nothing to be done"):
+        within_limits(grow, domain, policy)
+    with pytest.raises(UsageError, match=r"the host has .* to spare"):
+        within_limits(grow, domain, POLICY)
+    restart = dataclasses.replace(shrink, virsh="x --config")
+    with pytest.raises(UsageError, match="takes a restart"):
+        follow(restart, domain, host, POLICY, dict, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_command_follows_and_undoes(
+    ballooned: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjust, "LOG", tmp_path / "log")
+    monkeypatch.setattr(adjust.follow, "__defaults__", (tmp_path / "log",))
+    monkeypatch.setattr(adjust.undo, "__defaults__", (tmp_path / "log",))
+    refused = CliRunner().invoke(
+        cli, ["hints", ballooned.name, "--for", "1s", "--apply"], input="n\n" * 5
+    )
+    assert comes_to(ballooned, 1024), refused.output
+    done = run(ballooned.name, "--for", "1s", "--apply", "--yes")
+    assert "memory 1.0 GiB → 256 MiB: done" in done.stderr
+    assert comes_to(ballooned, 256)
+    back = run(ballooned.name, "--undo")
+    assert "memory 256 → 1024 MiB" in back.stderr
+    assert comes_to(ballooned, 1024)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -237,6 +342,7 @@ def test_the_command(loads: Guest) -> None:
         (("x", "--policy", "mean"), "no policy 'mean'"),
         (("x", "--for", "soon"), "'soon' is no length of time"),
         (("x", "--for", "1s", "--last", "1d"), "one of them"),
+        (("x", "--yes"), "goes with --apply"),
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], says: str) -> None:

@@ -67,6 +67,9 @@ class Span(click.ParamType):  # type: ignore[type-arg]
     "--policy", default="balanced", show_default=True, metavar="NAME",
     help="conservative, balanced or dense: how far a hint goes; docs/hints.md.",
 )  # fmt: skip
+@click.option("--apply", "change", is_flag=True, help="Do it, after asking; docs/hints.md.")
+@click.option("--yes", is_flag=True, help="With --apply: do not ask.")
+@click.option("--undo", "back", is_flag=True, help="Bring TARGET back to what it had before.")
 @click.option("--explain", is_flag=True, help="Say what each hint comes from, and what refutes it.")
 @common
 @pass_settings
@@ -79,6 +82,9 @@ def hints(
     last: float | None,
     policy: str,
     explain: bool,
+    change: bool,
+    yes: bool,
+    back: bool,
 ) -> None:
     """Show what TARGET really needs of memory and CPU, with the numbers that say so.
 
@@ -87,6 +93,8 @@ def hints(
     virt-introspect hints web01 --for 60s --explain
     virt-introspect hints --all --policy dense
     virt-introspect hints web01 -o json | jq -r '.[].virsh // empty'
+    virt-introspect hints web01 --for 5m --apply
+    virt-introspect hints web01 --undo
     """
     from virtintrospect.cli.output import choose
     from virtintrospect.insight.policy import load_policy
@@ -96,14 +104,21 @@ def hints(
         raise UsageError("name a TARGET, or --all", hint="virt-introspect hints --help")
     if seconds and last:
         raise UsageError("--for watches now, --last looks back: one of them")
+    if yes and not change:
+        raise UsageError("--yes goes with --apply")
     choose(HINTS, settings.columns, settings.output)
     chosen = load_policy(policy)
+    if back:
+        _undo(settings, target)
+        return
     found = _of_all if everything else _of_one
     rows = list(found(settings, target or "", chosen, seconds, last))
     if settings.output == "table" and settings.columns is None:
         _for_people(rows, explain=explain, everything=everything)
     else:
         settings.show(HINTS, [_row(name, hint) for name, hint in rows])
+    if change:
+        _apply(settings, rows, chosen, yes=yes)
 
 
 _Named = tuple[str, "Hint"]
@@ -240,6 +255,48 @@ def _for_people(rows: list[_Named], *, explain: bool, everything: bool) -> None:
         )
         wanted = {name for name, hint in rows if hint.action == "grow"}
         click.echo(f"{human_size(back)} could be given back; guests in trouble: {len(wanted)}")
+
+
+def _apply(settings: Settings, rows: list[_Named], policy: Policy, *, yes: bool) -> None:
+    """Follow those hints that can be followed, one after the other; report on standard error."""
+    from functools import partial
+
+    from virtintrospect.host import Host
+    from virtintrospect.plugin.adjust import can_follow, follow
+    from virtintrospect.session import open_domain
+
+    possible = [(name, hint) for name, hint in rows if can_follow(hint)]
+    if not possible:
+        click.echo("nothing here can be changed while the guest runs", err=True)
+    with Host(settings.uri, writable=True) as host:
+        for name, hint in possible:
+            what = f"{printable(name)}: {hint.resource}{_change(hint)}"
+            if not yes and not click.confirm(f"{what}?", err=True):
+                continue
+            domain = host.domain(name)
+            with open_domain(domain, access=settings.access) as session:
+                done = follow(hint, domain, host, policy, partial(_sample, session))
+            click.echo(f"{what}: {printable(done.outcome)}", err=True)
+
+
+def _sample(session: Session) -> Sample:
+    from virtintrospect.insight.figures import sample
+
+    return sample(session.guest)
+
+
+def _undo(settings: Settings, target: str | None) -> None:
+    from virtintrospect.host import Host
+    from virtintrospect.plugin.adjust import undo
+
+    with Host(settings.uri, writable=True) as host:
+        for change in undo(host.domain(target or ""), host):
+            unit = 1 << 20 if change.resource == "memory" else 1
+            click.echo(
+                f"{printable(change.domain)}: {change.resource} {change.before // unit} → "
+                f"{change.after // unit}{' MiB' if unit > 1 else ''}",
+                err=True,
+            )
 
 
 def _change(hint: Hint) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from virtintrospect.errors import UsageError
 
 #: What the operator changed.
 OVERRIDES = Path("/etc/virtintrospect/policies.toml")
-_DEFAULT = "default"
+_DEFAULT, _LIMITS = "default", "limits"
 _LARGEST = 1 << 20
 
 
@@ -54,6 +55,16 @@ class Policy:
     threads: int
     runaway_percent: float
     runaway_seconds: float
+    step_percent: float
+    settle_seconds: float
+    host_reserve_mib: int
+    #: Of single domains: least and most MiB.
+    limited: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def limits(self, domain: str) -> tuple[int, int]:
+        """Least and most bytes that a domain may be given."""
+        least, most = self.limited.get(domain, (0, 1 << 40))
+        return max(least, self.smallest_mib) << 20, most << 20
 
 
 def load_policy(name: str = "balanced", overrides: Path = OVERRIDES) -> Policy:
@@ -63,6 +74,7 @@ def load_policy(name: str = "balanced", overrides: Path = OVERRIDES) -> Policy:
     """
     tables = tomllib.loads(files("virtintrospect.insight").joinpath("policies.toml").read_text())
     changed = _read(overrides)
+    limited = {name: _limits(name, table) for name, table in _table(changed.pop(_LIMITS, {}))}
     names = [known for known in (*tables, *changed) if known != _DEFAULT]
     if name not in names:
         raise UsageError(
@@ -71,7 +83,7 @@ def load_policy(name: str = "balanced", overrides: Path = OVERRIDES) -> Policy:
     values: dict[str, Any] = {}
     for table in (_DEFAULT, name):
         values |= tables.get(table, {}) | _checked(changed.get(table, {}), overrides)
-    return Policy(name=name, **values)
+    return Policy(name=name, limited=limited, **values)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,11 +102,29 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}") from error
 
 
+def _table(value: object) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise UsageError("[limits] has a table for each domain: [limits.NAME]")
+    return list(value.items())
+
+
+def _limits(name: str, table: object) -> tuple[int, int]:
+    """``least_mib`` and ``most_mib`` of a domain."""
+    values = {"least_mib": 0, "most_mib": 1 << 40}
+    sound = isinstance(table, dict) and all(
+        key in values and isinstance(value, int) and value >= 0 for key, value in table.items()
+    )
+    if not sound or not isinstance(table, dict):
+        raise UsageError(f"[limits.{name}] has least_mib and most_mib, whole numbers")
+    values |= table
+    return values["least_mib"], values["most_mib"]
+
+
 def _checked(table: object, path: Path) -> dict[str, Any]:
     """The operator's values: known names, numbers that are not below zero."""
     if not isinstance(table, dict):
         raise UsageError(f"{path}: a policy is a table, [name]")
-    known = {field.name for field in dataclasses.fields(Policy)} - {"name"}
+    known = {field.name for field in dataclasses.fields(Policy)} - {"name", "limited"}
     for name, value in table.items():
         if name not in known:
             raise UsageError(f"{path}: no threshold {name!r}", hint="docs/hints.md lists them")
