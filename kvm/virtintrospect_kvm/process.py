@@ -23,6 +23,14 @@ CHECK_INTERVAL_NS = 1_000_000
 _MAX_CMDLINE = 2 << 20
 
 
+class NotHereError(MemoryAccessError):
+    """The domain's QEMU is not to be seen from here; its memory may be had by other ways."""
+
+
+class ElsewhereError(NotHereError):
+    """The domain runs on another host."""
+
+
 class QemuProcess:
     """One running QEMU, held so that a reused PID can never be taken for it.
 
@@ -83,7 +91,7 @@ class QemuProcess:
             )
         host = urlsplit(domain.uri).hostname
         if host and host not in ("localhost", "127.0.0.1", "::1", os.uname().nodename.lower()):
-            raise MemoryAccessError(
+            raise ElsewhereError(
                 f"domain {domain.name!r} runs on {host}: its memory is not here",
                 hint=f"run virt-introspect on {host}",
             )
@@ -94,12 +102,12 @@ class QemuProcess:
         if len(found) == 1:
             return cls(found[0], domain.uuid, domain.name)
         if found:
-            raise MemoryAccessError(
+            raise NotHereError(
                 f"several processes claim to be domain {domain.name!r}: PIDs "
                 + ", ".join(map(str, found[:8])),
                 hint="libvirt's PID file /run/libvirt/qemu/NAME.pid would tell; is it readable?",
             )
-        raise MemoryAccessError(
+        raise NotHereError(
             f"no QEMU process with -uuid {domain.uuid} (domain {domain.name!r}) is to be seen",
             hint="run as root, in the PID namespace of QEMU; /proc must not be mounted hidepid",
         )
