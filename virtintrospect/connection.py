@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from virtintrospect.domain import Domain
 from virtintrospect.errors import (
@@ -41,6 +42,7 @@ class DomainLink:
         self.domain = domain
         self._libvirt = load_libvirt()
         self._sizes = list(_PEEK_SIZES)
+        self._handle: Any = None
         self._check_at = 0.0
         try:
             self._connection: Any = self._libvirt.open(domain.uri)
@@ -98,6 +100,9 @@ class DomainLink:
         if not files:
             reply: str = self._call(qemu.qemuMonitorCommand, self._handle, command, 0)
             return reply
+        if not self._is_local():
+            # libvirt 9.0 takes them, and then closes the connection.
+            raise MemoryAccessError(f"{self.domain.uri} cannot carry descriptors")
         with_files = getattr(qemu, "qemuMonitorCommandWithFiles", None)
         if with_files is None:
             raise MemoryAccessError(
@@ -121,6 +126,7 @@ class DomainLink:
 
     def close(self) -> None:
         """Close the connection; closing twice is harmless."""
+        self._handle = None  # it would keep the connection open
         connection, self._connection = self._connection, None
         if connection is not None:
             # Where libvirt went away there is nothing left to close.
@@ -132,6 +138,11 @@ class DomainLink:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _is_local(self) -> bool:
+        """Whether the connection is a socket of this host."""
+        parts = urlsplit(self.domain.uri)
+        return not parts.hostname and parts.scheme.partition("+")[2] in ("", "unix")
 
     def _peek(self, paddr: int, size: int) -> bytes:
         self._check_sometimes()

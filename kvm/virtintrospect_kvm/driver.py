@@ -13,7 +13,6 @@ from virtintrospect.errors import (
     EncryptedMemoryError,
     MemoryAccessError,
     TargetGoneError,
-    UsageError,
 )
 from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
@@ -27,6 +26,7 @@ from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import ElsewhereError, NotHereError, QemuProcess
 from virtintrospect_kvm.remote import MONITOR, PEEK, open_monitor, open_peek
 from virtintrospect_kvm.shared import SharedBlock
+from virtintrospect_kvm.standalone import open_qmp
 
 _log = logging.getLogger("virtintrospect.kvm")
 
@@ -215,13 +215,13 @@ class KvmDriver(Driver):
             raise type(why)(why.message, hint=hint) from error
 
     def open_url(self, scheme: str, rest: str, access: Access = READ_ONLY) -> Target:  # noqa: ARG002
-        """Refuse.
+        """Open a QEMU without libvirt, by its QMP socket: ``qmp:/path``.
 
-        :raises UsageError: always.
+        :raises NoSuchTargetError: there is no such socket.
+        :raises MemoryAccessError: and its subclasses as of :meth:`open`.
         """
-        raise UsageError(
-            "QEMU without libvirt (qmp:) is not supported yet",
-            hint="run the guest under libvirt, or dump its memory and give the file's path",
+        return open_qmp(
+            rest, access, lambda process, layout: KvmTarget(process, layout, access.transport)
         )
 
 

@@ -40,12 +40,13 @@ class QemuProcess:
     compared, and the process must still be alive after that.
 
     :param pid: process ID, as seen from here.
-    :param uuid: UUID of the domain; ``-uuid`` on the command line must say the same.
+    :param uuid: UUID of the domain; ``-uuid`` on the command line must say the same. ``None``:
+        the caller has another proof that it is the right process.
     :raises TargetGoneError: there is no such process, or it is not this domain's.
     :raises AccessDeniedError: ``/proc`` hides the process.
     """
 
-    def __init__(self, pid: int, uuid: str, name: str) -> None:
+    def __init__(self, pid: int, uuid: str | None, name: str) -> None:
         self.pid = pid
         self.uuid = uuid
         self.name = name
@@ -64,7 +65,7 @@ class QemuProcess:
             if isinstance(error, PermissionError):
                 raise self.denied(error) from error
             raise self.gone() from error
-        if _uuid_of(self.arguments) != uuid.lower():
+        if uuid is not None and _uuid_of(self.arguments) != uuid.lower():
             self.close()
             raise TargetGoneError(
                 f"process {pid} is not the QEMU of domain {name!r} (-uuid differs)",

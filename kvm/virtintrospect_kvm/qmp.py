@@ -216,13 +216,14 @@ class SocketMonitor(Monitor):
                 hint="let the other client go, or give QEMU one more -qmp socket",
             ) from error
         except (QMPError, OSError, EOFError) as error:
-            raise _unreachable(self.path, error) from error
+            raise unreachable(self.path, error) from error
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
         return self._loop.run_until_complete(asyncio.wait_for(work, seconds))
 
 
-def _unreachable(path: str, error: Exception) -> MemoryAccessError | NoSuchTargetError:
+def unreachable(path: str, error: Exception) -> MemoryAccessError | NoSuchTargetError:
+    """What to raise when a QMP socket cannot be connected to."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__

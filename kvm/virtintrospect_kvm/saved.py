@@ -7,8 +7,8 @@ import re
 import secrets
 from typing import Any
 
-from virtintrospect.errors import FaultError, MemoryAccessError
-from virtintrospect_kvm.qmp import Monitor, MonitorError
+from virtintrospect.errors import AccessDeniedError, FaultError, MemoryAccessError, TargetGoneError
+from virtintrospect_kvm.qmp import Monitor
 
 #: One pmemsave keeps QEMU's main loop, and with it devices, for so long as it takes: 3 ms.
 MOST_SAVED = 1 << 20
@@ -30,7 +30,7 @@ class MonitorReader:
     """
 
     def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
+        self.monitor = monitor
         self._file = -1
         self._set: int | None = None
         self._name = ""
@@ -62,14 +62,14 @@ class MonitorReader:
         number, self._set = self._set, None
         try:
             if number is not None:
-                self._monitor.command("remove-fd", {"fdset-id": number})
+                self.monitor.command("remove-fd", {"fdset-id": number})
         except MemoryAccessError:
             pass  # QEMU is gone, or its monitor: nothing is left to take back
         finally:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
-            self._monitor.close()
+            self.monitor.close()
 
     def _hand_over(self) -> None:
         """Give QEMU the file, if it takes it and can write to it by name."""
@@ -77,24 +77,21 @@ class MonitorReader:
         # libvirt numbers its own sets from 0 on: one far above cannot become a part of those.
         number = secrets.randbelow(1 << 29) + (1 << 30)
         try:
-            reply: Any = self._monitor.command("add-fd", {"fdset-id": number}, files=[self._file])
+            reply: Any = self.monitor.command("add-fd", {"fdset-id": number}, files=[self._file])
             self._set = number
             descriptor = reply["fd"]
             if not isinstance(descriptor, int):
                 return
             self._name = f"/proc/self/fd/{descriptor}"
             self._save(0, 4096)
-        except (MemoryAccessError, LookupError, TypeError) as error:
-            if isinstance(error, FaultError | MonitorError | LookupError | TypeError) or (
-                type(error) is MemoryAccessError
-            ):
-                self._name = ""
-                return
+        except (TargetGoneError, AccessDeniedError):
             raise
+        except (MemoryAccessError, LookupError, TypeError):
+            self._name = ""
 
     def _save(self, paddr: int, size: int) -> bytes:
         arguments = {"val": paddr, "size": size, "filename": self._name}
-        self._monitor.command("pmemsave", arguments)
+        self.monitor.command("pmemsave", arguments)
         data = os.pread(self._file, size, 0)
         if len(data) != size or os.fstat(self._file).st_size != size:
             raise MemoryAccessError(f"QEMU did not save {size} bytes at {paddr:#x} into our file")
@@ -104,7 +101,7 @@ class MonitorReader:
     def _print(self, paddr: int, size: int) -> bytes:
         start = paddr & ~15
         length = -(-(paddr + size - start) // 16) * 16
-        text = self._monitor.human(f"xp /{length // 8}xg {start:#x}")
+        text = self.monitor.human(f"xp /{length // 8}xg {start:#x}")
         words = bytearray()
         for line in text.splitlines():
             match = _LINE.fullmatch(line.strip())

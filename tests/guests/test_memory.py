@@ -14,7 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from virtintrospect_kvm.domainxml import arguments_of
 from virtintrospect_kvm.driver import KvmTarget, open_process
+from virtintrospect_kvm.layout import layout_of
+from virtintrospect_kvm.remote import regions_of
 
 from tests.descriptors import descriptors
 from virtintrospect.errors import (
@@ -43,7 +46,16 @@ def guest(request: pytest.FixtureRequest) -> Iterator[SmallGuest]:
 
 
 def sees_the_guest(guest: SmallGuest, target: KvmTarget) -> None:
-    """The map has all that the guest calls RAM, and its bytes are where it says."""
+    """The map has all that the guest calls RAM, and its bytes are where it says.
+
+    The domain's XML alone gives the same map as QEMU's command line.
+    """
+    xml = guest.domain.xml
+    ours, theirs = (
+        list(merge(sorted(regions_of(layout))))
+        for layout in (target.layout, layout_of(arguments_of(xml), xml))
+    )
+    assert ours == theirs
     regions = list(merge(target.memory.regions))
     ram = guest.system_ram()
     assert ram

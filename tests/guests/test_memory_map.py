@@ -13,15 +13,20 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from virtintrospect_kvm.driver import KvmTarget, open_process
+from virtintrospect_kvm.layout import layout_of
+from virtintrospect_kvm.qmp import Monitor, MonitorError
+from virtintrospect_kvm.remote import regions_of
+from virtintrospect_kvm.standalone import arguments_of
 
 from virtintrospect.domain import Domain
 from virtintrospect.memory import Region
+from virtintrospect.memory.base import merge
 
 from .lab.hugepages import hugepages
 
@@ -113,8 +118,30 @@ def start(tmp_path: Path) -> Iterator[Any]:
         qemu.close()
 
 
+class Told(Monitor):
+    """The connection that the test has, as the driver wants one."""
+
+    def __init__(self, qemu: BareQemu) -> None:
+        self._qemu = qemu
+
+    def command(self, name: str, arguments: Any = None, *, files: Sequence[int] = ()) -> Any:
+        assert not files
+        try:
+            return self._qemu.command(name, **(arguments or {}))
+        except AssertionError as error:
+            raise MonitorError(name, "GenericError", str(error)) from error
+
+    def close(self) -> None:
+        pass
+
+
 def agree(qemu: BareQemu, target: KvmTarget, *names: str) -> None:
-    """Every range that QEMU's map has is in ours, with the same block and offset."""
+    """Every range that QEMU's map has is in ours, with the same block and offset.
+
+    What the monitor tells gives the same map as the command line.
+    """
+    told = layout_of(arguments_of(Told(qemu)))
+    assert list(merge(sorted(regions_of(told)))) == list(merge(sorted(regions_of(target.layout))))
     seen = qemu.ram(*names)
     assert seen
     for region, name, offset in seen:

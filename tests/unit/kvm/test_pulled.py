@@ -123,7 +123,7 @@ def test_old_bytes_are_read_again(
     source: Source, memory: PulledMemory, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     clock = 1000.0
-    monkeypatch.setattr(pulled.time, "monotonic", lambda: clock)
+    monkeypatch.setattr("virtintrospect_kvm.pulled.time.monotonic", lambda: clock)
     memory.read(0, 8)
     clock += memory.age * 0.9
     memory.read(0, 8)
