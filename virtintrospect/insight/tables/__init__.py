@@ -8,6 +8,7 @@ from __future__ import annotations
 from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.files import FILES, MOUNTS
+from virtintrospect.insight.tables.hints import HINTS
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
 from virtintrospect.insight.tables.primitives import (
@@ -54,6 +55,7 @@ __all__ = [
     "DOMMEMSTAT",
     "ENV",
     "FILES",
+    "HINTS",
     "HUNG",
     "INFO",
     "INTERFACES",
@@ -129,6 +131,7 @@ ALL = {
         *COMMANDS,
         HUNG,
         CRASH,
+        HINTS,
         DOMMEMSTAT,
         SYMBOLS,
         TYPES,
