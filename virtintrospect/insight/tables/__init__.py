@@ -11,6 +11,7 @@ from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
 from virtintrospect.insight.tables.primitives import (
+    IMPORTED,
     READ,
     REGISTERS,
     SYMBOLS,
@@ -55,6 +56,7 @@ __all__ = [
     "ENV",
     "FILES",
     "HUNG",
+    "IMPORTED",
     "INFO",
     "INTERFACES",
     "LIST",
