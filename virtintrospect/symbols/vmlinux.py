@@ -84,7 +84,8 @@ class _Vmlinux:
         build_id, note = self._build_id()
         entries = list(self._symbols())
         types, form = self._types(progress)
-        symbols = build_table(entries, self._elf.elfclass) if entries else None
+        whole = any(entry.name == b"_text" for entry in entries)
+        symbols = build_table(entries, self._elf.elfclass) if whole else None
         banner = b""
         if symbols is not None and (address := symbols.get("linux_banner")) is not None:
             banner = self._bytes_at(address, _MAX_NAME).split(b"\0", 1)[0].rstrip(b"\n")
