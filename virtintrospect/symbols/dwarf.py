@@ -281,7 +281,7 @@ def _constant(value: object) -> int:
         value = int.from_bytes(value[:8], "little")
     if not isinstance(value, int):
         raise CorruptDataError("DWARF: an enumerator without a value", 0)
-    return value if value < 1 << 63 else value - (1 << 64)
+    return value  # negative ones have a signed form
 
 
 def _place(location: object) -> int:

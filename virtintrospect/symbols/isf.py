@@ -3,7 +3,8 @@
 A profile has ``base_types``, ``user_types`` (structs and unions), ``enums`` and ``symbols``.
 A type is described where it is used: ``{"kind": "pointer", "subtype": {"kind": "struct", "name":
 "list_head"}}``. Typedefs are resolved by the tool that made the profile; a typedef of an anonymous
-struct appears as a struct of that name. The symbol ``linux_banner`` carries the banner of the
+struct appears as a struct of that name, and what has no name at all is called ``unnamed_…``. The
+symbol ``linux_banner`` carries the banner of the
 kernel, which says what build the profile is of.
 
 Format: the schemas of volatility3 (versions 4 to 6 are alike in what is read here); the profiles
@@ -119,7 +120,7 @@ class _Types:
             key=lambda member: member.bit_offset,
         )
         number = self._named["user", name]
-        self._out.struct(number, kind, _name(name), _number(about.get("size")), members)
+        self._out.struct(number, kind, _type_name(name), _number(about.get("size")), members)
 
     def _member(self, name: str, about: _Json) -> WrittenMember:
         described = _mapping(about.get("type"))
@@ -136,7 +137,7 @@ class _Types:
         values = [(_name(label), _constant(value)) for label, value in constants.items()]
         values.sort(key=lambda item: item[1])
         number = self._named["enum", name] = self._out.reserve()
-        self._out.enum(number, _name(name), _number(about.get("size")), values)
+        self._out.enum(number, _type_name(name), _number(about.get("size")), values)
 
     def _type(self, about: _Json, depth: int) -> int:
         """Id of a type that is described where it is used; 0, void, for what is not known."""
@@ -206,6 +207,10 @@ def _constant(value: object) -> int:
     if not isinstance(value, int) or not -(1 << 63) <= value < 1 << 64:
         raise CorruptDataError(f"ISF: {str(value)[:64]!r} is no value of an enum", 0)
     return value if value < 1 << 63 else value - (1 << 64)
+
+
+def _type_name(text: str) -> bytes:
+    return b"" if text.startswith("unnamed_") else _name(text)
 
 
 def _name(text: str) -> bytes:
