@@ -142,3 +142,15 @@ def test_options() -> None:
 def test_no_command_line_breaks_it(arguments: list[str], xml: str) -> None:
     with contextlib.suppress(VirtIntrospectError):
         layout_of(["qemu", *arguments], xml)
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 5000, "1." + "0" * 5000, "0x" + "f" * 5000, "9" * 400 + ".5"]
+)
+def test_numbers_of_thousands_of_digits(text: str) -> None:
+    with pytest.raises(MemoryAccessError) as caught:
+        parse_size(text)
+    assert len(caught.value.message) < 200
+    with pytest.raises(MemoryAccessError) as caught:
+        layout_of(["qemu", "-machine", text, "-m", "1G"])
+    assert len(caught.value.message) < 200
