@@ -1,4 +1,4 @@
-"""libvirt connections: the only module of the core that imports libvirt."""
+"""A host: its domains as libvirt tells of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, Self
 
+from virtintrospect.connection import connection_error, load_libvirt
 from virtintrospect.domain import Domain
-from virtintrospect.errors import (
-    AccessDeniedError,
-    MemoryAccessError,
-    NoSuchTargetError,
-    VirtIntrospectError,
-)
+from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, VirtIntrospectError
 
 #: virDomainState, as `virsh list` prints it.
 STATES = {
@@ -59,7 +55,7 @@ class Host:
             self.uri: str = self._connection.getURI()
             self.hypervisor: str = self._connection.getType()
         except libvirt.libvirtError as error:
-            raise _connection_error(libvirt, error, wanted) from error
+            raise connection_error(libvirt, error, wanted) from error
         self._libvirt = libvirt
 
     def domains(self, *, active_only: bool = False) -> Iterator[Domain]:
@@ -128,6 +124,22 @@ class Host:
         """Change a domain's persistent definition; a running guest is not affected."""
         self._call(self._connection.defineXMLFlags, xml, self._libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
+    def set_memory(self, uuid: str, kib: int) -> None:
+        """Set a running domain's balloon target, as ``virsh setmem --live`` does.
+
+        :raises MemoryAccessError: libvirt refuses, or the domain is gone.
+        """
+        handle = self._call(self._connection.lookupByUUIDString, uuid)
+        self._call(handle.setMemoryFlags, kib, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def set_vcpus(self, uuid: str, count: int) -> None:
+        """Plug or unplug vCPUs of a running domain, as ``virsh setvcpus --live`` does.
+
+        :raises MemoryAccessError: libvirt refuses, or the domain is gone.
+        """
+        handle = self._call(self._connection.lookupByUUIDString, uuid)
+        self._call(handle.setVcpusFlags, count, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
     def publish(self, uuid: str, key: str, namespace: str, xml: str | None) -> None:
         """Put an element into the metadata of a running domain, as ``virsh metadata`` does.
 
@@ -184,38 +196,3 @@ class Host:
         return MemoryAccessError(
             f"libvirt on {self.uri}: {error}", hint="check that its daemon still runs"
         )
-
-
-def load_libvirt() -> Any:
-    """The binding, imported when it is needed; it prints nothing by itself then."""
-    try:
-        import libvirt
-    except ImportError as error:
-        raise MemoryAccessError(
-            f"libvirt-python cannot be imported: {error}",
-            hint="pip install libvirt-python (it needs libvirt-dev, pkg-config and gcc)",
-        ) from error
-    # libvirt prints every error to standard error by itself unless told otherwise.
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    return libvirt
-
-
-def _connection_error(libvirt: Any, error: Any, uri: str | None) -> VirtIntrospectError:
-    where = uri or "the default URI"
-    denied = {
-        libvirt.VIR_ERR_AUTH_FAILED,
-        libvirt.VIR_ERR_AUTH_CANCELLED,
-        libvirt.VIR_ERR_AUTH_UNAVAILABLE,
-        libvirt.VIR_ERR_OPERATION_DENIED,
-        libvirt.VIR_ERR_ACCESS_DENIED,
-    }
-    if error.get_error_code() in denied or "Permission denied" in str(error):
-        return AccessDeniedError(
-            f"libvirt refuses the connection to {where}: {error}",
-            hint="run as root or join the group 'libvirt'",
-        )
-    return MemoryAccessError(
-        f"cannot connect to libvirt at {where}: {error}",
-        hint="start its daemon (systemctl start libvirtd, or virtqemud.socket), "
-        "or give another -c URI",
-    )

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from virtintrospect.connection import load_libvirt
 from virtintrospect.errors import VirtIntrospectError
-from virtintrospect.host import Host, load_libvirt
+from virtintrospect.host import Host
 
 #: libvirt is thought dead after so many unanswered questions, so many seconds apart.
 _KEEPALIVE_SECONDS, _KEEPALIVE_COUNT = 5, 5

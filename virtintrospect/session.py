@@ -95,6 +95,7 @@ def _of_guest(
     @functools.wraps(method, updated=())
     def call(session: Session, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         with session.lock:
+            session.target.memory.expire()
             found: _R = getattr(session.guest, method.__name__)(*args, **kwargs)
             return found
 
@@ -283,7 +284,11 @@ class Session:
         """
         from virtintrospect.insight.follow import follow_log
 
-        return follow_log(lambda: self.guest, interval)
+        def current() -> Guest:
+            self.memory.expire()
+            return self.guest
+
+        return follow_log(current, interval)
 
     def close(self) -> None:
         """Release the guest's memory; closing twice is harmless."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target
-from virtintrospect.errors import MemoryAccessError, UsageError
+from virtintrospect.errors import (
+    AccessDeniedError,
+    EncryptedMemoryError,
+    MemoryAccessError,
+    TargetGoneError,
+)
 from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
 from virtintrospect_kvm.backing import BackingFile
@@ -17,8 +23,12 @@ from virtintrospect_kvm.maps import MAX_MAPS, Mapping, find_blocks, parse_maps
 from virtintrospect_kvm.memory import KvmMemory
 from virtintrospect_kvm.options import CommandLine
 from virtintrospect_kvm.pagemap import Pagemap
-from virtintrospect_kvm.process import QemuProcess
+from virtintrospect_kvm.process import ElsewhereError, NotHereError, QemuProcess
+from virtintrospect_kvm.remote import MONITOR, PEEK, open_monitor, open_peek
 from virtintrospect_kvm.shared import SharedBlock
+from virtintrospect_kvm.standalone import open_qmp
+
+_log = logging.getLogger("virtintrospect.kvm")
 
 MMAP, PROCESS = "kvm-mmap", "kvm-process"
 
@@ -151,41 +161,84 @@ class KvmTarget(Target):
 
 
 class KvmDriver(Driver):
-    """Reads QEMU guests of the local libvirt: no monitor command, no pause, no taint."""
+    """Reads QEMU guests of libvirt: no pause, and no taint unless it is allowed."""
 
     name = "kvm"
-    transports = (MMAP, PROCESS)
+    transports = (MMAP, PROCESS, PEEK, MONITOR)
     schemes = ("qmp",)
 
     def serves(self, domain: Domain) -> bool:
         """Whether the domain belongs to libvirt's QEMU driver."""
         return domain.hypervisor == "QEMU"
 
-    def open(self, domain: Domain, access: Access = READ_ONLY) -> KvmTarget:
+    def open(self, domain: Domain, access: Access = READ_ONLY) -> Target:
         """Open the memory of a running domain.
 
+        Without a transport that the user chose: QEMU's memory itself where it can be had, else
+        through libvirt.
+
+        :raises UsageError: the transport needs what is not allowed.
         :raises EncryptedMemoryError: a SEV, SEV-SNP or TDX guest.
         :raises AccessDeniedError: privileges are missing.
         :raises TargetGoneError: the guest ended meanwhile.
         :raises MemoryAccessError: it is shut off, is elsewhere, or has an unknown machine.
         """
-        process = QemuProcess.find(domain)
+        if access.transport == PEEK:
+            return open_peek(domain)
+        if access.transport == MONITOR:
+            return open_monitor(domain, access)
         try:
-            layout = layout_of(process.arguments, domain.xml)
-        except BaseException:
-            process.close()
-            raise
-        return KvmTarget(process, layout, access.transport)
+            return open_process(domain, access.transport)
+        except (AccessDeniedError, NotHereError) as error:
+            if access.transport is not None:
+                raise
+            return self._open_by_libvirt(domain, access, error)
+
+    def _open_by_libvirt(
+        self, domain: Domain, access: Access, why: AccessDeniedError | NotHereError
+    ) -> Target:
+        """Fall back on libvirt, for memory that cannot be reached from here."""
+        _log.info("%s; so libvirt is asked", why.message)
+        try:
+            try:
+                return open_peek(domain)
+            except (EncryptedMemoryError, TargetGoneError):
+                raise
+            except MemoryAccessError:
+                if not access.taint:
+                    raise
+                return open_monitor(domain, access)
+        except MemoryAccessError as error:
+            if isinstance(why, ElsewhereError) or isinstance(error, TargetGoneError):
+                raise
+            hint = f"{why.hint}; or let libvirt read it, which says: {error.message}"
+            raise type(why)(why.message, hint=hint) from error
 
     def open_url(self, scheme: str, rest: str, access: Access = READ_ONLY) -> Target:  # noqa: ARG002
-        """Refuse.
+        """Open a QEMU without libvirt, by its QMP socket: ``qmp:/path``.
 
-        :raises UsageError: always.
+        :raises NoSuchTargetError: there is no such socket.
+        :raises MemoryAccessError: and its subclasses as of :meth:`open`.
         """
-        raise UsageError(
-            "QEMU without libvirt (qmp:) is not supported yet",
-            hint="run the guest under libvirt, or dump its memory and give the file's path",
+        return open_qmp(
+            rest, access, lambda process, layout: KvmTarget(process, layout, access.transport)
         )
+
+
+def open_process(domain: Domain, transport: str | None = None) -> KvmTarget:
+    """The memory of a domain's QEMU on this host.
+
+    :param transport: :data:`MMAP` or :data:`PROCESS` alone; otherwise the best way.
+    :raises NotHereError: there is no such process to be seen.
+    :raises MemoryAccessError: and its subclasses as of :meth:`KvmDriver.open`.
+    """
+    process = QemuProcess.find(domain)
+    try:
+        layout = layout_of(process.arguments, domain.xml)
+    except BaseException:
+        process.close()
+        raise
+    return KvmTarget(process, layout, transport)
 
 
 def _read(descriptor: int, limit: int) -> bytes:

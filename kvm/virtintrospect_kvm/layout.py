@@ -18,6 +18,7 @@ Other machines (microvm, arm64 virt) raise :exc:`~virtintrospect.errors.MemoryAc
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from xml.etree import ElementTree
 
 from virtintrospect.errors import EncryptedMemoryError, MemoryAccessError
 from virtintrospect.memory.pc import FOUR_GIB, low_memory, ranges
+from virtintrospect_kvm.domainxml import parse_xml, size_of
 from virtintrospect_kvm.options import CommandLine, Options, parse_size
 
 GIB = 1 << 30
@@ -46,11 +48,13 @@ _LAUNCH_SECURITY = {"sev": "SEV", "sev-snp": "SEV-SNP", "tdx": "TDX", "s390-pv":
 #: Devices that put a memory backend into the guest at an address of their own.
 _MEMORY_DEVICES = ("pc-dimm", "virtio-mem-pci")
 
-_LIBVIRT_UNITS = {
-    "b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
-    "MiB": 1 << 20, "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40,
-    "TiB": 1 << 40,
-}  # fmt: skip
+
+def this_host_is_amd() -> bool:
+    """Whether the CPUs of this very host are AMD's."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(errors="replace")[:4096]
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +95,20 @@ class Layout:
     unplaced: tuple[str, ...] = ()
 
 
-def layout_of(arguments: list[str], xml: str = "") -> Layout:
+def layout_of(
+    arguments: list[str], xml: str = "", host_is_amd: Callable[[], bool] = this_host_is_amd
+) -> Layout:
     """The map of a QEMU with this command line.
 
     :param arguments: the command line, the program first.
     :param xml: the live domain XML, which alone knows of hotplugged memory.
+    :param host_is_amd: whether the CPUs of the guest's host are AMD's, where that matters.
     :raises EncryptedMemoryError: a confidential guest.
     :raises MemoryAccessError: a machine that is not known, or a command line that makes no
         sense.
     """
     line = CommandLine(arguments)
-    root = _parse_xml(xml)
+    root = parse_xml(xml)
     _refuse_encrypted(line, root)
     machine = line.machine
     ram_size, most = _ram_size(line)
@@ -112,7 +119,7 @@ def layout_of(arguments: list[str], xml: str = "") -> Layout:
             f"QEMU's command line gives {ram_size:#x} bytes of RAM by -m but {total:#x} in blocks"
         )
     low = split(machine, ram_size)
-    high_start = _above_4g_start(line, machine, ram_size, low, most)
+    high_start = _above_4g_start(line, machine, ram_size, low, most, host_is_amd)
     pieces = []
     for start, end, offset in ranges(ram_size, low, high_start):
         pieces += _place(blocks, start, end, offset)
@@ -140,16 +147,6 @@ def split(machine: Options, ram_size: int) -> int:
             hint="q35 and pc are; for others use an image made by `virsh dump --memory-only`",
         )
     return low
-
-
-def _parse_xml(xml: str) -> ElementTree.Element:
-    if not xml:
-        return ElementTree.Element("domain")
-    try:
-        # libvirt itself has written this text; it carries no document type.
-        return ElementTree.fromstring(xml)  # noqa: S314
-    except ElementTree.ParseError as error:
-        raise MemoryAccessError(f"the domain XML cannot be parsed: {error}") from error
 
 
 def _refuse_encrypted(line: CommandLine, root: ElementTree.Element) -> None:
@@ -255,16 +252,22 @@ def _xml_memory(root: ElementTree.Element) -> dict[str, tuple[int, int | None]]:
         if address is None:
             address = device.find("target/address[@base]")
         base = address.get("base", "") if address is not None else ""
-        if alias is not None and size is not None and (size.text or "").strip().isdigit():
-            unit = _LIBVIRT_UNITS.get(size.get("unit", "KiB"), 1 << 10)
+        if alias is not None and size_of(size):
             found[alias.get("name", "")] = (
-                int(size.text or "0") * unit,
+                size_of(size),
                 int(base, 0) if re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", base) else None,
             )
     return found
 
 
-def _above_4g_start(line: CommandLine, machine: Options, ram_size: int, low: int, most: int) -> int:
+def _above_4g_start(
+    line: CommandLine,
+    machine: Options,
+    ram_size: int,
+    low: int,
+    most: int,
+    host_is_amd: Callable[[], bool],
+) -> int:
     """Where RAM goes on above 4 GiB (pc_memory_init, pc_max_used_gpa)."""
     end = FOUR_GIB + ram_size - low
     if most > ram_size:
@@ -275,7 +278,7 @@ def _above_4g_start(line: CommandLine, machine: Options, ram_size: int, low: int
     highest = -(-end // GIB) * GIB + pci_hole - 1
     if highest < HYPERTRANSPORT_START or low == ram_size or not _enforces_amd_hole(machine):
         return FOUR_GIB
-    return HYPERTRANSPORT_END if _is_amd(line) else FOUR_GIB
+    return HYPERTRANSPORT_END if _is_amd(line, host_is_amd) else FOUR_GIB
 
 
 def _enforces_amd_hole(machine: Options) -> bool:
@@ -284,7 +287,7 @@ def _enforces_amd_hole(machine: Options) -> bool:
     return version is None or (int(version[1]), int(version[2])) >= (7, 1)
 
 
-def _is_amd(line: CommandLine) -> bool:
+def _is_amd(line: CommandLine, host_is_amd: Callable[[], bool]) -> bool:
     """Whether the guest's CPU says AuthenticAMD."""
     model, *features = next(
         (list(options.items()) for options in line.all("cpu", implied="model")), [("model", "")]
@@ -297,10 +300,7 @@ def _is_amd(line: CommandLine) -> bool:
         True for _ in line.all("enable-kvm")
     ):
         # Under KVM every model takes the vendor of the host's CPU (x86_cpu_load_model).
-        try:
-            return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(errors="replace")[:4096]
-        except OSError:
-            return False
+        return host_is_amd()
     name = model[1].lower()
     return name in ("", "max", "qemu64", "qemu32", "athlon", "phenom") or name.startswith(
         ("epyc", "opteron")

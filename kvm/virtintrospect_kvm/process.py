@@ -23,6 +23,14 @@ CHECK_INTERVAL_NS = 1_000_000
 _MAX_CMDLINE = 2 << 20
 
 
+class NotHereError(MemoryAccessError):
+    """The domain's QEMU is not to be seen from here; its memory may be had by other ways."""
+
+
+class ElsewhereError(NotHereError):
+    """The domain runs on another host."""
+
+
 class QemuProcess:
     """One running QEMU, held so that a reused PID can never be taken for it.
 
@@ -32,12 +40,13 @@ class QemuProcess:
     compared, and the process must still be alive after that.
 
     :param pid: process ID, as seen from here.
-    :param uuid: UUID of the domain; ``-uuid`` on the command line must say the same.
+    :param uuid: UUID of the domain; ``-uuid`` on the command line must say the same. ``None``:
+        the caller has another proof that it is the right process.
     :raises TargetGoneError: there is no such process, or it is not this domain's.
     :raises AccessDeniedError: ``/proc`` hides the process.
     """
 
-    def __init__(self, pid: int, uuid: str, name: str) -> None:
+    def __init__(self, pid: int, uuid: str | None, name: str) -> None:
         self.pid = pid
         self.uuid = uuid
         self.name = name
@@ -56,7 +65,7 @@ class QemuProcess:
             if isinstance(error, PermissionError):
                 raise self.denied(error) from error
             raise self.gone() from error
-        if _uuid_of(self.arguments) != uuid.lower():
+        if uuid is not None and _uuid_of(self.arguments) != uuid.lower():
             self.close()
             raise TargetGoneError(
                 f"process {pid} is not the QEMU of domain {name!r} (-uuid differs)",
@@ -83,7 +92,7 @@ class QemuProcess:
             )
         host = urlsplit(domain.uri).hostname
         if host and host not in ("localhost", "127.0.0.1", "::1", os.uname().nodename.lower()):
-            raise MemoryAccessError(
+            raise ElsewhereError(
                 f"domain {domain.name!r} runs on {host}: its memory is not here",
                 hint=f"run virt-introspect on {host}",
             )
@@ -94,12 +103,12 @@ class QemuProcess:
         if len(found) == 1:
             return cls(found[0], domain.uuid, domain.name)
         if found:
-            raise MemoryAccessError(
+            raise NotHereError(
                 f"several processes claim to be domain {domain.name!r}: PIDs "
                 + ", ".join(map(str, found[:8])),
                 hint="libvirt's PID file /run/libvirt/qemu/NAME.pid would tell; is it readable?",
             )
-        raise MemoryAccessError(
+        raise NotHereError(
             f"no QEMU process with -uuid {domain.uuid} (domain {domain.name!r}) is to be seen",
             hint="run as root, in the PID namespace of QEMU; /proc must not be mounted hidepid",
         )

@@ -83,11 +83,7 @@ class SmallGuest:
 
     def pattern(self) -> int:
         """Guest-physical address of :data:`PATTERN`."""
-        match = re.search(r"PATTERN (\d+) ([0-9a-f]{16})", self.text())
-        assert match is not None, self.text()[-500:]
-        entry = int.from_bytes(bytes.fromhex(match[2]), "little")
-        assert entry >> 63, "the page is present"
-        return (entry & ((1 << 55) - 1)) * 4096 + int(match[1]) % 4096
+        return pattern_in(self.text())
 
     def resident_kib(self) -> int:
         """Host memory of the guest: QEMU's VmRSS, in KiB."""
@@ -101,6 +97,26 @@ class SmallGuest:
             if "memory-backend" in str(entry.readlink()):
                 total += entry.stat().st_blocks // 2
         return total
+
+
+def pattern_in(text: str) -> int:
+    """Guest-physical address of :data:`PATTERN`, as the guest's console tells it."""
+    match = re.search(r"PATTERN (\d+) ([0-9a-f]{16})", text)
+    assert match is not None, text[-500:]
+    entry = int.from_bytes(bytes.fromhex(match[2]), "little")
+    assert entry >> 63, "the page is present"
+    return (entry & ((1 << 55) - 1)) * 4096 + int(match[1]) % 4096
+
+
+def initrd() -> Path:
+    """The guest's initramfs, in the lab's cache."""
+    archive = Archive()
+    for path in ("proc", "dev", "bin"):
+        archive.folder(path)
+    archive.node("dev/console", 5, 1)  # before devtmpfs is mounted
+    archive.program("bin/busybox", busybox())
+    archive.add("init", _INIT.encode(), 0o100755)
+    return store("small", archive.finish())
 
 
 @contextlib.contextmanager
@@ -122,12 +138,6 @@ def small_guest(
     connection = libvirtd.connect()
     name = f"mem-{machine}-{mib}-{backing}-{os.urandom(3).hex()}"
     folder = runtime(name)
-    archive = Archive()
-    for path in ("proc", "dev", "bin"):
-        archive.folder(path)
-    archive.node("dev/console", 5, 1)  # before devtmpfs is mounted
-    archive.program("bin/busybox", busybox())
-    archive.add("init", _INIT.encode(), 0o100755)
     image = kernel("6.1").vmlinuz
     handle = None
     try:
@@ -135,7 +145,7 @@ def small_guest(
 <domain type='qemu'><name>{name}</name>{maximum}<memory unit='MiB'>{mib}</memory>
 {BACKINGS[backing]}<vcpu>1</vcpu>
 <os><type arch='x86_64' machine='{machine}'>hvm</type><kernel>{copied(image, name)}</kernel>
-<initrd>{copied(store("small", archive.finish()), name)}</initrd>
+<initrd>{copied(initrd(), name)}</initrd>
 <cmdline>console=ttyS0 quiet</cmdline></os>
 <features><acpi/></features><cpu mode='maximum'>{cpu}</cpu>
 <devices><controller type='usb' model='none'/><memballoon model='none'/>

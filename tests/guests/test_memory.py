@@ -14,7 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from virtintrospect_kvm.driver import KvmDriver, KvmTarget
+from virtintrospect_kvm.domainxml import arguments_of
+from virtintrospect_kvm.driver import KvmTarget, open_process
+from virtintrospect_kvm.layout import layout_of
+from virtintrospect_kvm.remote import regions_of
 
 from tests.descriptors import descriptors
 from virtintrospect.errors import (
@@ -43,7 +46,16 @@ def guest(request: pytest.FixtureRequest) -> Iterator[SmallGuest]:
 
 
 def sees_the_guest(guest: SmallGuest, target: KvmTarget) -> None:
-    """The map has all that the guest calls RAM, and its bytes are where it says."""
+    """The map has all that the guest calls RAM, and its bytes are where it says.
+
+    The domain's XML alone gives the same map as QEMU's command line.
+    """
+    xml = guest.domain.xml
+    ours, theirs = (
+        list(merge(sorted(regions_of(layout))))
+        for layout in (target.layout, layout_of(arguments_of(xml), xml))
+    )
+    assert ours == theirs
     regions = list(merge(target.memory.regions))
     ram = guest.system_ram()
     assert ram
@@ -66,7 +78,7 @@ def sweep(memory: PhysicalMemory) -> int:
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 def test_map_and_full_scan(machine: str, mib: int, backing: str) -> None:
     with small_guest(machine=machine, mib=mib, backing=backing) as guest:
-        with KvmDriver().open(guest.domain) as target:
+        with open_process(guest.domain) as target:
             sees_the_guest(guest, target)
             if mib >= 4096:
                 assert guest.pattern() >= 4 << 30
@@ -82,7 +94,7 @@ def test_map_and_full_scan(machine: str, mib: int, backing: str) -> None:
 
 
 def test_same_bytes_every_way(guest: SmallGuest) -> None:
-    with KvmDriver().open(guest.domain) as target:
+    with open_process(guest.domain) as target:
         memory = target.memory
         sees_the_guest(guest, target)
         at = guest.pattern()
@@ -129,7 +141,7 @@ def test_the_dump_says_the_same(guest: SmallGuest, tmp_path: Path) -> None:
     guest.handle.suspend()
     try:
         guest.handle.coreDumpWithFormat(str(path), 0, 1 << 4)  # VIR_DUMP_MEMORY_ONLY
-        with KvmDriver().open(guest.domain) as target, open_image(path) as image:
+        with open_process(guest.domain) as target, open_image(path) as image:
             assert image.read(guest.pattern(), len(PATTERN)) == PATTERN
             assert [note.name for note in image.notes].count("QEMU") == 1  # type: ignore[attr-defined]
             for region in target.memory.regions[:2]:
@@ -148,7 +160,7 @@ def _read_until_gone(memory: PhysicalMemory, at: int) -> None:
 
 @pytest.mark.parametrize("backing", ["memfd", "anonymous"])
 def test_destroyed_in_mid_read(backing: str) -> None:
-    with small_guest(backing=backing) as guest, KvmDriver().open(guest.domain) as target:
+    with small_guest(backing=backing) as guest, open_process(guest.domain) as target:
         at, memory, domain = guest.pattern(), target.memory, guest.domain
         threading.Timer(0.2, guest.handle.destroy).start()
         with pytest.raises(TargetGoneError, match="has ended"):
@@ -165,12 +177,12 @@ def test_destroyed_in_mid_read(backing: str) -> None:
             with pytest.raises(TargetGoneError):
                 ask()
         with pytest.raises(MemoryAccessError):
-            KvmDriver().open(domain)
+            open_process(domain)
 
 
 def test_closed_target_reads_no_more(guest: SmallGuest) -> None:
     before = descriptors()
-    target = KvmDriver().open(guest.domain)
+    target = open_process(guest.domain)
     assert descriptors() - before
     target.close()
     target.close()
@@ -185,14 +197,14 @@ _AS_NOBODY = """
 import os, sys
 from virtintrospect.domain import Domain
 from virtintrospect.errors import VirtIntrospectError
-from virtintrospect_kvm.driver import KvmDriver
+from virtintrospect_kvm.driver import open_process
 domain = Domain(sys.argv[1], sys.argv[2], 1, "running", "QEMU", "qemu:///system")
-KvmDriver().open(domain).close()
+open_process(domain).close()
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 try:
-    KvmDriver().open(domain)
+    open_process(domain)
 except VirtIntrospectError as error:
     print(type(error).__name__, error.exit_code, error, error.hint, sep="|")
 """
@@ -214,7 +226,7 @@ def test_nobody_is_refused(guest: SmallGuest) -> None:
 
 def test_reading_outlives_the_privilege(guest: SmallGuest) -> None:
     """Opened as root, read as nobody: memory stays readable, bulk reads included."""
-    with KvmDriver().open(guest.domain) as target:
+    with open_process(guest.domain) as target:
         at = guest.pattern()
         child = os.fork()
         if child == 0:
@@ -237,19 +249,19 @@ def test_domains_that_cannot_be_read(guest: SmallGuest) -> None:
     domain = guest.domain
     sev = domain.xml.replace("<devices>", "<launchSecurity type='sev'/><devices>")
     with pytest.raises(EncryptedMemoryError, match="SEV"):
-        KvmDriver().open(dataclasses.replace(domain, xml=sev))
+        open_process(dataclasses.replace(domain, xml=sev))
     with pytest.raises(MemoryAccessError, match="is shut off"):
-        KvmDriver().open(dataclasses.replace(domain, id=None, state="shut off"))
+        open_process(dataclasses.replace(domain, id=None, state="shut off"))
     with pytest.raises(MemoryAccessError, match="runs on far"):
-        KvmDriver().open(dataclasses.replace(domain, uri="qemu+ssh://far/system"))
+        open_process(dataclasses.replace(domain, uri="qemu+ssh://far/system"))
     other = "00000000-0000-4000-8000-000000000000"
     with pytest.raises(MemoryAccessError, match=re.escape(other)):
-        KvmDriver().open(dataclasses.replace(domain, uuid=other))
+        open_process(dataclasses.replace(domain, uuid=other))
 
 
 def test_without_the_pid_file(guest: SmallGuest) -> None:
     domain = dataclasses.replace(guest.domain, name="another name")
-    with KvmDriver().open(domain) as target:
+    with open_process(domain) as target:
         assert target.process.pid == guest.pid
 
 
@@ -265,14 +277,14 @@ def test_numa_and_hotplug(backing: str) -> None:
         mib=5120, backing=backing, cpu=_CELLS,
         maximum="<maxMemory slots='4' unit='GiB'>8</maxMemory>",
     ) as guest:  # fmt: skip
-        with KvmDriver().open(guest.domain) as target:
+        with open_process(guest.domain) as target:
             assert len(target.layout.blocks) == 2
             sees_the_guest(guest, target)
         guest.handle.attachDevice(
             "<memory model='dimm'><target><size unit='MiB'>256</size><node>1</node></target>"
             "</memory>"
         )
-        with KvmDriver().open(guest.domain) as target:
+        with open_process(guest.domain) as target:
             assert len(target.layout.blocks) == 3
             sees_the_guest(guest, target)
             assert target.memory.size == (5376 << 20) - 0x20000 + 0x40000  # VGA's window, SeaBIOS
@@ -291,7 +303,7 @@ def test_file_backing() -> None:
 
 
 def _reads_without_growing(backing: str) -> None:
-    with small_guest(backing=backing) as guest, KvmDriver().open(guest.domain) as target:
+    with small_guest(backing=backing) as guest, open_process(guest.domain) as target:
         assert target.transport == ("kvm-process" if "private" in backing else "kvm-mmap")
         sees_the_guest(guest, target)
         guest.handle.suspend()

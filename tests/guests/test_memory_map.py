@@ -13,15 +13,20 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from virtintrospect_kvm.driver import KvmDriver, KvmTarget
+from virtintrospect_kvm.driver import KvmTarget, open_process
+from virtintrospect_kvm.layout import layout_of
+from virtintrospect_kvm.qmp import Monitor, MonitorError
+from virtintrospect_kvm.remote import regions_of
+from virtintrospect_kvm.standalone import arguments_of
 
 from virtintrospect.domain import Domain
 from virtintrospect.memory import Region
+from virtintrospect.memory.base import merge
 
 from .lab.hugepages import hugepages
 
@@ -113,8 +118,30 @@ def start(tmp_path: Path) -> Iterator[Any]:
         qemu.close()
 
 
+class Told(Monitor):
+    """The connection that the test has, as the driver wants one."""
+
+    def __init__(self, qemu: BareQemu) -> None:
+        self._qemu = qemu
+
+    def command(self, name: str, arguments: Any = None, *, files: Sequence[int] = ()) -> Any:
+        assert not files
+        try:
+            return self._qemu.command(name, **(arguments or {}))
+        except AssertionError as error:
+            raise MonitorError(name, "GenericError", str(error)) from error
+
+    def close(self) -> None:
+        pass
+
+
 def agree(qemu: BareQemu, target: KvmTarget, *names: str) -> None:
-    """Every range that QEMU's map has is in ours, with the same block and offset."""
+    """Every range that QEMU's map has is in ours, with the same block and offset.
+
+    What the monitor tells gives the same map as the command line.
+    """
+    told = layout_of(arguments_of(Told(qemu)))
+    assert list(merge(sorted(regions_of(told)))) == list(merge(sorted(regions_of(target.layout))))
     seen = qemu.ram(*names)
     assert seen
     for region, name, offset in seen:
@@ -154,7 +181,7 @@ def test_one_block(start: Any, machine: str, mib: int, backend: str) -> None:
         "-machine", f"{machine},memory-backend=pc.ram", "-m", str(mib),
         "-object", backend.format(name="pc.ram", size=f"{mib}M"),
     )  # fmt: skip
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         agree(qemu, target, "pc.ram")
         assert target.transport == ("kvm-mmap" if backend is MEMFD else "kvm-process")
 
@@ -175,7 +202,7 @@ def test_one_block(start: Any, machine: str, mib: int, backend: str) -> None:
 )
 def test_machine_options(start: Any, machine: str, mib: int) -> None:
     qemu = start("-machine", machine, "-m", f"size={mib * 1024}k")
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         agree(qemu, target, "pc.ram")
 
 
@@ -189,7 +216,7 @@ def test_numa(start: Any, machine: str, sizes: tuple[int, ...], backend: str) ->
         arguments += ["-object", backend.format(name=name, size=f"{mib}M")]
         arguments += ["-numa", f"node,nodeid={node},cpus={node},memdev={name}"]
     qemu = start(*arguments)
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         agree(qemu, target, *names)
 
 
@@ -200,7 +227,7 @@ def test_dimm_at_boot_and_hotplugged(start: Any, backend: str) -> None:
         "-object", backend.format(name="memdimm0", size="256M"),
         "-device", '{"driver":"pc-dimm","memdev":"memdimm0","id":"dimm0","addr":4294967296}',
     )  # fmt: skip
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         agree(qemu, target, "pc.ram", "memdimm0")
     kind = backend.split(",")[0]
     shared = {"share": True} if backend is MEMFD else {}
@@ -210,7 +237,7 @@ def test_dimm_at_boot_and_hotplugged(start: Any, backend: str) -> None:
     xml = f"""<domain><devices><memory model='dimm'><target><size unit='KiB'>524288</size></target>
       <alias name='dimm1'/><address type='dimm' slot='1' base='{plugged.start:#x}'/></memory>
       </devices></domain>"""
-    with KvmDriver().open(qemu.domain(xml)) as target:
+    with open_process(qemu.domain(xml)) as target:
         agree(qemu, target, "pc.ram", "memdimm0", "memdimm1")
 
 
@@ -219,7 +246,7 @@ def test_terabyte_guest_of_another_vendor(start: Any) -> None:
         "-machine", "q35,memory-backend=pc.ram", "-m", "990G", "-cpu", "max,vendor=GenuineIntel",
         "-object", MEMFD.format(name="pc.ram", size="990G"),
     )  # fmt: skip
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         agree(qemu, target, "pc.ram")
 
 
@@ -227,7 +254,7 @@ def test_terabyte_guest_of_another_vendor(start: Any) -> None:
 def test_bios(start: Any, machine: str) -> None:
     qemu = start("-machine", machine, "-m", "128")
     ((region, _, _),) = [rom for rom in qemu.ram("pc.bios") if rom[0].start > 1 << 30]
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         assert target.memory.regions[-1] == region
         assert target.memory._pieces[-1][2]._pagemap._first << 12 == qemu.host_address(region.start)
         assert target.memory.read((4 << 30) - 16, 1) == b"\xea"  # the reset vector: a far jump
@@ -245,7 +272,7 @@ def test_pflash(start: Any, tmp_path: Path) -> None:
         arguments += ["-blockdev", json.dumps({"driver": "raw", "file": f"s{number}",
                       "node-name": f"f{number}", "read-only": number == 0})]  # fmt: skip
     qemu = start(*arguments)
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         high = 4 << 30
         assert target.memory.regions[-2:] == (
             Region(high - (2 << 20) - (128 << 10), high - (2 << 20)),
@@ -262,7 +289,7 @@ def test_unknown_machine(start: Any) -> None:
 
     qemu = start("-machine", "microvm", "-m", "256")
     with pytest.raises(MemoryAccessError, match="microvm"):
-        KvmDriver().open(qemu.domain())
+        open_process(qemu.domain())
 
 
 @pytest.fixture
@@ -285,7 +312,7 @@ def test_huge_pages(start: Any, share: str) -> None:
         "-machine", "q35,memory-backend=pc.ram", "-m", "64", "-object",
         f"memory-backend-memfd,id=pc.ram,size=64M,hugetlb=on,hugetlbsize=2M,share={share}",
     )  # fmt: skip
-    with KvmDriver().open(qemu.domain()) as target:
+    with open_process(qemu.domain()) as target:
         agree(qemu, target, "pc.ram")
         before = free()
         memory = target.memory

@@ -203,7 +203,7 @@ def test_a_closed_session_says_so(session: Session) -> None:
         ("file:///a%00b", NoSuchTargetError),
         ("http://[", UsageError),
         ("file://[", UsageError),
-        ("qmp:/run/x", UsageError),
+        ("qmp:/no/such", NoSuchTargetError),
     ],
 )
 def test_paths(name: str, error: type[VirtIntrospectError]) -> None:

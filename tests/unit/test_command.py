@@ -19,6 +19,7 @@ COMMANDS = [
     "dmesg",
     "env",
     "files",
+    "hints",
     "hung",
     "info",
     "interfaces",
@@ -110,8 +111,8 @@ def test_bad_url(capsys: pytest.CaptureFixture[str]) -> None:
     fails(["ps", "file://other-host/image"], 2, capsys)
 
 
-def test_qmp_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "not supported yet" in fails(["ps", "qmp:/run/qemu.sock"], 2, capsys)
+def test_qmp_socket_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no QMP socket /no/such" in fails(["ps", "qmp:/no/such"], 3, capsys)
 
 
 def test_bad_column_is_told_with_the_good_ones(

@@ -12,6 +12,7 @@ import click
 from virtintrospect import __version__
 from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.escape import printable
+from virtintrospect.cli.hints import hints
 from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.info import info
 from virtintrospect.cli.listing import list_
@@ -36,7 +37,8 @@ def cli(context: click.Context) -> None:
     """Show what runs inside the guests of this libvirt host, from the outside.
 
     No agent in the guest, no debug symbols, no pause. TARGET is a domain's name, id or UUID,
-    or the path of a memory image (with a slash in it: ./guest.core).
+    the path of a memory image (with a slash in it: ./guest.core), or qmp:/path/to/socket of a
+    QEMU without libvirt.
 
     \b
     virt-introspect list
@@ -60,6 +62,7 @@ for command in (
     *table_commands(),
     guestinfo,
     dommemstat,
+    hints,
     hung,
     crash,
     symbols,

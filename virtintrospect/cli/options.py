@@ -229,6 +229,11 @@ def common(function: _F) -> _F:
 
 def target_argument(function: _F) -> _F:
     """The TARGET, a domain or a memory image, and the options that say how it is opened."""
+    return click.argument("target", shell_complete=complete_target)(target_options(function))
+
+
+def target_options(function: _F) -> _F:
+    """The options that say how a TARGET is opened."""
     options = [
         click.option(
             "--transport", metavar="NAME", expose_value=False, callback=_set("transport"),
@@ -250,7 +255,7 @@ def target_argument(function: _F) -> _F:
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
-    return click.argument("target", shell_complete=complete_target)(function)
+    return function
 
 
 def number(text: str, what: str) -> int:

@@ -1,4 +1,4 @@
-"""Figures of a guest: what hints are made of, sampled from time to time."""
+"""Figures of ready guests, sampled from time to time and kept on disk."""
 
 from __future__ import annotations
 
@@ -6,71 +6,16 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from virtintrospect.daemon.config import History
 from virtintrospect.domain import Domain
-from virtintrospect.errors import TargetGoneError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
+from virtintrospect.insight.figures import Sample, sample
 
 _log = logging.getLogger(__name__)
-
-#: Members of ``memory`` that are kept; all are bytes.
-MEMORY = (
-    "memory_total", "memory_free", "memory_available", "buffers", "cached", "s_reclaimable",
-    "swap_total", "swap_free", "active", "inactive", "dirty", "anon_pages", "committed_as",
-)  # fmt: skip
-#: Members of ``cpu``, summed over all CPUs; milliseconds.
-CPU = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-LOAD = ("load1", "load5", "load15", "running", "blocked", "total")
-
-Sample = dict[str, Any]
-
-
-def sample(guest: Guest) -> Sample:
-    """One sample. What this kernel does not measure, or does not show now, is left out."""
-    taken: Sample = {"time": round(time.time(), 3)}
-    parts: dict[str, Callable[[Guest], Sample]] = {
-        "memory": _memory,
-        "cpu": _cpu,
-        "load": _load,
-        "pressure": _pressure,
-    }
-    for name, part in parts.items():
-        try:
-            if figures := part(guest):
-                taken[name] = figures
-        except TargetGoneError:
-            raise
-        except VirtIntrospectError as error:
-            _log.debug("no figures of %s: %s", name, error)
-    return taken
-
-
-def _memory(guest: Guest) -> Sample:
-    info = guest.meminfo()
-    values = {name: getattr(info, name) for name in MEMORY}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _cpu(guest: Guest) -> Sample:
-    times = guest.cpu()
-    return {name: sum(getattr(cpu, name) for cpu in times) for name in CPU} | {"cpus": len(times)}
-
-
-def _load(guest: Guest) -> Sample:
-    load = guest.load()
-    return {name: getattr(load, name) for name in LOAD}
-
-
-def _pressure(guest: Guest) -> Sample:
-    return {
-        f"{row.resource}_{row.kind}": {"avg10": row.avg10, "avg60": row.avg60, "total": row.total}
-        for row in guest.pressure()
-    }
 
 
 class Sampler:

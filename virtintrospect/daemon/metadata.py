@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 from virtintrospect.cli.escape import printable
-from virtintrospect.daemon.figures import Sample
 from virtintrospect.daemon.log import event
 from virtintrospect.daemon.sessions import DomainSession
 from virtintrospect.daemon.state import State
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.host import Host
+from virtintrospect.insight.figures import Sample
 
 if TYPE_CHECKING:
     from virtintrospect.daemon.hub import Hub

@@ -12,10 +12,10 @@ from typing import Any
 
 from virtintrospect.cli.escape import printable
 from virtintrospect.daemon.config import Metrics
-from virtintrospect.daemon.figures import CPU, Sample
 from virtintrospect.daemon.sessions import DomainSession
 from virtintrospect.daemon.state import State
 from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.insight.figures import CPU, Sample
 
 _LABELS = ("domain", "uuid")
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -60,6 +60,9 @@ class PhysicalMemory(abc.ABC):
 
     #: Where there is RAM (or ROM): sorted, not overlapping, adjacent ranges not merged.
     regions: tuple[Region, ...] = ()
+    #: Each read is a slow call: whoever knows beforehand what will be read says so by
+    #: :meth:`prefetch`.
+    slow: bool = False
 
     @abc.abstractmethod
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:
@@ -163,6 +166,19 @@ class PhysicalMemory(abc.ABC):
     def resident(self) -> Iterator[Region]:
         """Ranges that hold data, in rising order; the rest of :attr:`regions` is zeros."""
         yield from self.regions
+
+    def prefetch(self, paddrs: Sequence[int], size: int) -> None:  # noqa: B027
+        """Say that ``size`` bytes at each of ``paddrs`` will be read soon, one by one.
+
+        For memory that is :attr:`slow`; raises nothing for what is not there.
+        """
+
+    def expire(self) -> None:  # noqa: B027 (not every memory keeps what it has read)
+        """Make sure that what is read from now on is read now: for a second look.
+
+        A look that is to find out whether something has changed must not be shown what the
+        first one read.
+        """
 
     def forget(self) -> None:  # noqa: B027 (not every memory remembers something)
         """Drop what is remembered of residency: for sessions that last long."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SlabCache,
     )
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
+    from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
     from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
@@ -43,6 +44,7 @@ __all__ = [
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
+    "Hint",
     "Interface",
     "Load",
     "LogRecord",
@@ -100,6 +102,7 @@ _WHERE = {
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
+    "Hint": "hint",
     "User": "users",
     "Login": "users",
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from virtintrospect.arch.paging import NOT_MAPPED, translate_many
 from virtintrospect.errors import FaultError
+from virtintrospect.space import as_addresses
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
@@ -31,6 +34,23 @@ class CommandLine(NamedTuple):
 
 
 _UNKNOWN = CommandLine(None)
+
+
+def foresee(guest: LinuxGuest, those: Sequence[tuple[int, Arguments]]) -> None:
+    """Have the pages with the arguments of many processes read together, where that saves time.
+
+    :param those: ``mm_struct.pgd`` of each process and its arguments.
+    """
+    if not guest.memory.slow or not those:
+        return
+    import numpy as np
+
+    kernel = guest.kernel
+    roots = kernel.translate_many([pgd for pgd, _ in those])
+    for edge in ("start", "environment_end"):
+        vaddrs = as_addresses([getattr(where, edge) or 0 for _, where in those])
+        paddrs = translate_many(guest.memory, kernel.mode, roots, vaddrs)
+        guest.memory.prefetch(paddrs[paddrs != np.uint64(NOT_MAPPED)].tolist(), 1)
 
 
 def command_line(

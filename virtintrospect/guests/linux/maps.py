@@ -92,6 +92,7 @@ def _complete(guest: LinuxGuest, pid: int, budget: Budget) -> tuple[Row, list[Ro
         rows, problems = _read(guest, process, budget)
         if not problems and len(rows) == process["count"]:
             break
+        guest.memory.expire()
     else:
         if not problems:
             guest.note(f"process {pid} has {process['count']} mappings, seen {len(rows)}", 0)
@@ -104,6 +105,7 @@ def _same(guest: LinuxGuest, process: Row, rows: list[Row]) -> list[bool]:
     """Which mappings a second look finds unchanged; none where the process has other memory."""
     if not guest.live:
         return [True] * len(rows)
+    guest.memory.expire()
     layout = guest.layout("task_struct", {"pid": "tgid", "mm": "mm"}, ())
     owner = layout.lists(guest.kernel, [process["address"]], [])
     if owner["mm"] != [process["mm"]]:

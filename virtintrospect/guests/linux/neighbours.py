@@ -85,6 +85,7 @@ def _entries(guest: LinuxGuest, table: _Table, budget: Budget) -> list[Row]:
     nodes = _nodes(guest, array, 1 << shift, next_at, budget)
     rows = _rows(guest, "neighbour", _MEMBERS, nodes, ("hardware",))
     if guest.live:  # a second look, at the same members but what may change any time
+        guest.memory.expire()
         again = _rows(guest, "neighbour", {"dev": "dev"}, nodes, ())
         rows = [row for row, now in zip(rows, again, strict=True) if row["dev"] == now["dev"]]
     return _keyed(guest, rows, guest.types.offsetof("neighbour", "primary_key"), table.size)

@@ -41,7 +41,9 @@ def from_records(guest: LinuxGuest, after: int | None = None) -> list[LogRecord]
             f"the printk buffer claims {size} bytes", guest.symbols.address("log_buf_len")
         )
     address = guest.pointer("log_buf")
-    for _ in range(_ATTEMPTS if guest.live else 1):
+    for attempt in range(_ATTEMPTS if guest.live else 1):
+        if attempt:
+            guest.memory.expire()
         place = _place(guest)
         if after is not None and _newest(guest) == after:
             return []

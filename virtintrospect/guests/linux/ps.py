@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtintrospect.guests.linux import system
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.cmdline import Arguments, CommandLine, command_line
+from virtintrospect.guests.linux.cmdline import Arguments, CommandLine, command_line, foresee
 from virtintrospect.guests.linux.cputime import group_times, task_times
 from virtintrospect.guests.linux.kthread import ThreadNames
 from virtintrospect.guests.linux.lists import LIMIT
@@ -189,6 +189,7 @@ def _confirmed(
     may be anybody's: it is left out, and the row doubted.
     """
     layout = guest.layout("task_struct", {name: _MEMBERS[name] for name in _STILL}, text=("comm",))
+    guest.memory.expire()
     again = layout.lists(guest.kernel, [row["address"] for row in rows], [])
     kept: list[Process] = []
     for index, (row, record) in enumerate(zip(rows, records, strict=True)):
@@ -212,6 +213,10 @@ def _doubted(record: Process, changed: list[str]) -> Process:
     less = _DOUBT * max(1, len({_HANGS_ON.get(name) for name in changed}))
     changes: dict[str, Any] = hidden | {"confidence": round(max(0.0, record.confidence - less), 1)}
     return replace(record, **changes)
+
+
+def _arguments(row: Row) -> Arguments:
+    return Arguments(row["arg_start"], row["arg_end"], row["env_end"])
 
 
 class _Table:
@@ -255,6 +260,7 @@ class _Table:
 
             self._details, self._moved = details_of(guest, addresses, others, budget)
         self._arguments: dict[int, CommandLine] = {}
+        foresee(guest, [(row["pgd"], _arguments(row)) for row in rows if row["pgd"]])
 
     def records(self) -> list[Process]:
         return [self._record(index, row) for index, row in enumerate(self._rows)]
@@ -325,7 +331,7 @@ class _Table:
     def _command_line(self, row: Row) -> bytes | None:
         """Read once for all threads of a process: they share their memory."""
         if row["mm"] not in self._arguments:
-            where = Arguments(row["arg_start"], row["arg_end"], row["env_end"])
+            where = _arguments(row)
             self._arguments[row["mm"]] = command_line(self._guest, row["pgd"], where, self._budget)
         return self._arguments[row["mm"]].text
 

@@ -169,6 +169,7 @@ def _free(
         todo = again
         del guest.problems[noted:]
         places = [nodes[index].address for index in todo]
+        guest.memory.expire()
         fresh = layout.lists(guest.kernel, places, [])
         for index, length, first in zip(todo, fresh["partial"], fresh["first"], strict=True):
             lengths[index], firsts[index] = length, first

@@ -132,6 +132,7 @@ def _settled(guest: LinuxGuest, reader: _Reader, addresses: list[int]) -> list[R
     kept = {} if guest.live else last
     pending = addresses
     for attempt in range(_ATTEMPTS if guest.live else 0):
+        guest.memory.expire()
         now = {row["address"]: row for row in reader.rows(pending)}
         if not attempt:
             bad = {address: what for address, what in bad.items() if address in reader.bad}

@@ -131,6 +131,8 @@ class StackReader:
         found: dict[int, TaskStack] = {}
         doubtful = list(tasks)
         for attempt in range(_ATTEMPTS if self._guest.live else 1):
+            if attempt:
+                self._guest.memory.expire()
             rows = self._rows(doubtful)
             running = self.cpus.running(fresh=attempt > 0)
             for row in rows:

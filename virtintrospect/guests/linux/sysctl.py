@@ -154,6 +154,7 @@ def _read(guest: LinuxGuest, placed: list[tuple[_Directory, int, int]]) -> list[
     columns = layout.lists(guest.kernel, addresses, [])
     names = guest.kernel.strings([it or 0 for it in columns["procname"]], _NAME)
     if guest.live:
+        guest.memory.expire()
         again = layout.lists(guest.kernel, addresses, [])["procname"]
         names = [
             name if now == before else None

@@ -47,7 +47,9 @@ class Tasks:
                 self._guest.kernel, self._head, guess=self._known, budget=budget
             )
             if problem is None or not self._guest.live:
-                break  # else it may have led to a task that ended just then
+                break
+            # It may have led to a task that ended just then.
+            self._guest.memory.expire()
         self._guest.note_all([problem])
         self._known = nodes
         offset = self._offset
@@ -89,6 +91,7 @@ class Tasks:
             nexts = columns.pop("tasks.next")
             if self._chains_up(known, nexts):
                 return columns
+            self._guest.memory.expire()
             self._known_array = np.array(self.addresses(), dtype=np.uint64)
         return columns  # changing faster than we look: rows of an instant ago
 

@@ -67,7 +67,9 @@ def _steady(guest: LinuxGuest, read: Any, cpu: int, offset: int, budget: Budget)
     """What a reader finds; where the guest changed it meanwhile, it is read again."""
     rows: list[Row] = []
     known = guest.problems
-    for _ in range(_ATTEMPTS if guest.live else 1):
+    for attempt in range(_ATTEMPTS if guest.live else 1):
+        if attempt:
+            guest.memory.expire()
         guest.problems = known[:]
         rows = read(guest, cpu, offset, budget)
         if len(guest.problems) == len(known):

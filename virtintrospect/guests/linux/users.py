@@ -59,6 +59,7 @@ def users(guest: LinuxGuest) -> list[User]:
     addresses = guest.tasks.addresses(budget)
     rows = _credentials(guest, addresses)
     if guest.live:
+        guest.memory.expire()
         again = _credentials(guest, addresses)
         rows = [row for row, other in zip(rows, again, strict=True) if row == other]
     counts = Counter(row[2:] for row in rows if None not in row and 0 < row[0] <= _MAX_PID)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.files import FILES, MOUNTS
+from virtintrospect.insight.tables.hints import HINTS
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
 from virtintrospect.insight.tables.primitives import (
@@ -55,6 +56,7 @@ __all__ = [
     "DOMMEMSTAT",
     "ENV",
     "FILES",
+    "HINTS",
     "HUNG",
     "IMPORTED",
     "INFO",
@@ -131,6 +133,7 @@ ALL = {
         *COMMANDS,
         HUNG,
         CRASH,
+        HINTS,
         DOMMEMSTAT,
         SYMBOLS,
         TYPES,

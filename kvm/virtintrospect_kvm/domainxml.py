@@ -1,0 +1,77 @@
+"""A domain's XML as the command line of its QEMU, as far as it says where memory is.
+
+For guests of other hosts, and for users who cannot see the QEMU process.
+"""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from virtintrospect.errors import MemoryAccessError
+
+#: Bytes of the units that libvirt writes (docs/formatdomain: memory); KiB where it names none.
+UNITS = {
+    "b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
+    "MiB": 1 << 20, "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40,
+    "TiB": 1 << 40,
+}  # fmt: skip
+
+_COMMAND_LINE = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
+_VENDORS = {"AMD": "AuthenticAMD", "Intel": "GenuineIntel"}
+
+
+def parse_xml(xml: str) -> ElementTree.Element:
+    """The root of a domain's XML, an empty one where there is none.
+
+    :raises MemoryAccessError: it cannot be parsed.
+    """
+    if not xml:
+        return ElementTree.Element("domain")
+    try:
+        # libvirt itself has written this text; it carries no document type.
+        return ElementTree.fromstring(xml)  # noqa: S314
+    except ElementTree.ParseError as error:
+        raise MemoryAccessError(f"the domain XML cannot be parsed: {error}") from error
+
+
+def arguments_of(xml: str) -> list[str]:
+    """What QEMU's command line says of machine, RAM and processor.
+
+    :param xml: live domain XML.
+    :raises MemoryAccessError: it says nothing of the machine or of the RAM.
+    """
+    root = parse_xml(xml)
+    machine = root.find("os/type[@machine]")
+    if machine is None:
+        raise MemoryAccessError("the domain XML names no machine type")
+    accelerator = "kvm" if root.get("type") == "kvm" else "tcg"
+    arguments = ["qemu", "-machine", f"{machine.get('machine')},accel={accelerator}"]
+    # <memory> is all that the guest has, plugged devices included (virDomainDefGetMemoryTotal).
+    plugged = sum(size_of(size) for size in root.iterfind("devices/memory/target/size"))
+    boot = size_of(root.find("memory")) - plugged
+    if boot <= 0:
+        raise MemoryAccessError("the domain XML does not say how much RAM the guest has")
+    memory = f"size={boot}b"
+    most = root.find("maxMemory")
+    if most is not None:
+        memory += f",maxmem={size_of(most)}b,slots={most.get('slots', '0')}"
+    arguments += ["-m", memory]
+    processor = _processor(root)
+    if processor:
+        arguments += ["-cpu", processor]
+    return arguments + [e.get("value", "") for e in root.iterfind(f"{_COMMAND_LINE}/*")]
+
+
+def size_of(element: ElementTree.Element | None) -> int:
+    """Bytes that an element with a unit stands for; 0 where there is none."""
+    if element is None or not (element.text or "").strip().isdigit():
+        return 0
+    return int(element.text or "0") * UNITS.get(element.get("unit", "KiB"), 1 << 10)
+
+
+def _processor(root: ElementTree.Element) -> str:
+    model = root.findtext("cpu/model", "").strip()
+    if root.find("cpu[@mode='maximum']") is not None:
+        model = "max"
+    vendor = _VENDORS.get(root.findtext("cpu/vendor", "").strip())
+    return f"{model},vendor={vendor}" if vendor else model

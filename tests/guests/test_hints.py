@@ -1,0 +1,350 @@
+"""``hints`` on a guest that is brought into the state that each hint is about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from virtintrospect.cli.main import cli
+from virtintrospect.errors import UsageError
+from virtintrospect.host import Host
+from virtintrospect.insight.figures import sample
+from virtintrospect.insight.hints import Facts, hints
+from virtintrospect.insight.history import Window
+from virtintrospect.insight.policy import load_policy
+from virtintrospect.model import Hint
+from virtintrospect.plugin import adjust
+from virtintrospect.plugin.adjust import follow, undo, within_limits
+from virtintrospect.session import Session, open_session
+
+from .lab.domain import Config
+from .lab.guest import Guest
+from .lab.initramfs import program
+from .lab.kernels import loose_module
+
+MIB = 1 << 20
+#: Enough memory for changes that are no noise, and a CPU more than one thread can use.
+_CONFIG = Config("6.12", backing="anonymous", pti=False, ram_mib=1024, vcpus=2, cmdline="psi=1")
+_BALANCED = load_policy()
+#: What takes minutes in an operator's policy takes seconds here.
+POLICY = dataclasses.replace(
+    _BALANCED, dead_band_mib=64, runaway_seconds=2.0, clean_cache_mib=256, settle_seconds=1.0
+)
+
+_SLOW_DISK = """
+mkdir -p /mnt/hints; mount -t cgroup2 none /mnt/hints; echo +io > /mnt/hints/cgroup.subtree_control
+mkdir -p /mnt/hints/slow; dd if=/dev/zero of=/tmp/disk bs=1M count=32; losetup /dev/loop3 /tmp/disk
+echo "7:3 wbps=4194304" > /mnt/hints/slow/io.max
+"""
+_IN_SLOW_GROUP = "echo $$ > /mnt/hints/slow/cgroup.procs; exec /tmp/load write /dev/loop3 16"
+_BOTH = """
+/tmp/load touch 600 >/dev/null 2>&1 & /tmp/load touch 600 >/dev/null 2>&1 &
+for i in $(seq 400); do [ $(pidof load | wc -w) -lt 2 ] && break; usleep 100000; done
+killall -9 load
+"""
+#: A block device's pages stay as long as somebody has it open.
+_READ_ONCE = """
+truncate -s 400M /tmp/holes; losetup /dev/loop4 /tmp/holes
+exec 3</dev/loop4; dd bs=1M <&3 >/dev/null; echo done > /tmp/read-once; exec sleep 1000
+"""
+
+
+@pytest.fixture(scope="module")
+def loads(lab: Any) -> Iterator[Guest]:
+    guest: Guest = lab.guest(_CONFIG)
+    guest.put("/tmp/load", program("load").read_bytes(), 0o755)
+    yield guest
+    lab.release(_CONFIG)
+
+
+@pytest.fixture
+def session(loads: Guest) -> Iterator[Session]:
+    with open_session(loads.name) as session:
+        yield session
+
+
+@contextmanager
+def load(guest: Guest, *arguments: str) -> Iterator[None]:
+    """The guest while its program load.c runs."""
+    try:
+        guest.run(
+            f"rm -f /tmp/load.ready; /tmp/load {' '.join(arguments)} >/dev/null 2>&1 & "
+            "for i in $(seq 600); do [ -e /tmp/load.ready ] && exit; usleep 50000; done; exit 1",
+            60,
+        )
+        yield
+    finally:
+        guest.run("killall -9 load; while pidof load; do usleep 50000; done", check=False)
+
+
+def watch(session: Session, samples: int = 7, step: float = 0.5) -> Facts:
+    taken = []
+    for _ in range(samples):
+        taken.append(sample(session.guest))
+        time.sleep(step)
+    resident = session.target.resident_size()  # type: ignore[attr-defined]
+    return Facts(Window(taken), POLICY, session.domain, resident)
+
+
+def one(found: list[Hint], resource: str, action: str) -> Hint:
+    (hint,) = [hint for hint in found if (hint.resource, hint.action) == (resource, action)]
+    return hint
+
+
+def kinds(found: list[Hint]) -> set[tuple[str, str]]:
+    return {(hint.resource, hint.action) for hint in found}
+
+
+def used(guest: Guest) -> int:
+    """MemTotal less MemAvailable, by the guest's own word; bytes."""
+    lines = guest.get("/proc/meminfo").decode().splitlines()
+    words = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    return words["MemTotal"] - words["MemAvailable"]
+
+
+def test_an_idle_guest_can_give_memory_back(session: Session) -> None:
+    found = hints(watch(session))
+    hint = one(found, "memory", "shrink")
+    assert (hint.current, hint.recommended) == (1024 * MIB, POLICY.smallest_mib * MIB)
+    assert ("cpu", "watch") in kinds(found)
+    assert "idle" in one(found, "cpu", "watch").reason
+    assert 0 < hint.confidence < 0.5  # of a few seconds
+
+
+def test_memory_that_is_used_is_not_to_be_taken(loads: Guest, session: Session) -> None:
+    """500 MiB are in use: what is recommended is 15 % from what the guest says it needs."""
+    with load(loads, "touch", "500"):
+        need = used(loads)
+        hint = one(hints(watch(session)), "memory", "shrink")
+    assert need > 550 * MIB
+    assert hint.recommended is not None
+    assert need < hint.recommended < 1.15 * need + POLICY.dead_band_mib * MIB
+    numbers = dict(item.split("=") for item in hint.evidence)
+    assert abs(int(numbers["used_at_most"]) - need) < 16 * MIB
+
+
+def test_what_was_freed_is_still_held_by_the_host(session: Session) -> None:
+    hint = one(hints(watch(session, 3)), "memory", "reclaim")  # the 500 MiB of before
+    assert (hint.current or 0) - (hint.recommended or 0) > 400 * MIB
+
+
+def test_a_guest_that_runs_short_needs_more(loads: Guest, session: Session) -> None:
+    with load(loads, "touch", "800"):
+        found = hints(watch(session))
+    hint = one(found, "memory", "grow")
+    assert hint.recommended is not None
+    assert hint.recommended >= 1.25 * 1024 * MIB
+    assert hint.virsh is not None
+    assert hint.virsh.endswith(f"setmaxmem {loads.name} {hint.recommended >> 10} --config")
+    assert ("memory", "shrink") not in kinds(found)
+
+
+def test_a_leak_is_named(loads: Guest, session: Session) -> None:
+    with load(loads, "grow", "20"):
+        found = hints(watch(session, 8, 1.0))
+    hint = one(found, "memory", "watch")
+    assert "process load (pid " in hint.reason
+    assert ("memory", "shrink") not in kinds(found)  # its end is not known
+
+
+def test_an_out_of_memory_kill(loads: Guest, session: Session) -> None:
+    first = sample(session.guest)
+    # Each would fit, both do not.
+    loads.run(_BOTH, 60, check=False)
+    facts = Facts(Window([first, sample(session.guest)]), POLICY, session.domain)
+    hint = one(hints(facts), "memory", "grow")
+    assert "killed 1 processes" in hint.reason
+
+
+def test_one_thread_is_not_helped_by_more_cpus(loads: Guest, session: Session) -> None:
+    with load(loads, "spin", "1"):
+        found = hints(watch(session))
+    hint = one(found, "cpu", "watch")
+    assert "more vCPUs would not help" in hint.reason
+    runaway = one(found, "tasks", "watch")
+    assert "process load (pid " in runaway.reason
+    assert not {("cpu", "grow"), ("cpu", "shrink")} & kinds(found)
+
+
+def test_too_few_cpus(loads: Guest, session: Session) -> None:
+    with load(loads, "spin", "4"):
+        hint = one(hints(watch(session)), "cpu", "grow")
+    assert (hint.current, hint.recommended) == (2, 4)
+    assert hint.virsh is not None
+    assert hint.virsh.endswith("4 --maximum --config")
+
+
+def test_too_many_cpus(session: Session) -> None:
+    hint = one(hints(watch(session)), "cpu", "shrink")
+    assert (hint.current, hint.recommended) == (2, 1)
+
+
+def test_tasks_that_wait_for_a_slow_disk(loads: Guest, session: Session) -> None:
+    loads.run(_SLOW_DISK)
+    loads.run(f"sh -c '{_IN_SLOW_GROUP}' >/dev/null 2>&1 & sleep 2")
+    try:
+        hint = one(hints(watch(session)), "io", "watch")
+    finally:
+        loads.run("killall -9 load; while pidof load; do usleep 50000; done", check=False)
+        loads.run("losetup -d /dev/loop3; rm /tmp/disk; umount /mnt/hints", check=False)
+    assert "load" in hint.reason.partition(": ")[2].split(", ")
+
+
+def test_zombies(loads: Guest, session: Session) -> None:
+    with load(loads, "zombies", "300"):
+        zombies = int(loads.run("cat /proc/[0-9]*/status | grep -c '^State:.Z'"))
+        found = [hint for hint in hints(watch(session, 2)) if hint.resource == "tasks"]
+    (hint,) = [hint for hint in found if "processes have ended" in hint.reason]
+    assert hint.current == zombies >= 300
+
+
+def test_cache_that_was_read_once(loads: Guest, session: Session) -> None:
+    loads.put("/tmp/read-once.sh", _READ_ONCE.encode())
+    loads.run(
+        "sh /tmp/read-once.sh >/dev/null 2>&1 & for i in $(seq 100); do "
+        "[ -s /tmp/read-once ] && break; usleep 200000; done"
+    )
+    found = [h for h in hints(watch(session, 3)) if "read once" in h.reason]
+    loads.run("kill $(pidof sleep); losetup -d /dev/loop4; rm /tmp/holes", check=False)
+    assert found
+    assert (found[0].current or 0) > 350 * MIB
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(cli, ["hints", *words])
+
+
+def test_the_command(loads: Guest) -> None:
+    done = run(loads.name, "--for", "2s", "-o", "json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert {row["domain"] for row in rows} == {loads.name}
+    shrink = next(row for row in rows if row["action"] == "shrink" and row["resource"] == "memory")
+    assert shrink["current"] == 1024 * MIB
+    assert any(item.startswith("used_at_most=") for item in shrink["evidence"])
+    people = run(loads.name, "--for", "2s", "--explain")
+    assert "1.0 GiB → 256 MiB" in people.output
+    assert "wrong if: " in people.output
+    everything = run("--all", "--for", "2s")
+    assert "could be given back; guests in trouble: 0" in everything.output
+
+
+# -- following hints ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ballooned(loads: Guest) -> Guest:
+    """The guest, with a driver for its balloon."""
+    loads.put("/tmp/virtio_balloon.ko", loose_module(_CONFIG.kernel, "virtio_balloon"))
+    loads.run("insmod /tmp/virtio_balloon.ko")
+    return loads
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with Host("qemu:///system", writable=True) as host:
+        yield host
+
+
+def comes_to(guest: Guest, mib: int) -> bool:
+    """Whether the balloon settles where it leaves the guest so much."""
+    for _ in range(200):
+        if guest.domain.memoryStats()["actual"] >> 10 == mib:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_memory_is_taken_and_given_back(ballooned: Guest, tmp_path: Path, host: Host) -> None:
+    with open_session(ballooned.name) as session:
+        hint = one(hints(watch(session, 3)), "memory", "shrink")
+        assert hint.virsh is not None
+        assert hint.virsh.endswith("setmem " + f"{ballooned.name} {256 * 1024} --live")
+        log = tmp_path / "log" / "adjusted.jsonl"
+        domain = host.domain(ballooned.name)
+        done = follow(hint, domain, host, POLICY, lambda: sample(session.guest), log)
+        assert (done.outcome, done.after) == ("done", 256 * MIB)
+        assert comes_to(ballooned, 256)
+        total = int(ballooned.get("/proc/meminfo").split()[1]) >> 10
+        assert total < 256
+        assert log.stat().st_mode & 0o777 == 0o600
+        undo(host.domain(ballooned.name), host, log)
+        assert comes_to(ballooned, 1024)
+        with pytest.raises(UsageError, match="to be undone"):
+            undo(domain, host, log)
+
+
+def test_it_stops_where_the_guest_suffers(ballooned: Guest, tmp_path: Path, host: Host) -> None:
+    """A hint that is wrong: 500 MiB are in use, and 300 are what it asks for."""
+    log, domain = tmp_path / "adjusted.jsonl", host.domain(ballooned.name)
+    kills = b"grep ^oom_kill /proc/vmstat"
+    with load(ballooned, "touch", "500"), open_session(ballooned.name) as session:
+        before = ballooned.run(kills.decode())
+        hint = dataclasses.replace(
+            one(hints(watch(session, 3)), "memory", "shrink"), recommended=300 * MIB
+        )
+        done = follow(hint, domain, host, POLICY, lambda: sample(session.guest), log)
+        assert done.outcome.startswith("stopped at ")
+        assert done.after > 600 * MIB
+        assert comes_to(ballooned, done.after // MIB)
+        assert ballooned.run(kills.decode()) == before
+    undo(domain, host, log)
+    assert comes_to(ballooned, 1024)
+
+
+def test_limits_hold(ballooned: Guest, tmp_path: Path, host: Host) -> None:
+    domain = host.domain(ballooned.name)
+    shrink = Hint("memory", "shrink", 1024 * MIB, 256 * MIB, "x --live", "", (), 1.0, "")
+    policy = dataclasses.replace(POLICY, limited={ballooned.name: (900, 1000)})
+    assert within_limits(shrink, domain, policy) == 900 * MIB
+    grow = dataclasses.replace(shrink, action="grow", recommended=1 << 50)
+    with pytest.raises(UsageError, match="leave nothing to be done"):
+        within_limits(grow, domain, policy)
+    with pytest.raises(UsageError, match=r"the host has .* to spare"):
+        within_limits(grow, domain, POLICY)
+    restart = dataclasses.replace(shrink, virsh="x --config")
+    with pytest.raises(UsageError, match="takes a restart"):
+        follow(restart, domain, host, POLICY, dict, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_command_follows_and_undoes(
+    ballooned: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjust, "LOG", tmp_path / "log")
+    monkeypatch.setattr(adjust.follow, "__defaults__", (tmp_path / "log",))
+    monkeypatch.setattr(adjust.undo, "__defaults__", (tmp_path / "log",))
+    refused = CliRunner().invoke(
+        cli, ["hints", ballooned.name, "--for", "1s", "--apply"], input="n\n" * 5
+    )
+    assert comes_to(ballooned, 1024), refused.output
+    done = run(ballooned.name, "--for", "1s", "--apply", "--yes")
+    assert "memory 1.0 GiB → 256 MiB: done" in done.stderr
+    assert comes_to(ballooned, 256)
+    back = run(ballooned.name, "--undo")
+    assert "memory 256 → 1024 MiB" in back.stderr
+    assert comes_to(ballooned, 1024)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "name a TARGET, or --all"),
+        (("x", "--all"), "name a TARGET, or --all"),
+        (("x", "--policy", "mean"), "no policy 'mean'"),
+        (("x", "--for", "soon"), "'soon' is no length of time"),
+        (("x", "--for", "1s", "--last", "1d"), "one of them"),
+        (("x", "--yes"), "goes with --apply"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...], says: str) -> None:
+    done = run(*words)
+    assert says in f"{done.output}{done.exception}"

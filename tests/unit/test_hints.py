@@ -1,0 +1,224 @@
+"""Hints from figures that no guest of the lab gives: steal, thrashing, stale or odd history."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtintrospect.domain import Domain
+from virtintrospect.errors import UsageError
+from virtintrospect.insight.hints import Facts, hints
+from virtintrospect.insight.history import Window, read_history
+from virtintrospect.insight.policy import load_policy
+
+MIB = 1 << 20
+GIB = 1 << 30
+XML = """<domain><memory unit='KiB'>4194304</memory>
+<currentMemory unit='KiB'>4194304</currentMemory><vcpu placement='static' current='2'>8</vcpu>
+<devices><memballoon model='virtio'/></devices></domain>"""
+DOMAIN = Domain("web 01", "u", 1, "running", "QEMU", "qemu:///system", xml=XML)
+
+
+def figures(at: float, **changes: Any) -> dict[str, Any]:
+    """A sample of a guest of 4 GiB that uses one, its CPUs half busy; ``at`` seconds ago."""
+    done = 100_000 - int(at * 1000)
+    taken: dict[str, Any] = {
+        "time": time.time() - at,
+        "memory": {
+            "memory_total": 4 * GIB, "memory_free": 2 * GIB, "memory_available": 3 * GIB,
+            "active_file": 256 * MIB, "inactive_file": 0, "swap_total": 0, "swap_free": 0,
+            "dirty": 0, "writeback": 0,
+        },
+        "cpu": {"user": done, "system": 0},
+        "each_cpu": [[n, done // 2, 0, 0, done // 2, 0, 0, 0, 0] for n in range(2)],
+        "load": {"running": 1},
+        "pressure": {f"{name}_some": {"total": 0} for name in ("memory", "cpu", "io")},
+        "events": {"refault": 0, "swap_in": 0, "swap_out": 0, "oom_kills": 0, "paged_in": 0},
+        "tasks": {"zombies": 0, "threads": 100, "waiting": [], "largest": [], "busiest": []},
+        "drivers": {"balloon": 1},
+    }  # fmt: skip
+    for name, values in changes.items():
+        taken[name] = taken[name] | values if isinstance(values, dict) else values
+    return taken
+
+
+def judge(*samples: dict[str, Any], policy: str = "balanced", **facts: Any) -> dict[Any, Any]:
+    known = {"domain": DOMAIN} | facts
+    found = hints(Facts(Window(samples), load_policy(policy), **known))
+    return {(hint.resource, hint.action): hint for hint in found}
+
+
+def test_half_of_it_would_do() -> None:
+    """1 GiB in use, 256 MiB of cache in use, and the policy's tenth on top."""
+    found = judge(figures(60), figures(0))
+    hint = found["memory", "shrink"]
+    assert hint.recommended == 1408 * MIB
+    assert hint.virsh == "virsh -c qemu:///system setmem 'web 01' 1441792 --live"
+    assert found.keys() == {("memory", "shrink")}
+
+
+def test_policies_differ_in_what_they_leave() -> None:
+    wanted = [
+        judge(figures(60), figures(0), policy=name)["memory", "shrink"].recommended
+        for name in ("conservative", "balanced", "dense")
+    ]
+    assert wanted == [1600 * MIB, 1408 * MIB, 1210 * MIB]
+
+
+def test_nothing_is_taken_by_stale_figures() -> None:
+    assert judge(figures(900), figures(600)) == {}
+
+
+def test_nothing_is_taken_while_pages_come_back() -> None:
+    assert judge(figures(10), figures(0, events={"refault": 1000})) == {}
+
+
+def test_nothing_is_taken_while_tasks_wait() -> None:
+    waits = {"memory_some": {"total": 100_000}}  # microseconds: 1 % of 10 s
+    assert ("memory", "shrink") not in judge(figures(10), figures(0, pressure=waits))
+
+
+def test_small_changes_are_no_hint() -> None:
+    close = {"memory_available": 700 * MIB}
+    assert ("memory", "shrink") not in judge(figures(10, memory=close), figures(0, memory=close))
+
+
+def test_the_worst_moment_counts() -> None:
+    worst = {"memory_available": 2 * GIB}
+    samples = [figures(40), figures(30, memory=worst), figures(20), figures(10), figures(0)]
+    assert judge(*samples)["memory", "shrink"].recommended == 2535 * MIB  # 2304 and a tenth
+
+
+def test_thrashing() -> None:
+    swap = {"swap_total": GIB, "swap_free": GIB // 2}
+    events = {"swap_in": 6000, "swap_out": 7000}
+    hint = judge(figures(60, memory=swap), figures(0, memory=swap, events=events))["memory", "grow"]
+    assert "it swaps 117 pages a second out and 100 in" in hint.reason
+    assert hint.recommended == 5 * GIB
+    assert hint.virsh == "virsh -c qemu:///system setmaxmem 'web 01' 5242880 --config"
+
+
+def test_memory_that_is_there_is_given_by_the_balloon() -> None:
+    xml = XML.replace("<memory unit='KiB'>4194304", "<memory unit='KiB'>8388608")
+    domain = dataclasses.replace(DOMAIN, xml=xml)
+    low = {"memory_available": 100 * MIB}
+    hint = judge(figures(9, memory=low), figures(0, memory=low), domain=domain)["memory", "grow"]
+    assert hint.virsh == "virsh -c qemu:///system setmem 'web 01' 5242880 --live"
+
+
+@pytest.mark.parametrize("drivers", [{"balloon": 0}, {"balloon": 1}])
+def test_a_guest_without_a_balloon_takes_a_restart(drivers: dict[str, int]) -> None:
+    domain = DOMAIN
+    if drivers["balloon"]:  # the driver alone does not help
+        domain = dataclasses.replace(DOMAIN, xml=XML.replace("'virtio'", "'none'"))
+    samples = figures(10, drivers=drivers), figures(0, drivers=drivers)
+    hint = judge(*samples, domain=domain)["memory", "shrink"]
+    assert "restart" in hint.reason
+    assert "--config" in hint.virsh
+
+
+def test_steal() -> None:
+    each = [[n, 50_000, 0, 0, 0, 0, 0, 0, 50_000] for n in range(2)]
+    nothing = [[n, 0, 0, 0, 0, 0, 0, 0, 0] for n in range(2)]
+    found = judge(figures(100, each_cpu=nothing), figures(0, each_cpu=each))
+    assert "the host kept 50 % of the time from it" in found["cpu", "host"].reason
+    assert ("cpu", "shrink") not in found
+
+
+def test_interrupts_on_one_cpu() -> None:
+    before = [[n, 0, 0, 0, 0, 0, 0, 0, 0] for n in range(4)]
+    after = [[n, 0, 0, 0, 100_000, 0, 0, 0, 0] for n in range(3)]
+    after.append([3, 0, 0, 5_000, 0, 0, 0, 95_000, 0])
+    found = judge(figures(100, each_cpu=before), figures(0, each_cpu=after))
+    assert "CPU 3 was busy 100 %" in found["cpu", "watch"].reason
+    assert "interrupts are pinned to it" in found["cpu", "watch"].reason
+
+
+def test_a_backlog_of_dirty_pages() -> None:
+    much = {"dirty": GIB}
+    found = judge(figures(10, memory=much), figures(0, memory=much))
+    assert "1024 MiB wait to be written" in found["io", "watch"].reason
+
+
+def test_a_slab_that_leaks() -> None:
+    samples = [figures(100 - 10 * n, slabs=[["dentry", n * 40 * MIB]]) for n in range(11)]
+    assert "slab dentry grew by 400 MiB" in judge(*samples)["memory", "watch"].reason
+
+
+def test_a_cache_that_only_filled_up_is_no_leak() -> None:
+    sizes = [0, 200, 390, 400, 400, 400, 400, 400, 400]
+    samples = [figures(90 - 10 * n, slabs=[["x", mib * MIB]]) for n, mib in enumerate(sizes)]
+    assert ("memory", "watch") not in judge(*samples)
+
+
+def test_what_the_guest_has_free_and_the_host_holds() -> None:
+    found = judge(figures(10), figures(0), resident=int(3.5 * GIB))
+    assert "at least 1536 MiB" in found["memory", "reclaim"].reason
+    xml = XML.replace("model='virtio'", "model='virtio' freePageReporting='on'")
+    domain = dataclasses.replace(DOMAIN, xml=xml)
+    found = judge(figures(10), figures(0), resident=int(3.5 * GIB), domain=domain)
+    assert ("memory", "reclaim") not in found
+
+
+def test_before_a_reboot_counts_nothing() -> None:
+    window = Window([figures(30), figures(20), figures(10, cpu={"user": 5}), figures(0)])
+    assert len(window) == 2
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"memory": None}, {"memory": {"memory_total": "much"}}, {"each_cpu": [[1]]},
+        {"each_cpu": [1, None]}, {"tasks": {"largest": [7], "busiest": [[1, 2]]}}, {"pressure": []},
+        {"slabs": {"a": 1}}, {"events": {"refault": True}}, {"load": "x"},
+    ],
+)  # fmt: skip
+def test_figures_of_another_release_do_no_harm(odd: dict[str, Any]) -> None:
+    judge(figures(10) | odd, figures(0) | odd)
+    judge(figures(10), figures(0) | odd)
+
+
+def test_no_samples_no_hints() -> None:
+    assert judge() == {}
+
+
+def test_history_of_the_daemon(tmp_path: Path) -> None:
+    old, new = figures(50), figures(10)
+    (tmp_path / "u.1.jsonl").write_text(json.dumps(old) + "\n")
+    (tmp_path / "u.jsonl").write_text(json.dumps(new) + '\n{"time": 12, "cut\n[]\n{"time": "x"}\n')
+    assert read_history(tmp_path, "u") == [old, new]
+    assert read_history(tmp_path, "u", since=time.time() - 30) == [new]
+    assert read_history(tmp_path, "other") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[balanced]\nreserve = 1", "no threshold 'reserve'"),
+        ("[balanced]\nreserve_percent = -1", "a number from 0 on, not -1"),
+        ("[balanced]\nreserve_percent = true", "a number from 0 on, not True"),
+        ("balanced = 1", "a policy is a table"),
+        ("[balanced", "policies.toml: "),
+    ],
+)
+def test_mistakes_in_a_policy(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "policies.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_policy("balanced", path)
+    assert says in caught.value.message
+
+
+def test_an_operators_own_policy(tmp_path: Path) -> None:
+    path = tmp_path / "policies.toml"
+    path.write_text("[default]\nzombies = 5\n[mine]\nreserve_percent = 1\n")
+    policy = load_policy("mine", path)
+    assert (policy.name, policy.zombies, policy.reserve_percent) == ("mine", 5, 1)
+    with pytest.raises(UsageError) as caught:
+        load_policy("other", path)
+    assert "conservative, balanced, dense, mine" in caught.value.hint

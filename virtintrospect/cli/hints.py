@@ -1,0 +1,313 @@
+"""``hints``: advice on one guest, or on all of a host."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from virtintrospect.cli.escape import printable
+from virtintrospect.cli.options import (
+    Settings,
+    common,
+    complete_target,
+    pass_settings,
+    target_options,
+)
+from virtintrospect.errors import UsageError, VirtIntrospectError
+
+if TYPE_CHECKING:
+    from virtintrospect.insight.figures import Sample
+    from virtintrospect.insight.policy import Policy
+    from virtintrospect.model import Hint
+    from virtintrospect.session import Session
+
+#: Where the daemon keeps history unless it is told otherwise (``daemon.state_dir``).
+_HISTORY = Path("/var/lib/virtintrospect/history")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+#: Seconds of figures that are taken where there are none and the user named no time.
+_LOOK = 10.0
+#: History that is looked at unless the user named a time.
+_DAY = 86400.0
+_FEWEST, _MOST = 2, 60
+
+
+class Span(click.ParamType):  # type: ignore[type-arg]
+    """A length of time: ``90``, ``60s``, ``15m``, ``24h``, ``7d``."""
+
+    name = "time"
+
+    def convert(self, value: Any, _param: Any, _context: Any) -> float:
+        """The seconds that a text means."""
+        match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", str(value))
+        if match is None or not int(match[1]):
+            raise UsageError(f"{value!r} is no length of time", hint="write 60s, 15m, 24h or 7d")
+        return float(int(match[1]) * _UNITS[match[2]])
+
+
+@click.command("hints")
+@click.argument("target", required=False, shell_complete=complete_target)
+@target_options
+@click.option("--all", "everything", is_flag=True, help="All running domains of the connection.")
+@click.option(
+    "--for", "seconds", type=Span(), metavar="TIME",
+    help="Watch for so long (60s, 5m) instead of asking the daemon's history.",
+)  # fmt: skip
+@click.option(
+    "--last", "last", type=Span(), metavar="TIME",
+    help="Only so much of the daemon's history (15m, 24h, 7d); one day by default.",
+)  # fmt: skip
+@click.option(
+    "--policy", default="balanced", show_default=True, metavar="NAME",
+    help="conservative, balanced or dense: how far a hint goes; docs/hints.md.",
+)  # fmt: skip
+@click.option("--apply", "change", is_flag=True, help="Do it, after asking; docs/hints.md.")
+@click.option("--yes", is_flag=True, help="With --apply: do not ask.")
+@click.option("--undo", "back", is_flag=True, help="Bring TARGET back to what it had before.")
+@click.option("--explain", is_flag=True, help="Say what each hint comes from, and what refutes it.")
+@common
+@pass_settings
+def hints(
+    settings: Settings,
+    target: str | None,
+    *,
+    everything: bool,
+    seconds: float | None,
+    last: float | None,
+    policy: str,
+    explain: bool,
+    change: bool,
+    yes: bool,
+    back: bool,
+) -> None:
+    """Show what TARGET really needs of memory and CPU, with the numbers that say so.
+
+    \b
+    virt-introspect hints web01
+    virt-introspect hints web01 --for 60s --explain
+    virt-introspect hints --all --policy dense
+    virt-introspect hints web01 -o json | jq -r '.[].virsh // empty'
+    virt-introspect hints web01 --for 5m --apply
+    virt-introspect hints web01 --undo
+    """
+    from virtintrospect.cli.output import choose
+    from virtintrospect.insight.policy import load_policy
+    from virtintrospect.insight.tables import HINTS
+
+    if (target is None) != everything:
+        raise UsageError("name a TARGET, or --all", hint="virt-introspect hints --help")
+    if seconds and last:
+        raise UsageError("--for watches now, --last looks back: one of them")
+    if yes and not change:
+        raise UsageError("--yes goes with --apply")
+    choose(HINTS, settings.columns, settings.output)
+    chosen = load_policy(policy)
+    if back:
+        _undo(settings, target)
+        return
+    found = _of_all if everything else _of_one
+    rows = list(found(settings, target or "", chosen, seconds, last))
+    if settings.output == "table" and settings.columns is None:
+        _for_people(rows, explain=explain, everything=everything)
+    else:
+        settings.show(HINTS, [_row(name, hint) for name, hint in rows])
+    if change:
+        _apply(settings, rows, chosen, yes=yes)
+
+
+_Named = tuple[str, "Hint"]
+
+
+def _of_one(
+    settings: Settings, target: str, policy: Policy, seconds: float | None, last: float | None
+) -> Iterator[_Named]:
+    from virtintrospect.session import open_session
+
+    with open_session(target, settings.uri, access=settings.access) as session:
+        name = session.domain.name if session.domain else target
+        samples = [] if seconds else _kept(session, last or _DAY)
+        if len(samples) < _FEWEST:
+            samples = next(iter(_watch([session], seconds or _LOOK)))
+        for hint in _judge(session, policy, samples):
+            yield name, hint
+
+
+def _of_all(
+    settings: Settings, _target: str, policy: Policy, seconds: float | None, last: float | None
+) -> Iterator[_Named]:
+    from contextlib import ExitStack
+
+    from virtintrospect.host import Host
+    from virtintrospect.session import open_domain
+
+    with ExitStack() as stack:
+        with Host(settings.uri) as host:
+            domains = list(host.domains(active_only=True))
+        sessions = []
+        for domain in domains:
+            try:
+                session = stack.enter_context(open_domain(domain, access=settings.access))
+                session.recognise(thorough=False)
+                sessions.append(session)
+            except VirtIntrospectError as error:
+                _warn(domain.name, error)
+        kept = [[] if seconds else _kept(session, last or _DAY) for session in sessions]
+        if any(len(samples) < _FEWEST for samples in kept):
+            now = _watch(sessions, seconds or _LOOK)
+            kept = [k if len(k) >= _FEWEST else n for k, n in zip(kept, now, strict=True)]
+        found = [
+            (session.domain.name if session.domain else "", hint)
+            for session, samples in zip(sessions, kept, strict=True)
+            for hint in _judge(session, policy, samples)
+        ]
+    yield from sorted(found, key=lambda row: _ORDER.get(row[1].action, len(_ORDER)))
+
+
+#: Guests in trouble first.
+_ORDER = {action: place for place, action in enumerate(("grow", "host", "watch", "reclaim"))}
+
+
+def _kept(session: Session, seconds: float) -> list[Sample]:
+    """The daemon's history of the domain, and what there is now."""
+    from virtintrospect.insight.figures import sample
+    from virtintrospect.insight.history import read_history
+
+    if session.domain is None:
+        return []
+    try:
+        samples = read_history(_HISTORY, session.domain.uuid, time.time() - seconds)
+    except OSError:
+        return []  # it is not for this user
+    return [*samples, sample(session.guest)] if samples else []
+
+
+def _watch(sessions: list[Session], seconds: float) -> list[list[Sample]]:
+    """Samples of guests, taken for so long."""
+    from virtintrospect.insight.figures import sample
+
+    live = [session for session in sessions if session.target.live]
+    if not live:
+        return [[sample(session.guest)] for session in sessions]
+    steps = min(_MOST, max(_FEWEST, int(seconds)))
+    taken: list[list[Sample]] = [[] for _ in sessions]
+    start = time.monotonic()
+    with click.progressbar(range(steps + 1), label="watching", file=_terminal()) as bar:
+        for step in bar:
+            time.sleep(max(0.0, start + seconds * step / steps - time.monotonic()))
+            for session, samples in zip(sessions, taken, strict=True):
+                try:
+                    samples.append(sample(session.guest))
+                except VirtIntrospectError as error:
+                    if step == steps:
+                        _warn(session.domain.name if session.domain else "", error)
+    return taken
+
+
+def _terminal() -> TextIO:
+    """Where progress is shown: nowhere, unless somebody looks."""
+    return sys.stderr if sys.stderr.isatty() else io.StringIO()
+
+
+def _judge(session: Session, policy: Policy, samples: list[Sample]) -> list[Hint]:
+    from virtintrospect.driver import SupportsResidentSize
+    from virtintrospect.insight.hints import Facts, hints
+    from virtintrospect.insight.history import Window
+
+    resident = None
+    if isinstance(session.target, SupportsResidentSize):
+        resident = session.target.resident_size()
+    return hints(Facts(Window(samples), policy, session.domain, resident))
+
+
+def _row(name: str, hint: Hint) -> dict[str, Any]:
+    from virtintrospect.insight.tables import HINTS
+
+    values = {column.name: getattr(hint, column.name, None) for column in HINTS.columns}
+    return {key: value for key, value in (values | {"domain": name}).items() if value is not None}
+
+
+def _for_people(rows: list[_Named], *, explain: bool, everything: bool) -> None:
+    from virtintrospect.cli.output import human_size
+
+    if not rows:
+        click.echo("no hints: it has what it needs, and not much more")
+    for name, hint in rows:
+        head = f"{printable(name)}: {hint.resource}: {hint.action}{_change(hint)}"
+        click.echo(f"{head} (confidence {hint.confidence:.2f})")
+        click.echo(f"    {printable(hint.reason)}")
+        if hint.virsh:
+            click.echo(f"    {printable(hint.virsh)}")
+        if explain:
+            for item in hint.evidence:
+                click.echo(f"      {printable(item)}")
+            click.echo(f"      wrong if: {printable(hint.refuted_by)}")
+    if everything:
+        back = sum(
+            (hint.current or 0) - (hint.recommended or 0)
+            for _, hint in rows
+            if hint.resource == "memory" and hint.action == "shrink"
+        )
+        wanted = {name for name, hint in rows if hint.action == "grow"}
+        click.echo(f"{human_size(back)} could be given back; guests in trouble: {len(wanted)}")
+
+
+def _apply(settings: Settings, rows: list[_Named], policy: Policy, *, yes: bool) -> None:
+    """Follow those hints that can be followed, one after the other; report on standard error."""
+    from functools import partial
+
+    from virtintrospect.host import Host
+    from virtintrospect.plugin.adjust import can_follow, follow
+    from virtintrospect.session import open_domain
+
+    possible = [(name, hint) for name, hint in rows if can_follow(hint)]
+    if not possible:
+        click.echo("nothing here can be changed while the guest runs", err=True)
+    with Host(settings.uri, writable=True) as host:
+        for name, hint in possible:
+            what = f"{printable(name)}: {hint.resource}{_change(hint)}"
+            if not yes and not click.confirm(f"{what}?", err=True):
+                continue
+            domain = host.domain(name)
+            with open_domain(domain, access=settings.access) as session:
+                done = follow(hint, domain, host, policy, partial(_sample, session))
+            click.echo(f"{what}: {printable(done.outcome)}", err=True)
+
+
+def _sample(session: Session) -> Sample:
+    from virtintrospect.insight.figures import sample
+
+    return sample(session.guest)
+
+
+def _undo(settings: Settings, target: str | None) -> None:
+    from virtintrospect.host import Host
+    from virtintrospect.plugin.adjust import undo
+
+    with Host(settings.uri, writable=True) as host:
+        for change in undo(host.domain(target or ""), host):
+            unit = 1 << 20 if change.resource == "memory" else 1
+            click.echo(
+                f"{printable(change.domain)}: {change.resource} {change.before // unit} → "
+                f"{change.after // unit}{' MiB' if unit > 1 else ''}",
+                err=True,
+            )
+
+
+def _change(hint: Hint) -> str:
+    from virtintrospect.cli.output import human_size
+
+    if hint.recommended is None or hint.current is None:
+        return ""
+    if hint.resource == "memory":
+        return f" {human_size(hint.current)} → {human_size(hint.recommended)}"
+    return f" {hint.current} → {hint.recommended}"
+
+
+def _warn(name: str, error: VirtIntrospectError) -> None:
+    click.echo(f"warning: {printable(name)}: {printable(error.message)}", err=True)

@@ -1,0 +1,139 @@
+"""Figures of a guest at one moment: what history is made of, and hints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from virtintrospect.errors import TargetGoneError, VirtIntrospectError
+from virtintrospect.guests.base import Guest
+
+_log = logging.getLogger(__name__)
+
+#: Members of ``memory`` that are kept; all are bytes.
+MEMORY = (
+    "memory_total", "memory_free", "memory_available", "buffers", "cached", "s_reclaimable",
+    "s_unreclaim", "shmem", "swap_total", "swap_free", "active", "inactive", "active_file",
+    "inactive_file", "dirty", "writeback", "anon_pages", "committed_as", "balloon",
+)  # fmt: skip
+#: Members of ``cpu``, summed over all CPUs; milliseconds.
+CPU = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+LOAD = ("load1", "load5", "load15", "running", "blocked", "total")
+#: Counters of ``vmstat`` that are kept; each is the sum of those whose names begin so, since
+#: kernels split some by zone or by kind of page.
+EVENTS = {
+    "swap_in": "pswpin",
+    "swap_out": "pswpout",
+    "refault_anon": "workingset_refault_anon",
+    "refault_file": "workingset_refault_file",
+    "refault": "workingset_refault",
+    "stalls": "allocstall",
+    "oom_kills": "oom_kill",
+    "major_faults": "pgmajfault",
+    "paged_in": "pgpgin",
+}
+#: How many of the largest processes and slab caches are named.
+_LARGEST = 8
+
+Sample = dict[str, Any]
+
+
+def sample(guest: Guest) -> Sample:
+    """One sample. What this kernel does not measure, or does not show now, is left out."""
+    taken: Sample = {"time": round(time.time(), 3)}
+    for name, part in _PARTS.items():
+        try:
+            if figures := part(guest):
+                taken[name] = figures
+        except TargetGoneError:
+            raise
+        except VirtIntrospectError as error:
+            _log.debug("no figures of %s: %s", name, error)
+    return taken
+
+
+def _memory(guest: Guest) -> Sample:
+    info = guest.meminfo()
+    values = {name: getattr(info, name) for name in MEMORY}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _cpu(guest: Guest) -> Sample:
+    times = guest.cpu()
+    return {name: sum(getattr(cpu, name) for cpu in times) for name in CPU} | {"cpus": len(times)}
+
+
+def _each_cpu(guest: Guest) -> list[list[int]]:
+    """Of each CPU: its number, then :data:`CPU`."""
+    return [[cpu.cpu, *(getattr(cpu, name) for name in CPU)] for cpu in guest.cpu()]
+
+
+def _load(guest: Guest) -> Sample:
+    load = guest.load()
+    return {name: getattr(load, name) for name in LOAD}
+
+
+def _pressure(guest: Guest) -> Sample:
+    return {
+        f"{row.resource}_{row.kind}": {"avg10": row.avg10, "avg60": row.avg60, "total": row.total}
+        for row in guest.pressure()
+    }
+
+
+def _events(guest: Guest) -> Sample:
+    counters = {row.name.decode("latin-1"): row.value for row in guest.vmstat()}
+    found = {}
+    for name, prefix in EVENTS.items():
+        values = [value for counter, value in counters.items() if counter.startswith(prefix)]
+        if values:
+            found[name] = sum(values)
+    return found
+
+
+def _tasks(guest: Guest) -> Sample:
+    """How many there are, and the largest: pid, name, resident bytes, CPU milliseconds."""
+    rows = guest.processes()
+    users = [row for row in rows if not row.kernel_thread]
+    largest = sorted(users, key=lambda row: -(row.resident_size or 0))[:_LARGEST]
+    busiest = sorted(users, key=lambda row: -(row.user_time or 0) - (row.system_time or 0))
+    return {
+        "processes": len(users),
+        "threads": sum(row.threads or 1 for row in users),
+        "zombies": sum(row.state == "Z" for row in users),
+        "waiting": [_text(row.name) for row in rows if row.state == "D"][:_LARGEST],
+        "largest": [[row.pid, _text(row.name), row.resident_size or 0] for row in largest],
+        "busiest": [
+            [row.pid, _text(row.name), (row.user_time or 0) + (row.system_time or 0)]
+            for row in busiest[:_LARGEST]
+        ],
+    }
+
+
+def _drivers(guest: Guest) -> Sample:
+    """Whether the guest has a driver for the balloon: built in, or as a module."""
+    loaded = any(module.name == b"virtio_balloon" for module in guest.modules())
+    return {"balloon": int(loaded or guest.symbols.get("virtballoon_probe") is not None)}
+
+
+def _slabs(guest: Guest) -> list[list[Any]]:
+    rows = sorted(guest.slabs(), key=lambda row: -(row.size or 0))[:_LARGEST]
+    return [[_text(row.name), row.size or 0] for row in rows]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+_PARTS: dict[str, Callable[[Guest], Any]] = {
+    "memory": _memory,
+    "cpu": _cpu,
+    "each_cpu": _each_cpu,
+    "load": _load,
+    "pressure": _pressure,
+    "events": _events,
+    "tasks": _tasks,
+    "slabs": _slabs,
+    "drivers": _drivers,
+}

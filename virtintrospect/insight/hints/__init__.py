@@ -1,0 +1,32 @@
+"""Hints: advice on what a guest needs, with the numbers that it comes from.
+
+A rule is a function that takes :class:`~virtintrospect.insight.hints.facts.Facts` and yields
+:class:`~virtintrospect.model.Hint`; :data:`RULES` names them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from virtintrospect.insight.hints.cpu import cpu_hints
+from virtintrospect.insight.hints.facts import Facts
+from virtintrospect.insight.hints.memory import cache_hints, held_hints, leak_hints, size_hints
+from virtintrospect.insight.hints.tasks import io_hints, task_hints
+from virtintrospect.model import Hint
+
+__all__ = ["RULES", "Facts", "hints"]
+
+RULES: tuple[Callable[[Facts], Iterator[Hint]], ...] = (
+    size_hints,
+    held_hints,
+    cache_hints,
+    leak_hints,
+    cpu_hints,
+    io_hints,
+    task_hints,
+)
+
+
+def hints(facts: Facts) -> list[Hint]:
+    """All hints on a guest, by resource."""
+    return [hint for rule in RULES for hint in rule(facts)]

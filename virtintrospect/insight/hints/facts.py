@@ -1,0 +1,130 @@
+"""What a rule of hints may look at, and how it makes a hint of it."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from dataclasses import dataclass
+
+from virtintrospect.domain import Domain, current_memory
+from virtintrospect.insight.history import Window
+from virtintrospect.insight.policy import Policy
+from virtintrospect.model import Hint
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One guest, and what is known of it.
+
+    :param window: its figures over time.
+    :param policy: thresholds.
+    :param domain: the libvirt domain, where there is one.
+    :param resident: bytes of memory that its VMM has on this host.
+    """
+
+    window: Window
+    policy: Policy
+    domain: Domain | None = None
+    resident: int | None = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the newest figures are too old to take something away by them."""
+        return self.window.age > self.policy.stale_seconds
+
+    @property
+    def current(self) -> int | None:
+        """Bytes that the balloon leaves the guest."""
+        kib = current_memory(self.domain.xml) if self.domain else None
+        return None if kib is None else kib << 10
+
+    @property
+    def maximum(self) -> int | None:
+        """Bytes that the guest was started with: the most that the balloon can give back."""
+        match = re.search(r"<memory unit='KiB'>([0-9]{1,20})</memory>", self._xml)
+        return int(match[1]) << 10 if match else None
+
+    @property
+    def has_balloon(self) -> bool:
+        """Whether the domain has a balloon device, and the guest a driver for it."""
+        found = re.search(r"<memballoon model='([^']+)'", self._xml)
+        driver = self.window.last("drivers", "balloon")
+        return bool(found and found[1] != "none" and driver != 0)
+
+    @property
+    def reports_free_pages(self) -> bool:
+        """Whether the guest tells the host of its free pages by itself."""
+        return bool(re.search(r"<memballoon [^>]*freePageReporting='on'", self._xml))
+
+    @property
+    def vcpus(self) -> tuple[int, int] | None:
+        """VCPUs that are plugged in, and how many there may be."""
+        match = re.search(r"<vcpu(?: [^>]*)?>([0-9]{1,6})</vcpu>", self._xml)
+        if match is None:
+            return None
+        now = re.search(r" current='([0-9]{1,6})'", match[0])
+        return int(now[1] if now else match[1]), int(match[1])
+
+    def virsh(self, command: str, *arguments: str) -> str | None:
+        """The command line that an operator would type."""
+        if self.domain is None:
+            return None
+        words = ["virsh", "-c", self.domain.uri, command, self.domain.name, *arguments]
+        return shlex.join(words)
+
+    def hint(
+        self,
+        resource: str,
+        action: str,
+        reason: str,
+        evidence: dict[str, float | int | str | None],
+        refuted_by: str,
+        *,
+        current: int | None = None,
+        recommended: int | None = None,
+        virsh: str | None = None,
+    ) -> Hint:
+        """A hint, its confidence by how much the window holds."""
+        numbers = [
+            f"{name}={_short(value)}" for name, value in evidence.items() if value is not None
+        ]
+        numbers += [f"seconds={_short(self.window.seconds)}", f"samples={len(self.window)}"]
+        return Hint(
+            resource=resource,
+            action=action,
+            current=current,
+            recommended=recommended,
+            virsh=virsh,
+            reason=reason,
+            evidence=tuple(numbers),
+            confidence=self.confidence,
+            refuted_by=refuted_by,
+        )
+
+    @property
+    def confidence(self) -> float:
+        """How far samples and time suffice, 0.1 to 1."""
+        policy = self.policy
+        samples = len(self.window) / max(1, policy.full_samples)
+        seconds = self.window.seconds / max(1.0, policy.full_seconds)
+        return round(max(0.1, math.sqrt(min(1.0, samples) * min(1.0, seconds))), 2)
+
+    @property
+    def _xml(self) -> str:
+        return self.domain.xml if self.domain else ""
+
+
+def size(count: float) -> str:
+    """Bytes for a sentence."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 10 * (1 << 30) else f"{count / MIB:.0f} MiB"
+
+
+def _short(value: float | int | str) -> str:
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 1e6
+        else str(int(value) if isinstance(value, float) else value)
+    )

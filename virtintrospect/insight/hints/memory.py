@@ -1,0 +1,270 @@
+"""Hints on memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from virtintrospect.insight.hints.facts import MIB, Facts, size
+from virtintrospect.model import Hint
+
+
+class Need(NamedTuple):
+    """What a guest needs, in bytes of its own MemTotal."""
+
+    #: What it could not have done without, at the worst moment of the window.
+    used: int
+    #: Page cache that it reads again and again.
+    cache: int
+    #: What policy keeps free beyond that.
+    reserve: int
+    #: Lowest MemAvailable, and MemTotal of the last sample.
+    trough: int
+    total: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.used + self.cache + self.reserve
+
+
+def need(facts: Facts) -> Need | None:
+    """What the guest needs, by all figures of the window.
+
+    MemTotal less MemAvailable is what could not be had back without swapping: it counts clean
+    page cache as free (si_mem_available() of mm/show_mem.c). Of that cache the active part was
+    read more than once. What is in swap had to leave.
+    """
+    window, policy = facts.window, facts.policy
+    totals, used = window.values("memory", "memory_total"), _used(facts)
+    if not used:
+        return None
+    swapped = (window.last("memory", "swap_total") or 0) - (window.last("memory", "swap_free") or 0)
+    most = max(used) + max(0.0, swapped)
+    cache = max(window.values("memory", "active_file"), default=0.0)
+    cache *= policy.keep_active_cache_percent / 100
+    reserve = (most + cache) * policy.reserve_percent / 100
+    available = min(window.values("memory", "memory_available"))
+    return Need(int(most), int(cache), int(reserve), int(available), int(totals[-1]))
+
+
+def size_hints(facts: Facts) -> Iterator[Hint]:
+    """The balloon's target, or more memory at the next start."""
+    found = need(facts)
+    if found is None:
+        return
+    current = facts.current or found.total
+    # What the kernel took for itself before it counted MemTotal stays with it.
+    wanted = found.bytes + max(0, current - found.total)
+    trouble = list(_trouble(facts, found))
+    if trouble:
+        yield from _grow(facts, found, current, max(wanted, current * 5 // 4), trouble)
+    elif not facts.stale and _calm(facts) and not _rising(facts):
+        yield from _shrink(facts, found, current, wanted)
+
+
+def _trouble(facts: Facts, found: Need) -> Iterator[str]:
+    """Why the guest needs more memory than it has."""
+    window, policy = facts.window, facts.policy
+    share = 100 * found.trough / max(1, found.total)
+    if share < policy.low_available_percent:
+        yield f"at its lowest {share:.1f} % of its memory was available"
+    stalled = window.stalled("memory", "some")
+    if stalled is not None and stalled > policy.high_stalled_percent:
+        yield f"tasks waited for memory {stalled:.1f} % of the time"
+    kills = window.growth("events", "oom_kills")
+    if kills:
+        yield f"the kernel killed {kills:.0f} processes for want of memory"
+    out, back = window.rate("events", "swap_out"), window.rate("events", "swap_in")
+    if min(out or 0, back or 0) > policy.thrash_pages:
+        yield f"it swaps {out:.0f} pages a second out and {back:.0f} in"
+
+
+def _calm(facts: Facts) -> bool:
+    """Whether nothing speaks against taking memory away."""
+    policy = facts.policy
+    stalled = facts.window.stalled("memory", "some") or 0.0
+    refaults = facts.window.rate("events", "refault") or 0.0
+    return stalled <= policy.shrink_most_stalled_percent and refaults <= policy.shrink_most_refaults
+
+
+def _rising(facts: Facts) -> bool:
+    """Whether the guest is just taking more than it had: its end is not known then."""
+    used = _used(facts)
+    third = max(1, len(used) // 3)
+    before, lately = max(used[:-third], default=used[-1]), max(used[-third:])
+    return lately - before > facts.policy.dead_band_percent / 100 * before
+
+
+def _used(facts: Facts) -> list[float]:
+    """MemTotal less MemAvailable, in each sample."""
+    window = facts.window
+    pairs = zip(
+        window.values("memory", "memory_total"),
+        window.values("memory", "memory_available"),
+        strict=False,
+    )
+    return [total - available for total, available in pairs]
+
+
+def _band(facts: Facts, current: int) -> float:
+    policy = facts.policy
+    return max(current * policy.dead_band_percent / 100, policy.dead_band_mib * MIB)
+
+
+def _evidence(facts: Facts, found: Need) -> dict[str, float | int | str | None]:
+    window = facts.window
+    return {
+        "used_at_most": found.used,
+        "active_file_at_most": found.cache,
+        "reserve": found.reserve,
+        "memory_available_at_least": found.trough,
+        "memory_total": found.total,
+        "psi_memory_some_percent": window.stalled("memory", "some"),
+        "refaults_a_second": window.rate("events", "refault"),
+        "swap_out_a_second": window.rate("events", "swap_out"),
+        "oom_kills": window.growth("events", "oom_kills"),
+    }
+
+
+def _grow(
+    facts: Facts, found: Need, current: int, wanted: int, trouble: list[str]
+) -> Iterator[Hint]:
+    wanted = _rounded(max(wanted, current + int(_band(facts, current))))
+    maximum = facts.maximum
+    beyond = maximum is not None and wanted > maximum
+    kib = str(wanted >> 10)
+    restart = beyond or not facts.has_balloon
+    yield facts.hint(
+        "memory",
+        "grow",
+        f"{'; '.join(trouble)}: it needs about {size(wanted)}"
+        + (", which takes a restart" if restart else ""),
+        _evidence(facts, found),
+        "memory available stays high and tasks do not wait, with the load it has now",
+        current=current,
+        recommended=wanted,
+        virsh=facts.virsh("setmaxmem", kib, "--config")
+        if restart
+        else facts.virsh("setmem", kib, "--live"),
+    )
+
+
+def _shrink(facts: Facts, found: Need, current: int, wanted: int) -> Iterator[Hint]:
+    wanted = _rounded(max(wanted, facts.policy.smallest_mib * MIB))
+    if current - wanted < _band(facts, current):
+        return
+    kib = str(wanted >> 10)
+    yield facts.hint(
+        "memory",
+        "shrink",
+        f"it never needed more than {size(found.used + found.cache)} of {size(current)}"
+        + ("" if facts.has_balloon else "; it has no working balloon, so this takes a restart"),
+        _evidence(facts, found),
+        "pages that were evicted come back (workingset_refault), tasks wait for memory, or a load "
+        "comes that this time did not show",
+        current=current,
+        recommended=wanted,
+        virsh=facts.virsh("setmem", kib, "--live")
+        if facts.has_balloon
+        else facts.virsh("setmaxmem", kib, "--config"),
+    )
+
+
+def held_hints(facts: Facts) -> Iterator[Hint]:
+    """Host memory that holds pages which the guest has free.
+
+    QEMU holds some page for each of ``resident``; the guest uses total less free of them. At
+    least what is left over is held for nothing.
+    """
+    free, total = facts.window.last("memory", "memory_free"), facts.current
+    if facts.resident is None or free is None or total is None or facts.reports_free_pages:
+        return
+    held = int(facts.resident - (total - free))
+    if held < facts.policy.held_mib * MIB:
+        return
+    low = _rounded(int(total - free + held // 10))
+    yield facts.hint(
+        "memory",
+        "reclaim",
+        f"the host holds at least {size(held)} that the guest has free",
+        {"resident": facts.resident, "memory_free": free, "current": total},
+        "the guest's free memory is no longer in the resident set of QEMU",
+        current=facts.resident,
+        recommended=facts.resident - held,
+        virsh=(
+            f"{facts.virsh('setmem', str(low >> 10), '--live')} && "
+            f"{facts.virsh('setmem', str(total >> 10), '--live')}"
+            if facts.has_balloon and facts.domain
+            else None
+        ),
+    )
+
+
+def cache_hints(facts: Facts) -> Iterator[Hint]:
+    """Clean page cache that nobody has read twice."""
+    once = facts.window.values("memory", "inactive_file")
+    if not once or min(once) < facts.policy.clean_cache_mib * MIB or not _calm(facts):
+        return
+    dirty = facts.window.last("memory", "dirty") or 0.0
+    clean = int(min(once) - dirty)
+    if clean < facts.policy.clean_cache_mib * MIB:
+        return
+    yield facts.hint(
+        "memory",
+        "reclaim",
+        f"{size(clean)} of its page cache were read once and are clean: a smaller balloon target "
+        "takes them first",
+        {"inactive_file_at_least": int(min(once)), "dirty": dirty},
+        "files are read again that were not in the active part of the cache",
+        current=clean,
+        recommended=0,
+    )
+
+
+def leak_hints(facts: Facts) -> Iterator[Hint]:
+    """What grows, and grows: a process or a slab cache."""
+    policy = facts.policy
+    if len(facts.window) < policy.leak_samples:
+        return
+    total = facts.window.last("memory", "memory_total") or 0.0
+    least = max(policy.leak_mib * MIB, total * policy.leak_percent / 100)
+    kinds = {
+        "process": facts.window.named("tasks", "largest", key=2, value=2),
+        "slab": facts.window.named("slabs", key=1, value=1),
+    }
+    for kind, series in kinds.items():
+        for which, values in series.items():
+            steps = [after >= before for before, after in itertools.pairwise(values)]
+            grown = values[-1] - values[0]
+            rising = 100 * sum(steps) / len(steps)
+            if grown < least or rising < policy.leak_steps_percent or _levelled(values):
+                continue
+            what = f"{kind} {which[-1]}" + (f" (pid {which[0]})" if kind == "process" else "")
+            yield facts.hint(
+                "memory",
+                "watch",
+                f"{what} grew by {size(grown)} and goes on growing: a likely leak",
+                {
+                    kind: which[-1],
+                    "pid": which[0] if kind == "process" else None,
+                    "first": int(values[0]),
+                    "last": int(values[-1]),
+                    "rising_steps_percent": rising,
+                },
+                "it stops growing, or gives memory back",
+                current=int(values[-1]),
+            )
+
+
+def _levelled(values: list[float]) -> bool:
+    """Whether the last third no longer grew: it was only filling up."""
+    third = max(2, len(values) // 3)
+    recent = values[-third:]
+    return recent[-1] - recent[0] < 0.1 * (values[-1] - values[0]) * (third - 1) / len(values)
+
+
+def _rounded(count: int) -> int:
+    """To whole MiB, upwards."""
+    return -(-count // MIB) * MIB

@@ -1,0 +1,139 @@
+"""Samples over time, as the daemon keeps them or as they were taken just now."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from virtintrospect.insight.figures import Sample
+
+#: Most bytes of one file of history that are read, from its end.
+_LARGEST = 8 << 20
+
+
+def read_history(folder: Path, uuid: str, since: float = 0.0) -> list[Sample]:
+    """What the daemon has kept of a domain (``virtintrospect.daemon.figures``), oldest first.
+
+    :param folder: where its files are, ``UUID.jsonl`` and ``UUID.1.jsonl``.
+    :param since: seconds since the epoch; older samples are left out.
+    :returns: nothing where there is no history. A line that was cut off is passed over.
+    :raises OSError: it may not be read.
+    """
+    found = []
+    for path in (folder / f"{uuid}.1.jsonl", folder / f"{uuid}.jsonl"):
+        for line in _lines(path):
+            try:
+                taken = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(taken, dict) and _number(taken.get("time")) and taken["time"] >= since:
+                found.append(taken)
+    return sorted(found, key=lambda taken: float(taken["time"]))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LARGEST))
+            yield from file.read(_LARGEST).splitlines()
+    except FileNotFoundError:
+        return
+
+
+class Window:
+    """Samples of one guest, oldest first, since its last boot.
+
+    Counters begin anew when a guest boots; what was before says nothing of the guest that runs.
+
+    :param samples: in any order; those without a time are left out.
+    """
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        ordered = sorted((s for s in samples if _number(s.get("time"))), key=lambda s: s["time"])
+        first = 0
+        for index in range(1, len(ordered)):
+            if _rebooted(ordered[index - 1], ordered[index]):
+                first = index
+        self.samples: Sequence[Sample] = ordered[first:]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def seconds(self) -> float:
+        """From the first sample to the last."""
+        return float(self.samples[-1]["time"] - self.samples[0]["time"]) if self.samples else 0.0
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last sample."""
+        return time.time() - float(self.samples[-1]["time"]) if self.samples else float("inf")
+
+    def values(self, part: str, *names: str) -> list[float]:
+        """A figure in each sample that has it: ``values("memory", "memory_free")``."""
+        found = (_at(taken, part, *names) for taken in self.samples)
+        return [value for value in found if value is not None]
+
+    def last(self, part: str, *names: str) -> float | None:
+        """A figure in the last sample that has it."""
+        values = self.values(part, *names)
+        return values[-1] if values else None
+
+    def growth(self, part: str, *names: str) -> float | None:
+        """How much a counter has grown from the first sample to the last; never below zero."""
+        values = self.values(part, *names)
+        return max(0.0, values[-1] - values[0]) if len(values) > 1 else None
+
+    def rate(self, part: str, *names: str) -> float | None:
+        """Growth of a counter a second."""
+        growth = self.growth(part, *names)
+        return growth / self.seconds if growth is not None and self.seconds > 0 else None
+
+    def stalled(self, resource: str, kind: str) -> float | None:
+        """Percent of the window for which tasks waited, by PSI's ``total``."""
+        rate = self.rate("pressure", f"{resource}_{kind}", "total")  # microseconds a second
+        return None if rate is None else rate / 10_000
+
+    def named(self, *path: str, key: int, value: int) -> dict[tuple[Any, ...], list[float]]:
+        """Figures of what is named in each sample: a list of rows, as of the largest processes.
+
+        :param path: to the list: ``named("tasks", "largest", key=2, value=2)``.
+        :param key: so many first fields of a row say which one it is.
+        :param value: index of the figure in a row.
+        :returns: only what all samples name; one figure a sample.
+        """
+        series: dict[tuple[Any, ...], list[float]] = {}
+        for number, taken in enumerate(self.samples):
+            rows: Any = taken
+            for name in path:
+                rows = rows.get(name) if isinstance(rows, dict) else None
+            for row in rows if isinstance(rows, list) else ():
+                if isinstance(row, list) and len(row) > value and _number(row[value]):
+                    found = series.setdefault(tuple(map(str, row[:key])), [])
+                    if len(found) == number:
+                        found.append(row[value])
+        return {which: found for which, found in series.items() if len(found) == len(self.samples)}
+
+
+def _rebooted(before: Sample, after: Sample) -> bool:
+    """Whether CPU time or a counter of PSI has gone back."""
+    for path in (("cpu", "user"), ("cpu", "system"), ("events", "paged_in")):
+        old, new = _at(before, *path), _at(after, *path)
+        if old is not None and new is not None and new < old:
+            return True
+    return False
+
+
+def _at(taken: Sample, *path: str) -> float | None:
+    value: Any = taken
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if _number(value) else None
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

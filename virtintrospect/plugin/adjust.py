@@ -1,0 +1,235 @@
+"""Following hints: changes through libvirt's API, in steps, watched, logged, and undone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virtintrospect.errors import MemoryAccessError, UsageError
+from virtintrospect.insight.hints.facts import MIB, Facts, size
+from virtintrospect.insight.history import Window
+
+if TYPE_CHECKING:
+    from virtintrospect.domain import Domain
+    from virtintrospect.host import Host
+    from virtintrospect.insight.figures import Sample
+    from virtintrospect.insight.policy import Policy
+    from virtintrospect.model import Hint
+
+#: Where changes are noted unless the daemon's ``state_dir`` is another.
+LOG = Path("/var/lib/virtintrospect/adjusted.jsonl")
+#: Most bytes of the log that are read, and are kept: the older half goes when it is full.
+_LARGEST = 4 << 20
+_MEMINFO = Path("/proc/meminfo")
+
+Sampler = Callable[[], "Sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change that was made."""
+
+    #: Seconds since the epoch.
+    time: float
+    uuid: str
+    domain: str
+    #: memory (bytes) or cpu (vCPUs).
+    resource: str
+    before: int
+    after: int
+    reason: str
+    #: done, or stopped: what made it end early, and go back.
+    outcome: str
+
+
+def can_follow(hint: Hint) -> bool:
+    """Whether a hint asks for what can be changed while the guest runs."""
+    return (
+        hint.resource in ("memory", "cpu")
+        and hint.action in ("shrink", "grow")
+        and hint.recommended is not None
+        and (hint.virsh or "").endswith("--live")
+    )
+
+
+def follow(
+    hint: Hint, domain: Domain, host: Host, policy: Policy, take: Sampler, log: Path = LOG
+) -> Change:
+    """Do what a hint asks for.
+
+    Memory is taken in steps, the guest watched after each: where tasks begin to wait for memory,
+    or evicted pages come back, the last step is undone and no other follows.
+
+    :param host: a writable connection.
+    :param take: takes a sample of the guest.
+    :raises UsageError: the hint is none that can be followed, or a limit forbids it.
+    :raises MemoryAccessError: libvirt refuses; what was done before that stays, and is logged.
+    """
+    if not can_follow(hint) or hint.recommended is None or hint.current is None:
+        raise UsageError("that hint takes a restart, or a person", hint=hint.virsh or "")
+    wanted = within_limits(hint, domain, policy)
+    change = Change(
+        time.time(), domain.uuid, domain.name, hint.resource, hint.current, wanted, hint.reason, ""
+    )
+    # Noted before it is done: whoever is killed in between can be undone all the same.
+    note(log, change)
+    reached, outcome = hint.current, "done"
+    try:
+        if hint.resource == "cpu":
+            host.set_vcpus(domain.uuid, wanted)
+            reached = wanted
+        else:
+            for step, reached in enumerate(_steps(hint.current, wanted, policy)):
+                host.set_memory(domain.uuid, reached >> 10)
+                trouble = _watched(take, policy) if wanted < hint.current else ""
+                if trouble:
+                    reached = (
+                        list(_steps(hint.current, wanted, policy))[step - 1]
+                        if step
+                        else (hint.current)
+                    )
+                    host.set_memory(domain.uuid, reached >> 10)
+                    outcome = f"stopped at {size(reached)}: {trouble}"
+                    break
+    except MemoryAccessError as error:
+        outcome = f"stopped at {size(reached)}: {error.message}"
+        raise
+    finally:
+        final = Change(**(asdict(change) | {"after": reached, "outcome": outcome}))
+        note(log, final)
+    return final
+
+
+def within_limits(hint: Hint, domain: Domain, policy: Policy) -> int:
+    """What a hint asks for, kept within the domain's limits and what the host has left.
+
+    :raises UsageError: nothing is left to be done within them.
+    """
+    current, wanted = hint.current or 0, hint.recommended or 0
+    if hint.resource != "memory":
+        return wanted
+    least, most = policy.limits(domain.name)
+    wanted = min(max(wanted, least), most)
+    if wanted > current:
+        spare = host_available() - policy.host_reserve_mib * MIB
+        if wanted - current > spare:
+            raise UsageError(
+                f"the host has {size(max(0, spare))} to spare, {size(wanted - current)} are asked "
+                f"for",
+                hint="host_reserve_mib of the policy is kept free",
+            )
+    if (wanted < current) != (hint.action == "shrink") or wanted == current:
+        raise UsageError(
+            f"the limits of domain {domain.name!r} leave nothing to be done",
+            hint="[limits] in /etc/virtintrospect/policies.toml",
+        )
+    return wanted
+
+
+def host_available() -> int:
+    """MemAvailable of this host, bytes."""
+    for line in _MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _steps(current: int, wanted: int, policy: Policy) -> Iterator[int]:
+    """Targets on the way: shrinking a bit at a time, growing at once."""
+    if wanted < current:
+        step = max(64 * MIB, int(current * policy.step_percent / 100))
+        yield from range(current - step, wanted, -step)
+    yield wanted
+
+
+def _watched(take: Sampler, policy: Policy) -> str:
+    """What is wrong with the guest after a step; empty where nothing is."""
+    samples = [take()]
+    end = time.monotonic() + policy.settle_seconds
+    while time.monotonic() < end:
+        time.sleep(min(1.0, policy.settle_seconds / 2))
+        samples.append(take())
+    window = Window(samples)
+    stalled = window.stalled("memory", "some") or 0.0
+    refaults = window.rate("events", "refault") or 0.0
+    if stalled > policy.shrink_most_stalled_percent:
+        return f"tasks wait for memory {stalled:.1f} % of the time"
+    if refaults > policy.shrink_most_refaults:
+        return f"{refaults:.0f} evicted pages a second come back"
+    facts = Facts(window, policy)
+    total = facts.window.last("memory", "memory_total") or 0.0
+    left = facts.window.last("memory", "memory_available") or 0.0
+    if total and 100 * left / total < policy.low_available_percent / 2:
+        return f"only {size(left)} are available"
+    return ""
+
+
+def note(log: Path, change: Change) -> None:
+    """Add a change to the log."""
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    line = json.dumps(asdict(change), separators=(",", ":")).encode() + b"\n"
+    if log.exists() and log.stat().st_size > _LARGEST:
+        kept = log.read_bytes()[-_LARGEST // 2 :].partition(b"\n")[2]
+        fresh = log.with_name(f".{log.name}")
+        fresh.write_bytes(kept)
+        fresh.chmod(0o600)
+        fresh.replace(log)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def changes(log: Path, uuid: str) -> list[Change]:
+    """The changes of a domain that have not been undone, oldest first."""
+    found: list[Change] = []
+    try:
+        lines = log.read_bytes()[-_LARGEST:].splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            change = Change(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        if change.uuid != uuid:
+            continue
+        if change.outcome == "undone":
+            found = [old for old in found if old.resource != change.resource]
+        else:
+            # What was noted before it was done, and after: one change.
+            found = [old for old in found if old.time != change.time]
+            found.append(change)
+    return found
+
+
+def undo(domain: Domain, host: Host, log: Path = LOG) -> list[Change]:
+    """Bring a domain back to what it had before the first change that is not undone.
+
+    :raises UsageError: nothing was changed.
+    :raises MemoryAccessError: libvirt refuses.
+    """
+    first: dict[str, Change] = {}
+    for change in changes(log, domain.uuid):
+        first.setdefault(change.resource, change)
+    if not first:
+        raise UsageError(f"no change of domain {domain.name!r} is to be undone", hint=f"see {log}")
+    done = []
+    for resource, change in first.items():
+        if resource == "memory":
+            host.set_memory(domain.uuid, change.before >> 10)
+        else:
+            host.set_vcpus(domain.uuid, change.before)
+        back = Change(
+            time.time(), domain.uuid, domain.name, resource, change.after, change.before,
+            "undo", "undone",
+        )  # fmt: skip
+        note(log, back)
+        done.append(back)
+    return done
