@@ -30,7 +30,9 @@ _SCOPES = {0: "global", 253: "link", 254: "host"}
 _HIDDEN = {"ALLMULTI": 0x200, "PROMISC": 0x100, "MASTER": 0x400, "SLAVE": 0x800, "ECHO": 0x40000}
 
 _SETUP = """
+echo 0 > /proc/sys/net/ipv6/conf/default/accept_ra
 insmod /tmp/veth.ko
+for module in failover net_failover virtio_net; do insmod /tmp/$module.ko; done
 echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
 ip link set lo up; ip addr add 127.9.9.9/32 dev lo
 ip addr add 10.1.2.3/24 dev dummy0; ip addr add 10.1.2.4/32 dev dummy0
@@ -41,6 +43,7 @@ ping -c 2 -W 1 10.1.2.77; ping -c 2 127.0.0.1; ping6 -c 1 ::1
 brctl addbr br0; brctl addif br0 dummy1; ip link set dummy1 up; ip link set br0 up
 ip addr add 10.5.0.1 peer 10.5.0.2/32 dev br0; ip -6 addr add fe80::1:2/10 dev br0
 ping -c 1 -W 1 10.5.0.2
+ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ping -c 3 -s 1000 -W 2 10.0.2.2
 brctl addbr %s
 unshare -n sleep 100000 >/dev/null 2>&1 & first=$!
 unshare -n sleep 100000 >/dev/null 2>&1 & second=$!
@@ -82,13 +85,16 @@ class Truth(NamedTuple):
 @pytest.fixture(scope="module")
 def busy(guest: Guest) -> Iterator[Guest]:
     """The guest with interfaces of many kinds, in three namespaces."""
-    guest.put("/tmp/veth.ko", kernel(guest.config.kernel).modules["veth"][0].read_bytes())
+    modules = kernel(guest.config.kernel)
+    for module in modules.load_order(("veth", "virtio_net")):
+        guest.put(f"/tmp/{module}.ko", modules.modules[module][0].read_bytes())
     name = ODD.decode("latin-1").replace("'", "'\\''")
     netlink.install(guest)
     guest.put("/tmp/setup.sh", (_SETUP % f"'{name}'").encode("latin-1"))
     guest.run("sh /tmp/setup.sh", timeout=60, check=False)
     yield guest
     guest.run("kill $(cut -d' ' -f2- /tmp/namespaces); ip link del veth0", check=False)
+    guest.run("ip addr flush dev eth0; rmmod virtio_net", check=False)
     guest.run("ip link set br0 down; brctl delbr br0; ip addr flush dev dummy0", check=False)
 
 
@@ -107,7 +113,7 @@ def test_interfaces(linux: LinuxGuest, busy: Guest) -> None:
     assert linux.take_problems() == []
     assert len({namespace for namespace, _ in before}) == 3
     names = {name for _, name in before}
-    assert {b"lo", b"dummy0", b"dummy1", b"br0", b"veth0", b"veth1", ODD} <= names
+    assert {b"lo", b"dummy0", b"dummy1", b"br0", b"eth0", b"veth0", b"veth1", ODD} <= names
     known = {namespace for namespace, _ in before}
     mine: dict[tuple[int, bytes], list[Interface]] = {}
     for row in ours:
@@ -182,11 +188,17 @@ def by_netlink(
 
 def test_counters_are_known_where_the_kernel_itself_counts(linux: LinuxGuest, busy: Guest) -> None:
     rows = {row.interface: row for row in linux.interfaces() if row.net_namespace > 0}
-    own = {b"lo", b"dummy0"} if busy.config.kernel == "5.10" else {b"lo", b"dummy0", b"br0"}
+    own = {b"lo", b"dummy0"}
+    # 5.10 has no types of modules; its bridge counts in a function of its own.
+    own |= set() if busy.config.kernel == "5.10" else {b"br0", b"eth0"}
     for name in own:
         assert all(getattr(rows[name], counter) is not None for counter in _COUNTERS), name
     sent = [row.tx_packets for row in linux.interfaces() if row.interface == b"dummy0"]
     assert sent[0]
+    assert rows[b"eth0"].driver == b"virtio_net"
+    if b"eth0" in own:
+        assert (rows[b"eth0"].rx_packets or 0) >= 3
+        assert (rows[b"eth0"].rx_bytes or 0) > 3000
 
 
 def truth(guest: Guest) -> dict[tuple[int, bytes], Truth]:

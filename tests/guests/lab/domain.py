@@ -139,6 +139,7 @@ def domain_xml(
     {"<panic model='isa'/>" if config.crashes else ""}
     <serial type='file'><source path='{escape(str(log))}'/></serial>
     <channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>
+    <interface type='user'><model type='virtio'/><rom enabled='no'/></interface>
   </devices>
 </domain>
 """

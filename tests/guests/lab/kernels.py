@@ -46,7 +46,7 @@ KERNELS = {
     "6.1-debian": Source(  # for debian.py
         "bookworm",
         r"linux-image-6\.1\.[^-]*-\d+-cloud-amd64",
-        more=("virtio_blk", "virtio_net", "virtio_balloon"),
+        more=("virtio_blk", "virtio_balloon"),
     ),
     "6.1-arm64": Source(  # without KALLSYMS_ALL
         "bookworm",
@@ -70,12 +70,13 @@ KERNELS = {
     "6.12-riscv64": Source("trixie", r"linux-image-6\.12\.[^-]*-riscv64", architecture="riscv64"),
 }
 
-#: Modules kept from the packages, with all that they depend on. The first four are how a
+#: Modules kept from the packages, with all that they depend on. The first two are how a
 #: guest talks to the lab; the others are there to be looked at, some with users (bridge → stp
 #: → llc). A kernel may have some of them built in, or not at all.
 MODULES = (
     "virtio_pci",
     "virtio_console",
+    "virtio_net",
     "dummy",
     "loop",
     "bridge",

@@ -117,6 +117,12 @@ def module_types(guest: LinuxGuest, name: str) -> Types:
     """Split BTF of a module, out of the kernel's list ``btf_modules`` (kernel/bpf/btf.c, 5.11)."""
     from virtintrospect.symbols.btf import Btf
 
+    none = NoSuchTargetError(
+        f"the guest has no types of a module {name!r}",
+        hint="`modules` shows those that are loaded; modules carry types since Linux 5.11",
+    )
+    if "btf_module" not in guest.types:
+        raise none
     layout = guest.layout(
         "btf_module",
         {"name": "module.name", "data": "btf.data", "size": "btf.data_size"},
@@ -132,7 +138,4 @@ def module_types(guest: LinuxGuest, name: str) -> Types:
         if not isinstance(guest.types, Btf) or not data or not 0 < size <= _LARGEST_BTF:
             break
         return Btf.parse(guest.kernel.read(data, size), base=guest.types)
-    raise NoSuchTargetError(
-        f"the guest has no types of a module {name!r}",
-        hint="`modules` shows those that are loaded; modules carry types since Linux 5.11",
-    )
+    raise none

@@ -1,8 +1,8 @@
 """Packets and bytes of network interfaces (``dev_get_stats()`` of net/core/dev.c).
 
 Where a driver counts is known only to its own function ``ndo_get_stats64``. Those that the
-kernel itself offers are followed; a driver with one of its own has counters that are unknown
-here.
+kernel itself offers are followed, and that of virtio_net; another driver with one of its own has
+counters that are unknown here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError, NotFoundError
+from virtintrospect.guests.linux import virtionet
 from virtintrospect.guests.linux.modsyms import module_functions
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ _FUNCTIONS = {
     "dev_get_tstats64": "tstats",
     "ip_tunnel_get_stats64": "tstats",  # its name until 5.11
     "dummy_get_stats64": "transmit",
+    "virtnet_stats": "virtio_net",
 }
 #: Those of modules, which the kernel's own symbols do not have.
-_MODULES = {"dummy": "dummy_get_stats64"}
+_MODULES = {"dummy": "dummy_get_stats64", "virtio_net": "virtnet_stats"}
 
 
 #: What :func:`counters` needs of each ``net_device``. What the core itself drops it counts per
@@ -88,6 +90,12 @@ def counters(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[Counter
         for index, values in zip(wanted, sums, strict=True):
             base = _plain(rows[index]) if kind in _WITH_PLAIN else _NONE
             found[index] = _added(base, values)
+    mine = [index for index, kind in enumerate(kinds) if kind == "virtio_net"]
+    queues = virtionet.counters(guest, [rows[index]["device"] for index in mine])
+    for index, counted in zip(mine, queues, strict=True):
+        if counted is not None:
+            dropped = rows[index]["plain_tx_dropped"]
+            found[index] = _NONE._replace(**counted, tx_dropped=dropped)
     return _with_core(guest, rows, found, budget)
 
 
