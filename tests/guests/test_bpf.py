@@ -14,6 +14,9 @@ from virtintrospect.model import BpfObject
 
 from .lab.guest import Guest
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 _SETUP = """
 mkdir -p /tmp/pins; mount -t bpf bpf /tmp/pins
 /tmp/bpf hold > /tmp/bpf.log 2>&1 &

@@ -15,6 +15,9 @@ from .lab.domain import Config
 from .lab.guest import Guest
 from .test_counters import paused
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 #: Readings until all rests between two of them: a page may come and go.
 ATTEMPTS = 8
 

@@ -15,6 +15,9 @@ from virtintrospect.model import MemoryArea, OpenFile
 from .holder import File, Holder, holder, open_files
 from .lab.guest import Guest
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 _MAPPING = re.compile(rb"(\w+)-(\w+) (\S{4}) (\w+) (\S+) (\d+) *(.*)")
 _FORMATS = {
     stat.S_IFREG: "regular",

@@ -11,6 +11,9 @@ from virtintrospect.model import Namespace
 
 from .lab.guest import Guest
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 #: Nested PID and user namespaces, a time namespace for children only, and some that nobody is
 #: in: held by a bind mount.
 WORKLOAD = """

@@ -18,6 +18,9 @@ from . import netlink
 from .lab.guest import Guest
 from .netlink import ACK, CREATE, DUMP, attribute, request
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 MANY = 300
 
 _SETUP = """

@@ -19,6 +19,9 @@ from . import netlink
 from .lab.guest import Guest
 from .netlink import ACK, CREATE, DUMP, attribute, number, request
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 MANY = 1200
 
 _SETUP = """

@@ -25,6 +25,9 @@ from virtintrospect.model import Process
 from .lab.guest import Guest
 from .lab.truth import Snapshot
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 #: How long the tables are read, and what one of them may take on a busy machine.
 SECONDS = float(os.environ.get("STRESS_SECONDS", "6"))
 PATIENCE = 30.0

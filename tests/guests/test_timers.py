@@ -12,6 +12,9 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 
 from .lab.guest import Guest
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 _SETUP = """
 /tmp/timers > /tmp/timers.log 2>&1 & echo $! > /tmp/timers.pid
 until grep -q ready /tmp/timers.log; do usleep 100000; done; cat /tmp/timers.log

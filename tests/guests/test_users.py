@@ -17,6 +17,9 @@ from virtintrospect.guests.linux.pagecache import CachedFile
 
 from .lab.guest import Guest
 
+#: What the tables read does not depend on page tables or on how the host holds RAM.
+pytestmark = pytest.mark.once_a_kernel(pti=False)
+
 #: Files in all places that matter, made once a guest. Other tests have swap, to which pages of
 #: tmpfs may go; then they are not in the page cache.
 _FILES = """
