@@ -11,6 +11,7 @@ import click
 
 from virtintrospect import __version__
 from virtintrospect.cli.doctor import doctor
+from virtintrospect.cli.dump import dump
 from virtintrospect.cli.escape import printable
 from virtintrospect.cli.hints import hints
 from virtintrospect.cli.hooks import hooks
@@ -70,6 +71,7 @@ for command in (
     translate,
     read,
     registers,
+    dump,
     hooks,
     doctor,
     sessions,

@@ -9,11 +9,8 @@ target/riscv/arch_dump.c) there is only the first.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from virtintrospect.memory.elfcore import Note
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 #: Version, size, 16 general registers, rip, rflags.
 _GENERAL = struct.Struct("<II18Q")
@@ -26,6 +23,15 @@ _SEGMENT = struct.Struct("<IIIIQ")
 _SEGMENT_NAMES = ("cs", "ds", "es", "fs", "gs", "ss", "ldt", "tr", "gdt", "idt")
 _CONTROL = struct.Struct("<5Q")
 _GS_BASE = struct.Struct("<Q")
+_MASK = (1 << 64) - 1
+
+
+class Note(NamedTuple):
+    """An ELF note: QEMU's CPU states (``QEMU``), registers (``CORE``), ``VMCOREINFO``."""
+
+    name: str
+    type: int
+    desc: bytes
 
 
 #: NT_PRSTATUS, and where the registers are in it.
@@ -54,6 +60,19 @@ def registers(notes: Iterable[Note], machine: str = "x86-64") -> list[dict[str, 
             and len(note.desc) >= _STATUS_AT + layout.size
         ]
     return [_decode(note.desc) for note in notes if note.name == "QEMU" and _plausible(note.desc)]
+
+
+def qemu_note(values: Mapping[str, int]) -> Note:
+    """The note ``QEMU`` of one CPU. Limits and flags of segments, which we do not have, are 0."""
+    size = (
+        _GENERAL.size + len(_SEGMENT_NAMES) * _SEGMENT.size + _CONTROL.size + _GS_BASE.size
+    )  # fmt: skip
+    desc = _GENERAL.pack(1, size, *(values.get(name, 0) & _MASK for name in _GENERAL_NAMES))
+    for name in _SEGMENT_NAMES:
+        selector, base = values.get(name, 0), values.get(f"{name}_base", 0)
+        desc += _SEGMENT.pack(selector & 0xFFFF, 0, 0, 0, base & _MASK)
+    desc += _CONTROL.pack(*(values.get(f"cr{number}", 0) & _MASK for number in range(5)))
+    return Note("QEMU", 0, desc + _GS_BASE.pack(values.get("kernel_gs_base", 0) & _MASK))
 
 
 def _plausible(desc: bytes) -> bool:

@@ -17,6 +17,7 @@ from elftools.common.utils import struct_parse
 from elftools.elf.elffile import ELFFile
 
 from virtintrospect.errors import ImageFormatError
+from virtintrospect.memory.cpunotes import Note
 from virtintrospect.memory.file import FileImage, Part
 
 _MACHINES = {
@@ -37,14 +38,6 @@ _MOST_NOTE_BYTES = 16 << 20
 _MOST_NOTES = 1 << 16
 #: x86-64 has at most 52 bits of physical address.
 _ADDRESS_LIMIT = 1 << 52
-
-
-class Note(NamedTuple):
-    """An ELF note: QEMU's CPU states (``QEMU``), registers (``CORE``), ``VMCOREINFO``."""
-
-    name: str
-    type: int
-    desc: bytes
 
 
 class _Segment(NamedTuple):

@@ -20,7 +20,8 @@ from virtintrospect.errors import (
     VirtIntrospectError,
 )
 from virtintrospect.memory import Region
-from virtintrospect.memory.elfcore import ElfCore, Note
+from virtintrospect.memory.cpunotes import Note
+from virtintrospect.memory.elfcore import ElfCore
 from virtintrospect.memory.image import open_image
 
 MIB = 1 << 20

@@ -12,6 +12,7 @@ from virtintrospect.insight.tables.hints import HINTS
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
 from virtintrospect.insight.tables.primitives import (
+    DUMP,
     IMPORTED,
     READ,
     REGISTERS,
@@ -54,6 +55,7 @@ __all__ = [
     "CRASH",
     "DMESG",
     "DOMMEMSTAT",
+    "DUMP",
     "ENV",
     "FILES",
     "HINTS",
@@ -140,6 +142,7 @@ ALL = {
         TRANSLATE,
         READ,
         REGISTERS,
+        DUMP,
     )
 }
 

@@ -1,0 +1,97 @@
+"""What is to be dumped, and what is known of it besides its bytes: for the notes of an ELF core."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from virtintrospect.driver import Capability, SupportsRegisters, Target
+from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.memory.cpunotes import Note, qemu_note
+
+if TYPE_CHECKING:
+    from virtintrospect.guests.base import Guest
+
+_NT_PRSTATUS = 1
+#: struct elf_prstatus of x86-64 (include/linux/elfcore.h): pid at 32, registers at 112.
+_PRSTATUS_SIZE, _PID_AT, _REGISTERS_AT = 336, 32, 112
+#: struct user_regs_struct (arch/x86/include/asm/user_64.h), by the names that we have.
+_USER_REGISTERS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
+    "rsi", "rdi", "orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds",
+    "es", "fs", "gs",
+)  # fmt: skip
+#: Longest text that is taken over; the kernel's is a page at most.
+_LONGEST_TEXT = 64 << 10
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A target, and what a dump of it says besides the memory itself."""
+
+    target: Target
+    #: What makes this boot of this guest another than all others: a dump that was interrupted
+    #: may go on only with the same.
+    identity: str = ""
+    #: Architecture as ``uname -m`` names it.
+    machine: str = "x86_64"
+    notes: list[Note] = field(default_factory=list)
+
+
+def origin_of(target: Target, guest: Guest | None, identity: str, machine: str = "") -> Origin:
+    """Put together what a dump of a target is to have.
+
+    :param guest: the kernel that was recognised in it; ``None`` where none was.
+    :param identity: what tells this target from others, e.g. the domain's UUID.
+    :param machine: the architecture, where no kernel was recognised.
+    """
+    notes = list(getattr(target.memory, "notes", ())) or list(_registers(target))
+    if guest is None:
+        return Origin(target, identity, machine or "x86_64", notes)
+    if not any(note.name == "VMCOREINFO" for note in notes):
+        notes += _vmcoreinfo(guest)
+    info = guest.info()
+    identity = f"{identity} {info.build_id.hex()} {info.kernel_base:#x}"
+    return Origin(target, identity, info.machine.decode("ascii", "replace"), notes)
+
+
+def _registers(target: Target) -> Iterator[Note]:
+    """Two notes a CPU, as QEMU writes them, where the target can read registers."""
+    if Capability.REGISTERS not in target.capabilities():
+        return
+    assert isinstance(target, SupportsRegisters)
+    try:
+        cpus = [target.registers(vcpu) for vcpu in range(target.vcpus)]
+    except VirtIntrospectError:  # a dump without registers is better than none
+        return
+    cpus = [registers for registers in cpus if "rip" in registers and "cr3" in registers]
+    for number, registers in enumerate(cpus):
+        status = bytearray(_PRSTATUS_SIZE)
+        struct.pack_into("<I", status, _PID_AT, number + 1)
+        values = [registers.get(name, 0) & _MASK for name in _USER_REGISTERS]
+        struct.pack_into(f"<{len(values)}Q", status, _REGISTERS_AT, *values)
+        yield Note("CORE", _NT_PRSTATUS, bytes(status))
+    for registers in cpus:
+        yield qemu_note(registers)
+
+
+def _vmcoreinfo(guest: Guest) -> Iterator[Note]:
+    """The kernel's own description of itself, from where it keeps it.
+
+    ``vmcoreinfo_data`` and ``vmcoreinfo_size`` of kernel/vmcore_info.c. Without that note other
+    tools refuse a kernel with KASLR.
+    """
+    data, size = guest.symbols.get("vmcoreinfo_data"), guest.symbols.get("vmcoreinfo_size")
+    if data is None or size is None:
+        return
+    try:
+        text = guest.kernel.read(
+            guest.kernel.read_u64(data), min(guest.kernel.read_u64(size), _LONGEST_TEXT)
+        )
+    except VirtIntrospectError:  # the kernel has none, or not yet
+        return
+    if text.startswith(b"OSRELEASE="):
+        yield Note("VMCOREINFO", 0, text)
