@@ -46,9 +46,11 @@ def test_same_tables_in_every_format(one_guest: Guest, folder: Path, name: str) 
     path = folder / name
     with open_session(one_guest.name) as live:
         before = {process.pid for process in live.processes()}
-    record = dump(one_guest, path, "--format", name)
-    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    subprocess.run(["sha256sum", "-c", "--quiet", f"{name}.sha256"], cwd=folder, check=True)
+    hashed = name == "elf"
+    record = dump(one_guest, path, "--format", name, *([] if hashed else ["--no-hash"]))
+    assert ("sha256" in record) == hashed
+    if hashed:
+        subprocess.run(["sha256sum", "-c", "--quiet", f"{name}.sha256"], cwd=folder, check=True)
     assert isinstance(record["resident"], int)
     assert path.stat().st_blocks * 512 < record["resident"] * 1.1 + (1 << 20)
     assert record["pause_ms"] == 0
@@ -80,14 +82,17 @@ def test_others_read_the_core(one_guest: Guest, folder: Path) -> None:
 def test_interrupted_and_resumed(one_guest: Guest, folder: Path, how: signal.Signals) -> None:
     """Stopped in the middle, whatever by: nothing has the final name, and it goes on."""
     path = folder / f"by-{how.name}"
-    slow = (
-        "import time; from virtintrospect.acquire import copy, part; from virtintrospect.cli.main "
-        "import main; before = part.PartFile.write\n"
-        "copy._NOTED_EVERY = 0.1\n"
-        "part.PartFile.write = lambda *given: (time.sleep(0.005), before(*given))\nmain()"
+    stuck = (
+        "import itertools, time; from virtintrospect.acquire import copy, part\n"
+        "from virtintrospect.cli.main import main\n"
+        "copy._NOTED_EVERY, write, calls = 0.05, part.PartFile.write, itertools.count()\n"
+        "def slow(*given):\n"
+        "    time.sleep(0.06 if next(calls) == 100 else 60 if next(calls) > 400 else 0)\n"
+        "    write(*given)\n"
+        "part.PartFile.write = slow\nmain()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, "dump", one_guest.name, path, "--format", "raw"],
+        [sys.executable, "-c", stuck, "dump", one_guest.name, path, "--format", "elf"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     journal = path.with_name(f"{path.name}.part.state")
@@ -103,7 +108,7 @@ def test_interrupted_and_resumed(one_guest: Guest, folder: Path, how: signal.Sig
         assert process.returncode == 130
         assert "--resume goes on with it" in said
         assert "Traceback" not in said
-    record = dump(one_guest, path, "--format", "raw", "--resume")
+    record = dump(one_guest, path, "--resume")
     assert record["runs"] == 2
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     with open_session(str(path)) as image:
