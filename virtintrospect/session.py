@@ -69,7 +69,7 @@ class ImageTarget(Target):
 
 
 class CoreTarget(ImageTarget):
-    """An image that has the CPUs' registers, too: an ELF core of QEMU's."""
+    """An image that has the CPUs' registers, too: an ELF core of QEMU's, of kdump's or of Xen's."""
 
     def __init__(
         self, memory: PhysicalMemory, registers: list[dict[str, int]], architecture: str = ""
@@ -98,8 +98,10 @@ def open_image_target(path: Path) -> ImageTarget:
     from virtintrospect.memory.cpunotes import registers
 
     target = ImageTarget(path)
-    machine = getattr(target.memory, "machine", "")
-    found = registers(getattr(target.memory, "notes", ()), machine)
+    found = getattr(target.memory, "registers", None)
+    if found is None:
+        machine = getattr(target.memory, "machine", "")
+        found = registers(getattr(target.memory, "notes", ()), machine)
     return CoreTarget(target.memory, found, target.architecture) if found else target
 
 

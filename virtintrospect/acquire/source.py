@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from virtintrospect.driver import Capability, SupportsRegisters, Target
 from virtintrospect.errors import VirtIntrospectError
-from virtintrospect.memory.cpunotes import Note, qemu_note
+from virtintrospect.memory.cpunotes import Note, qemu_note, status_note
 
 if TYPE_CHECKING:
     from virtintrospect.guests.base import Guest
 
-_NT_PRSTATUS = 1
-#: struct elf_prstatus of x86-64 (include/linux/elfcore.h): pid at 32, registers at 112.
-_PRSTATUS_SIZE, _PID_AT, _REGISTERS_AT = 336, 32, 112
-#: struct user_regs_struct (arch/x86/include/asm/user_64.h), by the names that we have.
-_USER_REGISTERS = (
-    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
-    "rsi", "rdi", "orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds",
-    "es", "fs", "gs",
-)  # fmt: skip
+#: What the notes' registers go by, where `uname -m` says something else.
+_NOTE_MACHINES = {"x86_64": "x86-64"}
 #: Longest text that is taken over; the kernel's is a page at most.
 _LONGEST_TEXT = 64 << 10
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -58,8 +49,8 @@ def origin_of(target: Target, guest: Guest | None, identity: str, machine: str =
     return Origin(target, identity, info.machine.decode("ascii", "replace"), notes)
 
 
-def _registers(target: Target) -> Iterator[Note]:
-    """Two notes a CPU, as QEMU writes them, where the target can read registers."""
+def _registers(target: Target, machine: str) -> Iterator[Note]:
+    """One or two notes a CPU, as QEMU writes them, where the target can read registers."""
     if Capability.REGISTERS not in target.capabilities():
         return
     assert isinstance(target, SupportsRegisters)
@@ -67,15 +58,14 @@ def _registers(target: Target) -> Iterator[Note]:
         cpus = [target.registers(vcpu) for vcpu in range(target.vcpus)]
     except VirtIntrospectError:  # a dump without registers is better than none
         return
-    cpus = [registers for registers in cpus if "rip" in registers and "cr3" in registers]
-    for number, registers in enumerate(cpus):
-        status = bytearray(_PRSTATUS_SIZE)
-        struct.pack_into("<I", status, _PID_AT, number + 1)
-        values = [registers.get(name, 0) & _MASK for name in _USER_REGISTERS]
-        struct.pack_into(f"<{len(values)}Q", status, _REGISTERS_AT, *values)
-        yield Note("CORE", _NT_PRSTATUS, bytes(status))
+    machine = _NOTE_MACHINES.get(machine, machine)
+    for number, registers in enumerate(cpus, 1):
+        note = status_note(number, registers, machine)
+        if note is not None:
+            yield note
     for registers in cpus:
-        yield qemu_note(registers)
+        if "cr3" in registers and "rip" in registers:
+            yield qemu_note(registers)
 
 
 def _vmcoreinfo(guest: Guest) -> Iterator[Note]:
