@@ -17,6 +17,7 @@ COMMANDS = [
     "crash",
     "detach",
     "dmesg",
+    "dump",
     "env",
     "files",
     "hints",

@@ -60,6 +60,9 @@ class Guest(abc.ABC):
     #: The kernel's own address space.
     kernel: AddressSpace
 
+    #: Whether memory changes while it is read, so that rows need a second look.
+    live: bool = True
+
     def __init__(self) -> None:
         #: What tables could not make sense of, since :meth:`take_problems` was last called.
         self.problems: list[Problem] = []

@@ -108,7 +108,6 @@ class LinuxGuest(Guest):
         live: bool,
     ) -> None:
         super().__init__()
-        #: Whether memory changes while it is read, so that rows need a second look.
         self.live = live
         #: Where the registers of its CPUs can be read; ``None`` where they cannot.
         self.registers: SupportsRegisters | None = None
