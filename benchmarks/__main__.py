@@ -1,4 +1,4 @@
-"""``python -m benchmarks [small|scale|acquire]``: every figure of docs/performance.md."""
+"""``python -m benchmarks [small|scale|acquire|pause]``: every figure of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import acquire, scale
+from benchmarks import acquire, pause, scale
 from benchmarks.figures import Figure, show
 from benchmarks.measure import command, commands, per_call, program
 from tests.guests.lab import libvirtd
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
-_MODES = ("small", "scale", "acquire")
+_MODES = ("small", "scale", "acquire", "pause")
 
 
 def main() -> None:
@@ -42,6 +42,8 @@ def main() -> None:
             scale.main()
         if "acquire" in modes:
             acquire.main()
+        if "pause" in modes:
+            pause.main()
 
 
 def _small() -> None:
