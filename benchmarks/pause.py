@@ -143,8 +143,8 @@ def _emulator(ram: int, backing: str) -> Iterator[tuple[Channel, _Monitor]]:
         folder = Path(name)
         process = subprocess.Popen([
             "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,la57=off", "-nodefaults",
-            "-M", "q35,memory-backend=m", "-m", str(ram),
-            "-object", f"{shared},id=m,size={ram}M", "-display", "none",
+            "-M", "q35,memory-backend=pc.ram", "-m", str(ram),
+            "-object", f"{shared},id=pc.ram,size={ram}M", "-display", "none",
             "-kernel", str(image.vmlinuz), "-initrd", str(initramfs(image)),
             "-append", "console=ttyS0 quiet panic=-1 pti=off",
             "-serial", f"file:{folder}/console", "-device", "virtio-serial-pci",
