@@ -77,8 +77,10 @@ class Cache:
         key = _key(os.fstat(descriptor))
         with contextlib.suppress(OSError):
             self.tidy(room=os.fstat(unpacked).st_blocks * 512)
-            source = self._path / f"{key}.source"
-            source.write_bytes(os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}")))  # noqa: PTH115
+            origin = os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with os.fdopen(os.open(self._path / f"{key}.source", flags, 0o600), "wb") as file:
+                file.write(origin)
             where = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 # A folder is named for nothing but to have linkat(2) follow the link.
