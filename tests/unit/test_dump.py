@@ -305,3 +305,30 @@ def test_name_taken_meanwhile(
     with pytest.raises(UsageError, match="come into being"):
         dump(origin, path, "raw")
     assert path.read_bytes() == b"precious"
+
+
+class Registered(Pausing):
+    """One whose vCPUs' registers can be read."""
+
+    vcpus = 2
+
+    def registers(self, vcpu: int) -> dict[str, int]:
+        self.calls.append(f"registers {vcpu}")
+        return {"rip": 0xFFFF_FFFF_8100_0000 + vcpu, "cr3": 0x1000, "rsp": 7}
+
+
+def test_registers_are_of_the_moment_of_the_memory(tmp_path: Path) -> None:
+    target = Registered()
+    dump(Origin(target, notes=NOTES[:1]), tmp_path / "out", "elf", pause=True)
+    assert target.calls == ["pause", "registers 0", "registers 1", "resume"]
+    with open_image(tmp_path / "out") as image:
+        assert isinstance(image, ElfCore)
+        names = [note.name for note in image.notes]
+        assert names == ["CORE", "CORE", "QEMU", "QEMU", "VMCOREINFO"]
+        for notes in (image.notes, image.notes[:2]):  # QEMU's, and else those of programs
+            first, second = registers(notes)
+            assert (first["rip"], second["rip"], second["rsp"]) == (
+                0xFFFF_FFFF_8100_0000, 0xFFFF_FFFF_8100_0001, 7,
+            )  # fmt: skip
+    again = Origin(target, notes=list(image.notes))
+    assert again.all_notes() == image.notes

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 from virtintrospect.acquire.digest import Digest
 from virtintrospect.acquire.layout import Layout, lay_out
-from virtintrospect.acquire.part import PartFile, Tally
+from virtintrospect.acquire.part import PartFile
 from virtintrospect.acquire.source import Origin
 from virtintrospect.driver import Capability, SupportsPause
 from virtintrospect.errors import FaultError, OutputError
@@ -62,32 +62,50 @@ def dump(
     :raises OutputError: the file cannot be written. What was copied stays in ``FILE.part``.
     :raises MemoryAccessError: the guest's memory is gone. The same holds.
     """
-    memory = origin.target.memory
-    layout = lay_out(format_, list(merge(memory.regions)), origin.notes, origin.machine)
     if pause:
         origin.target.require(Capability.PAUSE)
-    with PartFile(path, layout, origin.identity, resume=resume, force=force) as part:
-        run = _Run(memory, layout, part, digest=digest, progress=progress)
-        try:
-            with _paused(cast("SupportsPause", origin.target), run.tally) if pause else run.going():
-                run.copy()
-            sha256 = run.digest.finish(layout.size) if run.digest else None
-            part.finish()
-        except BaseException:
-            run.give_up()
-            raise
+    memory = origin.target.memory
+    with _Stop(cast("SupportsPause", origin.target) if pause else None) as stop:
+        notes = origin.all_notes()  # with registers of the moment that the memory is of
+        layout = lay_out(format_, list(merge(memory.regions)), notes, origin.machine)
+        with PartFile(path, layout, origin.identity, resume=resume, force=force) as part:
+            run = _Run(memory, layout, part, digest=digest, progress=progress)
+            try:
+                try:
+                    run.copy()
+                finally:
+                    part.tally.pause_ms += stop.end()
+                sha256 = run.digest.finish(layout.size) if run.digest else None
+                part.finish()
+            except BaseException:
+                run.give_up()
+                raise
     return run.record(path, sha256)
 
 
-@contextmanager
-def _paused(target: SupportsPause, tally: Tally) -> Iterator[None]:
-    start = time.perf_counter()
-    target.pause()
-    try:
-        yield
-    finally:
+class _Stop:
+    """A guest that stands still from the block's begin to :meth:`end`; ``None``: it runs on."""
+
+    def __init__(self, target: SupportsPause | None) -> None:
+        self._target = target
+        self._began = 0.0
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        if self._target is not None:
+            self._target.pause()
+        return self
+
+    def end(self) -> float:
+        """Let it go on; milliseconds that it stood still. Doing so twice is harmless."""
+        target, self._target = self._target, None
+        if target is None:
+            return 0.0
         target.resume()
-        tally.pause_ms += (time.perf_counter() - start) * 1e3
+        return (time.monotonic() - self._began) * 1e3
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
 
 
 class _Run:
@@ -113,11 +131,6 @@ class _Run:
         self._before = self.tally.seconds
         self.tally.runs += 1
         self.digest = Digest(self.tally.done, part.read) if digest else None
-
-    @contextmanager
-    def going(self) -> Iterator[None]:
-        """The guest goes on: nothing to be done before and after."""
-        yield
 
     def copy(self) -> None:
         """Copy what is left to be copied."""

@@ -29,7 +29,14 @@ class Origin:
     identity: str = ""
     #: Architecture as ``uname -m`` names it.
     machine: str = "x86_64"
+    #: Those that do not depend on the moment.
     notes: list[Note] = field(default_factory=list)
+
+    def all_notes(self) -> list[Note]:
+        """These, and two for each CPU whose registers can be read now, unless these are such."""
+        if any(note.name in ("QEMU", "CORE") for note in self.notes):
+            return self.notes
+        return [*_registers(self.target), *self.notes]
 
 
 def origin_of(target: Target, guest: Guest | None, identity: str, machine: str = "") -> Origin:
@@ -39,7 +46,7 @@ def origin_of(target: Target, guest: Guest | None, identity: str, machine: str =
     :param identity: what tells this target from others, e.g. the domain's UUID.
     :param machine: the architecture, where no kernel was recognised.
     """
-    notes = list(getattr(target.memory, "notes", ())) or list(_registers(target))
+    notes = list(getattr(target.memory, "notes", ()))
     if guest is None:
         return Origin(target, identity, machine or "x86_64", notes)
     if not any(note.name == "VMCOREINFO" for note in notes):
