@@ -5,9 +5,8 @@ registers. ``.xen_pages`` has the pages, in the order of a table of their frames
 
 * a guest with hardware virtualisation (HVM, PVH) has ``.xen_pfn``, its own frames;
 * a paravirtual one has ``.xen_p2m``: of each page the frame that the guest calls it by, and the
-  frame of the machine. The page tables of such a guest, and its CR3, hold frames of the machine;
-  its kernel's own records hold the guest's. Here memory is by **machine frame**, so that page
-  tables lead where they should; :attr:`XenCore.guest_frames` is the same memory the other way.
+  frame of the machine. Memory is by the guest's frames, as its kernel's records are. Its page
+  tables and its CR3 hold frames of the machine: :attr:`XenCore.frames` turns these round.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from virtintrospect.memory.file import FileImage, Part
 from virtintrospect.memory.source import Source
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 _PAGES, _PFN, _P2M, _STATUS, _NOTES = (
@@ -34,6 +34,9 @@ _PAGES, _PFN, _P2M, _STATUS, _NOTES = (
 #: XEN_ELFNOTE_DUMPCORE_HEADER: magic, vCPUs, pages, size of a page.
 _HEADER_NOTE, _HEADER = 0x2000001, struct.Struct("<QQQQ")
 _PARAVIRTUAL, _HARDWARE = 0xF00FEBED, 0xF00FEBEE
+_PAGE_SHIFT = 12
+#: Above all addresses that x86-64 has: no image has memory there.
+_NOWHERE = 1 << 52
 #: A page that the guest does not have (INVALID_PFN of libxc's xc_core.h).
 _NONE = (1 << 64) - 1
 
@@ -91,20 +94,46 @@ class XenCore(FileImage):
         self.paravirtual = paravirtual
         where = reader.need(_PAGES, pages * PAGE_SIZE)
         own, machine = reader.frames(pages, paravirtual=paravirtual)
-        parts = reader.parts(own if machine is None else machine, where.offset)
-        super().__init__(path, descriptor, parts)
-        self._own = (reader, own, where.offset)
+        super().__init__(path, descriptor, reader.parts(own, where.offset))
+        #: What turns addresses in page tables into guest-physical ones; ``None`` where they are.
+        self.frames = None if machine is None else P2m(own, machine)
         #: Registers of each vCPU; CR3 of a paravirtual guest is a machine address.
         self.registers: list[dict[str, int]] = reader.registers(cpus)
 
-    @property
-    def guest_frames(self) -> FileImage:
-        """The same memory by the frames that the guest's kernel calls its own.
 
-        It shares the file with this image, and ends with it: do not close it.
-        """
-        reader, own, offset = self._own
-        return FileImage(self.path, self._descriptor, reader.parts(own, offset))
+class P2m:
+    """From the machine's frames to a paravirtual guest's own.
+
+    :param own: the guest's frame of each page; all bits set where it has none.
+    :param machine: the machine's.
+    """
+
+    def __init__(self, own: npt.NDArray[Any], machine: npt.NDArray[Any]) -> None:
+        import numpy as np
+
+        order = np.argsort(machine, kind="stable")
+        self._machine, self._own = machine[order], own[order]
+
+    def physical(self, address: int) -> int:
+        """The guest-physical address of a machine address; one where nothing lies if none is."""
+        import numpy as np
+
+        return int(self.physical_many(np.array([address], dtype=np.uint64))[0])
+
+    def physical_many(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """As :meth:`physical`, for an array."""
+        import numpy as np
+
+        shift = np.uint64(_PAGE_SHIFT)
+        wanted = addresses >> shift
+        places = np.minimum(np.searchsorted(self._machine, wanted), len(self._machine) - 1)
+        own = self._own[places]
+        known = (self._machine[places] == wanted) & (own != np.uint64(_NONE))
+        within = addresses & np.uint64(PAGE_SIZE - 1)
+        found: npt.NDArray[np.uint64] = np.where(
+            known, own << shift | within, np.uint64(_NOWHERE) | within
+        )
+        return found
 
 
 class _Reader:

@@ -6,19 +6,18 @@ import contextlib
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.descriptors import descriptors
-from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.driver import Capability
 from virtintrospect.errors import FaultError, ImageFormatError, VirtIntrospectError
 from virtintrospect.memory import Region
 from virtintrospect.memory.image import open_image
 from virtintrospect.memory.xencore import XenCore
 from virtintrospect.session import CoreTarget, open_image_target
-from virtintrospect.space import AddressSpace
 
 PAGE = 4096
 NONE = (1 << 64) - 1
@@ -105,34 +104,38 @@ def test_hardware_guest(tmp_path: Path) -> None:
 
 
 def test_paravirtual_guest(tmp_path: Path) -> None:
-    """Memory by the machine's frames, and by its own; pages it has not are left out."""
+    """Memory by the guest's own frames; pages that it has not are left out."""
     pages = [*PAGES, (NONE, NONE, b"none"), (9, 31, b"nine"), (NONE, 200, b"no")]
     with open_image(write(tmp_path, core(pages, magic=PV))) as image:
         assert isinstance(image, XenCore)
         assert image.paravirtual
-        assert image.read(107 * PAGE, 1) == b"g"
-        assert image.read(31 * PAGE - 1, 3) == b"\0ni"
-        with pytest.raises(FaultError):
-            image.read(200 * PAGE, 1)
-        own = image.guest_frames
-        assert own.read(7 * PAGE, 1) == b"g"
-        assert own.read(9 * PAGE, 4) == b"nine"
-        assert own.read(2 * PAGE - 1, 4) == b"\0two"
+        assert image.read(7 * PAGE, 1) == b"g"
+        assert image.read(9 * PAGE, 4) == b"nine"
+        assert image.read(2 * PAGE - 1, 4) == b"\0two"
+        assert image.frames is not None
+        assert image.frames.physical(31 * PAGE + 5) == 9 * PAGE + 5
+        machine = np.array([107, 55, 200, 1000, 30], dtype=np.uint64) * np.uint64(PAGE)
+        own = image.frames.physical_many(machine).tolist()
+        assert [own[0], own[1], own[4]] == [7 * PAGE, 0, 2 * PAGE]
+        for nowhere in own[2:4]:
+            with pytest.raises(FaultError):
+                image.read(nowhere, 1)
 
 
 def test_page_tables_of_a_paravirtual_guest(tmp_path: Path) -> None:
-    """They hold machine frames, as CR3 does: a walk needs nothing else."""
+    """They hold machine frames, as CR3 does: each step goes through ``frames``."""
     tables = [bytearray(PAGE) for _ in range(4)]
     vaddr = 0xFFFF_FFFF_8100_0000
     frames = (300, 41, 77, 500)
-    for level, (table, following) in enumerate(zip(tables, (*frames[1:], 108), strict=True)):
-        index = vaddr >> (39 - 9 * level) & 511
+    indexes = [vaddr >> (39 - 9 * level) & 511 for level in range(4)]
+    for index, table, following in zip(indexes, tables, (*frames[1:], 108), strict=True):
         struct.pack_into("<Q", table, index * 8, following * PAGE | 0x67)
     pages = [*PAGES]
     pages += [(20 + n, f, bytes(t)) for n, (f, t) in enumerate(zip(frames, tables, strict=True))]
     path = write(tmp_path, core(pages, magic=PV, cr3=300 * PAGE))
     with open_image_target(path) as target:
         assert isinstance(target, CoreTarget)
+        assert isinstance(target.memory, XenCore)
         assert Capability.REGISTERS in target.capabilities()
         registers = target.registers(0)
         assert registers["cr3"] == 300 * PAGE
@@ -140,8 +143,12 @@ def test_page_tables_of_a_paravirtual_guest(tmp_path: Path) -> None:
         assert (registers["cs"], registers["ss"], registers["rflags"]) == (0xE033, 0xE02B, 0x246)
         assert (registers["cr0"], registers["cr4"]) == (0x80050033, 0x2660)
         assert registers["gs_base"] == 3
-        space = AddressSpace(target.memory, X86_64_4LEVEL, registers["cr3"])
-        assert space.read(vaddr, 1) == b"h"
+        assert target.memory.frames is not None
+        entry = registers["cr3"]
+        for index in indexes:
+            place = target.memory.frames.physical(entry)
+            entry = target.memory.read_u64(place + index * 8) & 0x000F_FFFF_FFFF_F000
+        assert target.memory.read(target.memory.frames.physical(entry), 1) == b"h"
 
 
 @pytest.mark.parametrize(
