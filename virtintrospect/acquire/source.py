@@ -36,7 +36,7 @@ class Origin:
         """These, and two for each CPU whose registers can be read now, unless these are such."""
         if any(note.name in ("QEMU", "CORE") for note in self.notes):
             return self.notes
-        return [*_registers(self.target), *self.notes]
+        return [*_registers(self.target, self.machine), *self.notes]
 
 
 def origin_of(target: Target, guest: Guest | None, identity: str, machine: str = "") -> Origin:
