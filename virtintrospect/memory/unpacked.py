@@ -74,7 +74,10 @@ class Cache:
 
         :param descriptor: the compressed file.
         """
-        key = _key(os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        if not status.st_nlink:  # it has no name by which it could be found again
+            return
+        key = _key(status)
         with contextlib.suppress(OSError):
             self.tidy(room=os.fstat(unpacked).st_blocks * 512)
             origin = os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115

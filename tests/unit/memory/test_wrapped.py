@@ -217,3 +217,15 @@ def test_time_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
     with pytest.raises(ImageFormatError, match="more time") as caught:
         open_image(write(tmp_path, PACK[name](bytes(4 * MIB))))
     assert caught.value.hint
+
+
+def test_file_without_a_name_is_not_kept(folder: Path) -> None:
+    descriptor = os.memfd_create("image")
+    os.write(descriptor, gzip.compress(RAW, 1))
+    try:
+        with open_image(f"/proc/self/fd/{descriptor}") as image:
+            assert image.read(0, 64) == RAW[:64]
+    finally:
+        os.close(descriptor)
+    (place,) = folder.iterdir()
+    assert not list(place.iterdir())
