@@ -96,8 +96,9 @@ class PartFile:
                 state = json.loads(file.read(_STATE_SIZE))
             descriptor = os.open(self.part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"{self.journal} is damaged"
             raise UsageError(
-                f"{self.path}: there is no unfinished dump that could go on: {error}",
+                f"{self.path}: there is no unfinished dump that could go on: {why}",
                 hint="without --resume a new one begins",
             ) from error
         if not isinstance(state, dict) or {k: state.get(k) for k in self._key} != self._key:
