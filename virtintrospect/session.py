@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -17,7 +19,12 @@ from virtintrospect.driver import (
     driver_for_url,
     refuse_unknown,
 )
-from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageError
+from virtintrospect.errors import (
+    GuestNotRecognisedError,
+    MemoryAccessError,
+    NoSuchTargetError,
+    UsageError,
+)
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
 from virtintrospect.memory import PhysicalMemory
@@ -29,7 +36,13 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from virtintrospect.acquire import Progress
     from virtintrospect.insight.follow import LogBatch
+    from virtintrospect.model.acquisition import Acquisition
+
+_log = logging.getLogger(__name__)
+#: The guest's architecture in a domain's XML.
+_ARCHITECTURE = re.compile(r"<type\b[^>]*\barch='(\w{1,20})'")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -291,6 +304,52 @@ class Session:
         if name == PS.name and not PS_DETAILS.isdisjoint(PS_DETAILS if names is None else names):
             arguments = {"details": True} | arguments
         return arrays(find(name), self.table(name, **arguments), names)
+
+    def dump(
+        self,
+        path: str | Path,
+        format: str = "elf",  # noqa: A002 (it is what the user calls it)
+        *,
+        identity: str = "",
+        pause: bool = False,
+        resume: bool = False,
+        force: bool = False,
+        digest: bool = True,
+        progress: Progress | None = None,
+    ) -> Acquisition:
+        """Write the memory to a file, while the guest runs: sparse, and whole or not at all.
+
+        A guest that is not recognised is dumped, too; an ELF core then has no VMCOREINFO.
+
+        :param format: ``elf``, ``raw`` or ``lime``.
+        :param identity: what tells a target without a domain from others, for ``resume``.
+        :param pause: let the guest stand still meanwhile; it goes on whatever happens.
+        :param resume: go on with a dump that was interrupted.
+        :param force: replace a file of that name, and an unfinished dump to it.
+        :param digest: compute the SHA-256 of the file.
+        :param progress: called with bytes done and altogether, now and then.
+        :raises UsageError: the file is there already, or cannot be resumed; the target cannot
+            be paused; there is no such format.
+        :raises OutputError: the file cannot be written. What was copied stays in ``PATH.part``.
+        :raises MemoryAccessError: the guest's memory is gone. The same holds.
+        """
+        from virtintrospect.acquire import dump, origin_of
+
+        with self.lock:
+            try:
+                guest = self.guest
+            except GuestNotRecognisedError as error:
+                _log.warning("not recognised, and dumped all the same: %s", error)
+                guest = None
+            machine = ""
+            if self.domain is not None:
+                identity = f"{self.domain.uuid} {self.domain.id}"
+                found = _ARCHITECTURE.search(self.domain.xml)
+                machine = found[1] if found else ""
+            return dump(
+                origin_of(self.target, guest, identity, machine), Path(path), format,
+                pause=pause, resume=resume, force=force, digest=digest, progress=progress,
+            )  # fmt: skip
 
     def follow_log(self, interval: float = 0.5) -> Iterator[LogBatch]:
         """The kernel's log, then what comes to it, for ever, through reboots.

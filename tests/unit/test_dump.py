@@ -332,3 +332,11 @@ def test_registers_are_of_the_moment_of_the_memory(tmp_path: Path) -> None:
             )  # fmt: skip
     again = Origin(target, notes=list(image.notes))
     assert again.all_notes() == image.notes
+
+
+def test_command_offers_every_format(tmp_path: Path, origin: Origin) -> None:
+    from virtintrospect.cli.dump import _FORMATS
+
+    assert _FORMATS == FORMATS
+    with pytest.raises(UsageError, match="no format 'qcow2'"):
+        dump(origin, tmp_path / "out", "qcow2")

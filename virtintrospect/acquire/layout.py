@@ -119,8 +119,10 @@ def lay_out(name: str, regions: Sequence[Region], notes: Sequence[Note], machine
     :param regions: guest-physical ranges, rising, without overlap; joined where they touch.
     :param notes: for an ELF core; the other formats cannot have any.
     :param machine: the guest's architecture by its ``uname -m``, for an ELF core.
-    :raises UsageError: there is no memory, or too much of it for the format.
+    :raises UsageError: no such format; no memory, or too many ranges of it for the format.
     """
+    if name not in _LAYOUTS:
+        raise UsageError(f"dumps have no format {name!r}", hint=f"there are: {', '.join(FORMATS)}")
     if not regions:
         raise UsageError("this target has no memory that could be dumped")
     return _LAYOUTS[name](regions, notes, machine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virtintrospect.acquire.layout import FORMATS
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
-from virtintrospect.errors import GuestNotRecognisedError, UsageError, VirtIntrospectError
+from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
-    from virtintrospect.acquire import Origin, Progress
-    from virtintrospect.session import Session
+    from virtintrospect.acquire import Progress
+
+
+#: Those of virtintrospect.acquire, which is loaded for this command only.
+_FORMATS = ("elf", "raw", "lime")
 
 
 @click.command("dump")
 @target_argument
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "format_", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True,
+    "--format", "format_", type=click.Choice(_FORMATS), default=_FORMATS[0], show_default=True,
     help="elf: with the kernel's own description of itself, and registers where they can be "
     "read; raw: the offset is the guest-physical address; lime: ranges, each behind a header.",
 )  # fmt: skip
@@ -48,47 +49,28 @@ def dump(settings: Settings, /, target: str, file: Path, *, format_: str, **opti
     virt-introspect dump web01 web01.lime --format lime --pause
     virt-introspect dump ./web01.core web01.raw --format raw
     """
-    from virtintrospect.acquire import dump as write
     from virtintrospect.insight.columns import record
     from virtintrospect.insight.tables import DUMP
 
     if options["resume"] and options["force"]:
         raise UsageError("--resume and --force exclude each other")
-    with settings.open(target, DUMP) as session:
-        origin = _origin(settings, session, target)
-        with _interruptible(file), _progress() as progress:
-            done = write(
-                origin, file, format_, pause=options["pause"], resume=options["resume"],
-                force=options["force"], digest=not options["no_hash"], progress=progress,
-            )  # fmt: skip
+    with settings.open(target, DUMP) as session, _interruptible(file), _progress() as progress:
+        done = session.dump(
+            file, format_, identity=_file_identity(target), pause=options["pause"],
+            resume=options["resume"], force=options["force"], digest=not options["no_hash"],
+            progress=progress,
+        )  # fmt: skip
     _note_digest(file, done.sha256)
     settings.show(DUMP, [record(DUMP, done)], single=True)
     if done.unreadable:
         settings.warn([(f"{done.unreadable} bytes could not be read and are zeros in {file}", 0)])
 
 
-def _origin(settings: Settings, session: Session, target: str) -> Origin:
-    from virtintrospect.acquire import origin_of
-
-    try:
-        guest = session.guest
-    except GuestNotRecognisedError as error:
-        if settings.verbose:
-            click.echo(f"the guest is not recognised, its memory is dumped all the same: {error}",
-                       err=True)  # fmt: skip
-        guest = None
-    domain = session.domain
-    if domain is None:
-        return origin_of(session.target, guest, _file_identity(target))
-    found = re.search(r"<type\b[^>]*\barch='(\w{1,20})'", domain.xml)
-    return origin_of(session.target, guest, f"{domain.uuid} {domain.id}", found[1] if found else "")
-
-
 def _file_identity(target: str) -> str:
     from virtintrospect.session import image_path
 
     path = image_path(target)
-    if path is None:
+    if path is None or not path.exists():
         return target
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
