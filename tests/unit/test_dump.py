@@ -16,6 +16,7 @@ import pytest
 
 from tests.descriptors import descriptors
 from virtintrospect.acquire import FORMATS, Origin, dump, part
+from virtintrospect.acquire.layout import lay_out
 from virtintrospect.driver import Target
 from virtintrospect.errors import FaultError, OutputError, UnsupportedError, UsageError
 from virtintrospect.memory import PhysicalMemory, Region
@@ -340,3 +341,16 @@ def test_command_offers_every_format(tmp_path: Path, origin: Origin) -> None:
     assert _FORMATS == FORMATS
     with pytest.raises(UsageError, match="no format 'qcow2'"):
         dump(origin, tmp_path / "out", "qcow2")
+
+
+def test_raw_without_firmware_far_above() -> None:
+    ram, rom = Region(0, 64 * MIB), Region(4096 * MIB - 256 * 1024, 4096 * MIB)
+    high = Region(4096 * MIB, 5000 * MIB)
+    for regions, size in (
+        ([ram, rom], 64 * MIB),
+        ([ram, rom, high], 5000 * MIB),
+        ([rom], 4096 * MIB),
+        ([ram, Region(100 * MIB, 101 * MIB)], 101 * MIB),
+    ):
+        assert lay_out("raw", regions, [], "x86_64").size == size
+    assert lay_out("elf", [ram, rom], [], "x86_64").parts[-1].start == rom.start

@@ -26,6 +26,8 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _PT_LOAD, _PT_NOTE = 1, 4
 _READ_WRITE_EXECUTE = 7
+#: Bytes that firmware has at most; and how far from RAM it must be to be left out of a raw image.
+_FIRMWARE, _FAR = 16 << 20, 256 << 20
 #: Segments that fit ``e_phnum`` without the extension PN_XNUM; a live guest has some ten.
 _MOST_SEGMENTS = 0xFFFE
 
@@ -43,6 +45,15 @@ class Layout(NamedTuple):
 
 
 def _raw(regions: Sequence[Region], _: Sequence[Note], __: str) -> Layout:
+    """The offset is the address. Firmware far above all RAM is left out.
+
+    It would make the file of a small guest 4 GiB large, as a program sees it that knows no holes.
+    """
+    while len(regions) > 1:
+        gap = regions[-1].start - regions[-2].end
+        if regions[-1].size > _FIRMWARE or gap < _FAR:
+            break
+        regions = regions[:-1]
     parts = tuple(Part(r.start, r.end, r.start, r.size) for r in regions)
     return Layout("raw", parts[-1].end, (), parts)
 
