@@ -354,3 +354,21 @@ def test_raw_without_firmware_far_above() -> None:
     ):
         assert lay_out("raw", regions, [], "x86_64").size == size
     assert lay_out("elf", [ram, rom], [], "x86_64").parts[-1].start == rom.start
+
+
+def test_what_was_written_after_the_last_note_is_forgotten(tmp_path: Path, origin: Origin) -> None:
+    """A page that is zeros when the dump goes on must not show what it was before."""
+    memory, path = memory_of(origin), tmp_path / "out"
+    memory.interrupt_at = 16 * MIB + 9 * PAGE
+    with pytest.raises(KeyboardInterrupt):
+        dump(origin, path, "raw")
+    with (tmp_path / "out.part").open("r+b") as file:
+        file.seek(16 * MIB)
+        file.write(b"old" * MIB)
+    memory.interrupt_at = -1
+    del memory.data[16 * MIB]
+    done = dump(origin, path, "raw", resume=True)
+    assert done.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    with open_image(path) as image:
+        assert image.read(16 * MIB, MIB) == bytes(MIB)
+        assert image.read(2 * MIB + PAGE, 4) == b"bbbb"

@@ -67,6 +67,8 @@ class PartFile:
         self._descriptor = self._open_old() if resume else self._open_new()
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # What the last run wrote beyond its last note is not counted, and may be outdated.
+            os.ftruncate(self._descriptor, self.tally.done)
             os.ftruncate(self._descriptor, layout.size)
             if not resume:
                 self._write_state()
