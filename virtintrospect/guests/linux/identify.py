@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import Target, registers_of
 from virtintrospect.errors import (
     CorruptDataError,
     FaultError,
@@ -123,8 +123,9 @@ class _Identification:
         if not _has_data(symbols):
             guest.symbols = symbols.extended(Searched(guest))
             guest.functions_only = True
-        if isinstance(self.target, SupportsRegisters):
-            guest.registers = self.target
+        # Registers of CPUs that run on are not those of the stacks that are read a moment later.
+        if not self.target.live:
+            guest.registers = registers_of(self.target)
         self._verify(guest)
         return guest
 
