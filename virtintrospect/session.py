@@ -35,6 +35,17 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+#: What images say of their guest's architecture, as targets name it. One of a 32-bit x86 may be
+#: that of a 64-bit kernel, too: QEMU goes by what the CPU was at.
+_ARCHITECTURES = {
+    "x86-64": "x86_64",
+    "x86_64": "x86_64",
+    "aarch64": "aarch64",
+    "arm": "arm",
+    "riscv64": "riscv64",
+}
+
+
 class ImageTarget(Target):
     """A memory image in a file."""
 
@@ -45,6 +56,7 @@ class ImageTarget(Target):
         from virtintrospect.memory.image import open_image
 
         self._memory = open_image(path)
+        self.architecture = _ARCHITECTURES.get(getattr(self._memory, "machine", ""), "")
 
     @property
     def memory(self) -> PhysicalMemory:
@@ -59,9 +71,12 @@ class ImageTarget(Target):
 class CoreTarget(ImageTarget):
     """An image that has the CPUs' registers, too: an ELF core of QEMU's."""
 
-    def __init__(self, memory: PhysicalMemory, registers: list[dict[str, int]]) -> None:
+    def __init__(
+        self, memory: PhysicalMemory, registers: list[dict[str, int]], architecture: str = ""
+    ) -> None:
         self._memory = memory
         self._registers = registers
+        self.architecture = architecture
 
     @property
     def vcpus(self) -> int:
@@ -83,8 +98,9 @@ def open_image_target(path: Path) -> ImageTarget:
     from virtintrospect.memory.cpunotes import registers
 
     target = ImageTarget(path)
-    found = registers(getattr(target.memory, "notes", ()))
-    return CoreTarget(target.memory, found) if found else target
+    machine = getattr(target.memory, "machine", "")
+    found = registers(getattr(target.memory, "notes", ()), machine)
+    return CoreTarget(target.memory, found, target.architecture) if found else target
 
 
 def _of_guest(

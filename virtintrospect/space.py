@@ -72,7 +72,7 @@ class AddressSpace:
     ) -> None:
         self.memory = memory
         self.mode = mode
-        self.root = root & mode.frame
+        self.root = root & mode.root_mask
         self.linear = tuple(linear)
         self._translate = translator(memory.reader_u64(), mode)
         #: Reads the 64-bit number at a virtual address.

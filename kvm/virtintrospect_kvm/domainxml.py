@@ -34,6 +34,10 @@ def parse_xml(xml: str) -> ElementTree.Element:
         raise MemoryAccessError(f"the domain XML cannot be parsed: {error}") from error
 
 
+#: QEMU's name of an architecture where libvirt has another.
+_ARCHITECTURES = {"": "x86_64", "i686": "i386", "armv7l": "arm", "armv6l": "arm"}
+
+
 def arguments_of(xml: str) -> list[str]:
     """What QEMU's command line says of machine, RAM and processor.
 
@@ -45,7 +49,9 @@ def arguments_of(xml: str) -> list[str]:
     if machine is None:
         raise MemoryAccessError("the domain XML names no machine type")
     accelerator = "kvm" if root.get("type") == "kvm" else "tcg"
-    arguments = ["qemu", "-machine", f"{machine.get('machine')},accel={accelerator}"]
+    architecture = machine.get("arch", "")
+    program = f"qemu-system-{_ARCHITECTURES.get(architecture, architecture)}"
+    arguments = [program, "-machine", f"{machine.get('machine')},accel={accelerator}"]
     # <memory> is all that the guest has, plugged devices included (virDomainDefGetMemoryTotal).
     plugged = sum(size_of(size) for size in root.iterfind("devices/memory/target/size"))
     boot = size_of(root.find("memory")) - plugged

@@ -75,6 +75,7 @@ class KvmTarget(Target):
                 blocks[number, shift] = block, shift + start
             parts = [(Region(p.start, p.end), *blocks[p.block, p.shift]) for p in layout.pieces]
             line = CommandLine(process.arguments)
+            self.architecture = line.architecture
             for paddr, mapping in find_firmware(line, mappings, self._mem):
                 region = Region(paddr, paddr + mapping.size)
                 parts.append((region, self._private(mapping.start, mapping.size), paddr))

@@ -32,6 +32,8 @@ def find_firmware(
 
     :param memory: descriptor of ``/proc/PID/mem``.
     """
+    if line.architecture not in ("x86_64", "i386"):
+        return  # theirs is elsewhere, and no table of the guest's lies in it
     guards = {mapping.start for mapping in mappings if mapping.permissions == "---p"}
     unnamed = [
         mapping

@@ -1,4 +1,4 @@
-"""Guest-physical map of QEMU's PC machines, computed from the command line and domain XML.
+"""Guest-physical map of QEMU's machines, computed from the command line and domain XML.
 
 QEMU has RAM in blocks; the machine puts them, one after the other, below and above the hole
 under 4 GiB that PCI and firmware use. The rules are those of ``pc_q35_init`` in
@@ -12,7 +12,8 @@ hw/i386/pc_q35.c, ``pc_init1`` in hw/i386/pc_piix.c and ``pc_memory_init`` in hw
 * the rest starts at 4 GiB, or at 1 TiB when an AMD CPU's addresses would reach the
   HyperTransport range below 1 TiB (machine types from 7.1 on).
 
-Other machines (microvm, arm64 virt) raise :exc:`~virtintrospect.errors.MemoryAccessError`.
+Machines of other architectures are in :mod:`virtintrospect.memory.virt`. Those that are not
+known (microvm, pseries) raise :exc:`~virtintrospect.errors.MemoryAccessError`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from xml.etree import ElementTree
 
 from virtintrospect.errors import EncryptedMemoryError, MemoryAccessError
 from virtintrospect.memory.pc import FOUR_GIB, low_memory, ranges
+from virtintrospect.memory.virt import ram_start
 from virtintrospect_kvm.domainxml import parse_xml, size_of
 from virtintrospect_kvm.options import CommandLine, Options, parse_size
 
@@ -118,10 +120,8 @@ def layout_of(
         raise MemoryAccessError(
             f"QEMU's command line gives {ram_size:#x} bytes of RAM by -m but {total:#x} in blocks"
         )
-    low = split(machine, ram_size)
-    high_start = _above_4g_start(line, machine, ram_size, low, most, host_is_amd)
     pieces = []
-    for start, end, offset in ranges(ram_size, low, high_start):
+    for start, end, offset in _ranges(line, ram_size, most, host_is_amd):
         pieces += _place(blocks, start, end, offset)
     devices, unplaced = _memory_devices(line, root)
     for block, address in devices:
@@ -134,6 +134,19 @@ def layout_of(
     return Layout(tuple(blocks), tuple(pieces), tuple(unplaced))
 
 
+def _ranges(
+    line: CommandLine, ram_size: int, most: int, host_is_amd: Callable[[], bool]
+) -> list[tuple[int, int, int]]:
+    """Start and end of each guest-physical range of RAM, and its offset in all of RAM."""
+    machine = line.machine
+    start = ram_start(line.architecture, machine.get("type", ""))
+    if start is not None:
+        return [(start, start + ram_size, 0)]
+    low = split(machine, ram_size)
+    high_start = _above_4g_start(line, machine, ram_size, low, most, host_is_amd)
+    return ranges(ram_size, low, high_start)
+
+
 def split(machine: Options, ram_size: int) -> int:
     """How much RAM is below 4 GiB, in bytes.
 
@@ -144,7 +157,8 @@ def split(machine: Options, ram_size: int) -> int:
     if low is None:
         raise MemoryAccessError(
             f"QEMU machine {kind[:64] or '(none)'!r}: its memory map is not known",
-            hint="q35 and pc are; for others use an image made by `virsh dump --memory-only`",
+            hint="q35, pc, and virt of ARM and RISC-V are; for others use an image made by "
+            "`virsh dump --memory-only`",
         )
     return low
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from virtintrospect.errors import MemoryAccessError
 
@@ -43,6 +45,16 @@ class CommandLine:
             for values in self.all(option, implied=implied):
                 merged.update(values)
         return merged
+
+    @property
+    def architecture(self) -> str:
+        """QEMU's name of the guest's architecture, by its program's: ``qemu-system-NAME``.
+
+        Others (Fedora's ``qemu-kvm``, an old ``kvm``) have that of the host.
+        """
+        name = PurePosixPath(self._arguments[0] if self._arguments else "").name
+        match = re.fullmatch(r"qemu-system-([a-z0-9_]+)", name)
+        return match[1] if match else platform.machine()
 
     @property
     def machine(self) -> Options:

@@ -9,6 +9,7 @@ from virtintrospect.errors import MemoryAccessError
 from virtintrospect.memory import Region
 from virtintrospect_kvm.domainxml import arguments_of
 from virtintrospect_kvm.layout import Layout, layout_of
+from virtintrospect_kvm.options import CommandLine
 from virtintrospect_kvm.pulled import PulledMemory
 from virtintrospect_kvm.qmp import open_libvirt_monitor, refuse_taint
 from virtintrospect_kvm.saved import MonitorReader
@@ -21,10 +22,12 @@ class PulledTarget(Target):
 
     :param transport: by which way, as shown to people.
     :param memory: taken over.
+    :param architecture: the guest's, as QEMU names it.
     """
 
-    def __init__(self, transport: str, memory: PulledMemory) -> None:
+    def __init__(self, transport: str, memory: PulledMemory, architecture: str) -> None:
         self.transport = transport
+        self.architecture = architecture
         self._memory = memory
 
     @property
@@ -51,7 +54,7 @@ def open_peek(domain: Domain) -> PulledTarget:
     except BaseException:
         link.close()
         raise
-    return PulledTarget(PEEK, memory)
+    return PulledTarget(PEEK, memory, _architecture(link))
 
 
 def open_monitor(domain: Domain, access: Access) -> PulledTarget:
@@ -79,7 +82,7 @@ def open_monitor(domain: Domain, access: Access) -> PulledTarget:
             reader.close()
         link.close()
         raise
-    return PulledTarget(MONITOR, memory)
+    return PulledTarget(MONITOR, memory, _architecture(link))
 
 
 def regions_of(layout: Layout) -> list[Region]:
@@ -94,6 +97,10 @@ def _regions(link: DomainLink) -> list[Region]:
         return link.host_cpu_vendor() == "AMD"
 
     return regions_of(layout_of(arguments_of(xml), xml, host_is_amd))
+
+
+def _architecture(link: DomainLink) -> str:
+    return CommandLine(arguments_of(link.domain.xml)).architecture
 
 
 def _try(memory: PulledMemory) -> None:

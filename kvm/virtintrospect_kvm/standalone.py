@@ -19,6 +19,7 @@ from virtintrospect.errors import (
     UsageError,
 )
 from virtintrospect_kvm.layout import Layout, layout_of
+from virtintrospect_kvm.options import CommandLine
 from virtintrospect_kvm.process import NotHereError, QemuProcess
 from virtintrospect_kvm.pulled import PulledMemory
 from virtintrospect_kvm.qmp import Monitor, MonitorError, SocketMonitor, unreachable
@@ -113,12 +114,13 @@ def _connected(path: str) -> Iterator[socket.socket]:
 def _open_monitor(path: str) -> PulledTarget:
     reader = MonitorReader(SocketMonitor(path))
     try:
-        regions = regions_of(layout_of(arguments_of(reader.monitor)))
+        arguments = arguments_of(reader.monitor)
+        regions = regions_of(layout_of(arguments))
         memory = PulledMemory(regions, reader.read, reader.most, reader.close)
     except BaseException:
         reader.close()
         raise
-    return PulledTarget(MONITOR, memory)
+    return PulledTarget(MONITOR, memory, CommandLine(arguments).architecture)
 
 
 def arguments_of(monitor: Monitor) -> list[str]:
@@ -129,7 +131,9 @@ def arguments_of(monitor: Monitor) -> list[str]:
     machine = _text(_property(monitor, "/machine", "type")).removesuffix("-machine")
     split = _property(monitor, "/machine", "max-ram-below-4g")
     options = f"{machine},max-ram-below-4g={split}" if _is_size(split) and split else machine
-    arguments = ["qemu", "-machine", options]
+    target = monitor.command("query-target")
+    architecture = _text(target.get("arch")) if isinstance(target, dict) else ""
+    arguments = [f"qemu-system-{architecture or 'x86_64'}", "-machine", options]
     summary = monitor.command("query-memory-size-summary")
     size = summary.get("base-memory") if isinstance(summary, dict) else None
     if not machine or not _is_size(size):

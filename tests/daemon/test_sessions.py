@@ -20,7 +20,7 @@ import pytest
 from tests.descriptors import descriptors
 from tests.guests.lab.domain import domain_xml
 from tests.guests.lab.guest import Guest
-from tests.guests.lab.initramfs import initramfs, program
+from tests.guests.lab.initramfs import initramfs
 from tests.guests.lab.kernels import kernel
 from tests.guests.lab.private import Private
 
@@ -74,7 +74,7 @@ def test_kexec_is_noticed(shared: Running, private: Private) -> None:
         other = kernel("6.1")
         guest.put("/tmp/vmlinuz", other.vmlinuz.read_bytes())
         guest.put("/tmp/initramfs", initramfs(other).read_bytes())
-        guest.put("/tmp/kexec", program("kexec").read_bytes(), 0o755)
+        guest.install("kexec", "/tmp/kexec")
         assert guest.run("/tmp/kexec /tmp/vmlinuz /tmp/initramfs", 120) == b"loaded\n"
         eventually(lambda: f"kernel gone domain={guest.name}" in shared.text())
         guest.wait_ready()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tests.guests.lab.domain import Config
 from tests.guests.lab.guest import Guest
-from tests.guests.lab.initramfs import program
 
 #: All RAM of so small a guest lies below the PCI hole: file offset is guest-physical address.
 CONFIG = Config(os.environ.get("FUZZ_KERNEL", "6.1"), ram_mib=256, cmdline="lab.sleepers=10")
@@ -23,7 +22,7 @@ def copy_ram(guest: Guest, path: Path) -> None:
     afterwards it has them no more.
     """
     for name in ("sockets", "bpf", "timers"):
-        guest.put(f"/tmp/{name}", program(name).read_bytes(), 0o755)
+        guest.install(name, f"/tmp/{name}")
     guest.run(
         "ip link set lo up; ip addr add 10.99.0.1/16 dev dummy0; ip link set dummy0 up;"
         "/tmp/sockets fuzz > /tmp/fuzz.log 2>&1 & until grep -q ready /tmp/fuzz.log; do"

@@ -20,6 +20,8 @@ from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.nested import Nested
 
+GUESTS = (*matrix.MATRIX, matrix.ARM64)
+
 
 class Lab:
     """Boots guests and shares them between tests: at most two run at a time."""
@@ -60,16 +62,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests marked ``once_a_kernel`` run on the first guest of each kernel of the matrix.
 
     For what takes long and does not depend on page tables or memory backing. With ``pti=False``
-    that is the first without page-table isolation, which makes an emulated guest slow.
+    that is the first without page-table isolation, which makes an emulated guest slow. Tests
+    marked ``architecture`` run on guests of that one only.
     """
 
     def wanted(item: pytest.Item) -> bool:
+        guest = item.callspec.params.get("guest") if hasattr(item, "callspec") else None
+        marker = item.get_closest_marker("architecture")
+        if marker is not None and guest is not None and guest.arch != marker.args[0]:
+            return False
         marker = item.get_closest_marker("once_a_kernel")
-        if marker is None or not hasattr(item, "callspec"):
+        if marker is None or guest is None:
             return True
-        fit = [guest for guest in matrix.MATRIX if marker.kwargs.get("pti", guest.pti) == guest.pti]
+        fit = [guest for guest in GUESTS if marker.kwargs.get("pti", guest.pti) == guest.pti]
         firsts = {guest.kernel: guest for guest in reversed(fit)}.values()
-        return item.callspec.params.get("guest") in firsts
+        return guest in firsts
 
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]
@@ -86,7 +93,7 @@ def lab() -> Iterator[Lab]:
     laboratory.close()
 
 
-@pytest.fixture(scope="session", params=matrix.MATRIX, ids=lambda config: config.id)
+@pytest.fixture(scope="session", params=GUESTS, ids=lambda config: config.id)
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
     """Every guest of the matrix in turn."""
     lab.pinned = request.param

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 
 
 class Load(NamedTuple):
@@ -21,7 +20,7 @@ class Load(NamedTuple):
 @contextmanager
 def loaded(guest: Guest, load: Load) -> Iterator[int]:
     """The guest with that many processes more; gives the first one's pid."""
-    guest.put("/tmp/scale-program", program("scale").read_bytes(), 0o755)
+    guest.install("scale", "/tmp/scale-program")
     numbers = " ".join(map(str, load))
     guest.run(
         f"rm -f /tmp/scale.pid; /tmp/scale-program {numbers} </dev/null >/tmp/scale.pid 2>&1 &"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 from .lab.kernels import kernel
 
 #: Starts the processes once a guest; later calls find them.
@@ -44,7 +43,7 @@ class File:
 
 def holder(guest: Guest) -> Holder:
     """The processes, started when they are not there yet."""
-    guest.put("/tmp/holder", program("holder").read_bytes(), 0o755)
+    guest.install("holder", "/tmp/holder")
     guest.put("/tmp/overlay.ko", kernel(guest.config.kernel).modules["overlay"][0].read_bytes())
     return Holder(*map(int, guest.run(_START).split()))
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 
 #: NLM_F_*.
 REQUEST, ACK, DUMP, CREATE, EXCL, APPEND = 0x1, 0x4, 0x300, 0x400, 0x200, 0x800
@@ -27,7 +26,7 @@ class Message(NamedTuple):
 
 def install(guest: Guest) -> None:
     """Put the program that carries messages into a guest."""
-    guest.put("/tmp/netlink", program("netlink").read_bytes(), 0o755)
+    guest.install("netlink", "/tmp/netlink")
 
 
 def ask(guest: Guest, requests: list[bytes], *, protocol: int = 0, pid: int = 1) -> list[Message]:

@@ -13,7 +13,6 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model import BpfObject
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 
 _SETUP = """
 mkdir -p /tmp/pins; mount -t bpf bpf /tmp/pins
@@ -25,7 +24,7 @@ until grep -q ready /tmp/bpf.log; do usleep 100000; done; cat /tmp/bpf.log
 @pytest.fixture(scope="module")
 def busy(guest: Guest) -> Iterator[Guest]:
     """The guest with programs and maps."""
-    guest.put("/tmp/bpf", program("bpf").read_bytes(), 0o755)
+    guest.install("bpf", "/tmp/bpf")
     said = guest.run(_SETUP, timeout=60).decode()
     assert said == "ready\n", said
     yield guest

@@ -22,7 +22,6 @@ from virtintrospect.session import open_session
 from .lab import apt
 from .lab.domain import Config
 from .lab.guest import Guest
-from .lab.initramfs import program
 from .lab.runc import runc
 
 HEX = [f"{number:x}" * 64 for number in range(16)]
@@ -101,7 +100,7 @@ def words(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def contained(guest: Guest) -> Iterator[Guest]:
-    guest.put("/tmp/container", program("container").read_bytes(), 0o755)
+    guest.install("container", "/tmp/container")
     commands = ["mkdir /tmp/ctroot", "echo +memory > /sys/fs/cgroup/cgroup.subtree_control"]
     for number, kind in enumerate(KINDS):
         helper = kind.helper.replace("ID", kind.id).split(" ")
@@ -239,7 +238,7 @@ def bundle(identity: str) -> dict[str, object]:
 def test_patterns_in_hierarchies_of_version_1(boot: Callable[[Config], Guest]) -> None:
     """Docker and LXC as of 2019: groups in the hierarchy of each controller."""
     guest = boot(Config("5.10", cmdline="lab.workload=0"))
-    guest.put("/tmp/container", program("container").read_bytes(), 0o755)
+    guest.install("container", "/tmp/container")
     guest.run(
         "umount /sys/fs/cgroup; mount -t tmpfs none /sys/fs/cgroup; cd /sys/fs/cgroup;"
         "for c in memory pids; do mkdir $c; mount -t cgroup -o $c none $c; done;"

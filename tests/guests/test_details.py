@@ -16,7 +16,6 @@ from virtintrospect.session import open_session
 
 from .lab.domain import Config
 from .lab.guest import Guest
-from .lab.initramfs import program
 from .lab.truth import Snapshot, Task
 
 _START = """
@@ -40,7 +39,7 @@ Files = dict[str, bytes]
 
 def start(guest: Guest) -> dict[str, int]:
     """The processes of guest/tasks.c by name, started when they are not there yet."""
-    guest.put("/tmp/tasks", program("tasks").read_bytes(), 0o755)
+    guest.install("tasks", "/tmp/tasks")
     answer = guest.execute(_START)
     lines = (line.split() for line in answer.stdout.decode().splitlines())
     pids = {name: int(pid) for name, pid in lines}

@@ -14,13 +14,12 @@ from virtintrospect.session import open_session
 
 from .lab.domain import Config
 from .lab.guest import Guest
-from .lab.initramfs import program
 from .test_counters import paused
 
 
 @pytest.fixture
 def hanging(guest: Guest) -> Iterator[Guest]:
-    guest.put("/tmp/hang", program("hang").read_bytes(), 0o755)
+    guest.install("hang", "/tmp/hang")
     guest.run(
         "cd /tmp; mkdir -p frozen; dd if=/dev/zero of=disk bs=1M count=8 2>/dev/null;"
         "losetup /dev/loop1 /tmp/disk && mke2fs /dev/loop1 >/dev/null &&"
@@ -127,7 +126,7 @@ def test_a_guest_that_is_paused(one_guest: Guest, capsys: pytest.CaptureFixture[
 def test_a_task_that_keeps_its_cpu(boot: Callable[[Config], Guest]) -> None:
     """A real-time loop: its guest answers to nobody meanwhile."""
     guest = boot(Config("6.1"))
-    guest.put("/tmp/hang", program("hang").read_bytes(), 0o755)
+    guest.install("hang", "/tmp/hang")
     guest.run(
         "echo -1 > /proc/sys/kernel/sched_rt_runtime_us;"
         "(sleep 1; exec /tmp/hang spin 12) </dev/null >/dev/null 2>&1 &"

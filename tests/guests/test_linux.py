@@ -13,6 +13,7 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.session import Session
 
 from . import compare
+from .lab.domain import Config
 from .lab.guest import Guest
 
 
@@ -28,24 +29,33 @@ def test_info(linux: LinuxGuest, guest: Guest) -> None:
     assert info.release.decode() == guest.release
     assert info.version == guest.get("/proc/sys/kernel/version").strip()
     assert info.hostname == guest.get("/proc/sys/kernel/hostname").strip()
-    assert info.machine == b"x86_64"
+    assert info.machine == guest.config.arch.encode()
     assert info.arguments == snapshot.file("/proc/cmdline").strip()
     assert info.boot_time is not None
     assert abs(info.boot_time - snapshot.boot_time) <= 1
     assert info.uptime_seconds is not None
     assert abs(info.uptime_seconds - snapshot.uptime) < 5
     assert info.cpus == guest.config.vcpus
-    # Debian's 5.10 cloud kernel is built without 5-level paging.
-    levels = 4 if guest.config.kernel == "5.10" else guest.config.levels
-    assert info.page_mode == f"{levels}-level"
+    assert info.page_mode == _page_mode(guest.config)
     assert info.build_id in guest.get("/sys/kernel/notes")
+
+
+def _page_mode(config: Config) -> str:
+    if config.arch == "aarch64":
+        return {4: "aarch64-4k-48", 5: "aarch64-4k-52"}[config.levels]
+    # Debian's 5.10 cloud kernel is built without 5-level paging.
+    return "4-level" if config.kernel == "5.10" else f"{config.levels}-level"
+
+
+#: Where kernels are linked to run: __START_KERNEL, and KIMAGE_VADDR of 6.5 and later.
+LINKED = {"x86_64": 0xFFFF_FFFF_8100_0000, "aarch64": 0xFFFF_8000_8000_0000}
 
 
 def test_kernel_base_and_slide(linux: LinuxGuest, guest: Guest) -> None:
     info = linux.info()
     symbols = dict(_kallsyms(guest))
     assert info.kernel_base == symbols["_text"]
-    assert info.kaslr_slide == info.kernel_base - 0xFFFF_FFFF_8100_0000
+    assert info.kaslr_slide == info.kernel_base - LINKED[guest.config.arch]
     assert info.kaslr_slide > 0  # KASLR was on
 
 

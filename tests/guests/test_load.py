@@ -43,7 +43,6 @@ from . import (
     test_timers,
 )  # fmt: skip
 from .lab.guest import Guest
-from .lab.initramfs import program
 from .lab.kernels import kernel
 from .test_users import _RECORD as LOGIN_RECORD
 
@@ -88,8 +87,8 @@ def busy(guest: Guest) -> Iterator[Guest]:
     """The guest with things that stay, and others that come and go."""
     netlink.install(guest)
     for name in ("bpf", "timers", "container"):
-        guest.put(f"/tmp/{name}", program(name).read_bytes(), 0o755)
-    guest.put("/tmp/churner", program("churn").read_bytes(), 0o755)
+        guest.install(name, f"/tmp/{name}")
+    guest.install("churn", "/tmp/churner")
     guest.put("/tmp/churn.ko", kernel(guest.config.kernel).modules["veth"][0].read_bytes())
     stays = [
         (2, 0, b"~", b"reboot", 1),

@@ -10,7 +10,6 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model import Namespace
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 
 #: Nested PID and user namespaces, a time namespace for children only, and some that nobody is
 #: in: held by a bind mount.
@@ -30,7 +29,7 @@ Key = tuple[str, int]
 
 @pytest.fixture(scope="module")
 def spaces(guest: Guest) -> Guest:
-    guest.put("/tmp/nsinfo", program("nsinfo").read_bytes(), 0o755)
+    guest.install("nsinfo", "/tmp/nsinfo")
     guest.run(WORKLOAD, 60)
     return guest
 

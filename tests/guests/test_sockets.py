@@ -17,7 +17,6 @@ from virtintrospect.model import Socket
 from virtintrospect.session import open_session
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 
 _SETUP = """
 cd /tmp; echo "0 0" > /proc/sys/net/ipv4/ping_group_range
@@ -54,7 +53,7 @@ class Truth(NamedTuple):
 @pytest.fixture(scope="module")
 def busy(guest: Guest) -> Iterator[Guest]:
     """The guest with sockets of every kind, in two namespaces."""
-    guest.put("/tmp/sockets", program("sockets").read_bytes(), 0o755)
+    guest.install("sockets", "/tmp/sockets")
     guest.put("/tmp/setup.sh", _SETUP.encode())
     said = guest.run("sh /tmp/setup.sh", timeout=60).decode()
     assert said.split() == ["ready", "ready"], said

@@ -23,7 +23,6 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model import Process
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 from .lab.truth import Snapshot
 
 #: How long the tables are read, and what one of them may take on a busy machine.
@@ -63,7 +62,7 @@ class Seen:
 
 @contextmanager
 def stressed(guest: Guest) -> Iterator[None]:
-    guest.put("/tmp/stress-program", program("stress").read_bytes(), 0o755)
+    guest.install("stress", "/tmp/stress-program")
     guest.run(_START, 120)
     try:
         yield

@@ -6,7 +6,6 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model import Process
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 from .lab.truth import Stat
 
 #: Fields of /proc/PID/stat, numbered as in proc(5).
@@ -22,7 +21,7 @@ cat /tmp/swapped.log >&2; cat /tmp/swapped.out
 
 
 def test_what_is_in_memory_is_shown_and_the_rest_said(linux: LinuxGuest, guest: Guest) -> None:
-    guest.put("/tmp/swapped", program("swapped").read_bytes(), 0o755)
+    guest.install("swapped", "/tmp/swapped")
     answer = guest.execute(_START)
     pid, start, end, pages, low, high, env_pages = map(int, answer.stdout.split())
     assert pages == (end - start) // 4096 >= 2, answer

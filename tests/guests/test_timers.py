@@ -11,7 +11,6 @@ import pytest
 from virtintrospect.guests.linux.guest import LinuxGuest
 
 from .lab.guest import Guest
-from .lab.initramfs import program
 
 _SETUP = """
 /tmp/timers > /tmp/timers.log 2>&1 & echo $! > /tmp/timers.pid
@@ -24,7 +23,7 @@ _FAR = 1000
 @pytest.fixture(scope="module")
 def busy(guest: Guest) -> Iterator[Guest]:
     """The guest with a process that has timers."""
-    guest.put("/tmp/timers", program("timers").read_bytes(), 0o755)
+    guest.install("timers", "/tmp/timers")
     said = guest.run(_SETUP, timeout=60).decode()
     assert said == "ready\n", said
     yield guest

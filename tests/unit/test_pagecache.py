@@ -15,6 +15,7 @@ from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.dcache import Mounted, Names
+from virtintrospect.guests.linux.machine.x86 import X86_64
 from virtintrospect.guests.linux.pagecache import CachedFile, read_inode
 from virtintrospect.guests.linux.paths import FilePath
 from virtintrospect.space import AddressSpace, LinearRange
@@ -79,6 +80,7 @@ class Disk:
             kernel=kernel,
             types=types,
             symbols={"vmemmap_base": 0},
+            machine=X86_64,
             pointer=lambda _: VMEMMAP,
             layout=lambda name, members, text=None: Layout(types, name, members, text),
             note=lambda what, address: self.problems.append((what, address)),

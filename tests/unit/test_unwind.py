@@ -16,7 +16,8 @@ from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.orc import Entry, Format, Frame, Orc, Register
-from virtintrospect.guests.linux.unwind import Stack, State, Unwinder
+from virtintrospect.guests.linux.unwind import Stack, State
+from virtintrospect.guests.linux.unwind_x86 import Unwinder
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.btf import Btf
 

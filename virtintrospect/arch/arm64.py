@@ -52,4 +52,6 @@ def aarch64(page_shift: int, virtual_bits: int) -> PagingMode:
         none_bit=0,
         negated=1 << 7,
         hierarchical=False,
+        # A top table that is not a whole page is aligned to its size only, 64 bytes at least.
+        root_bits=(1 << 48) - max(64, 8 << levels[0].bits),
     )

@@ -75,6 +75,16 @@ class PagingMode(NamedTuple):
     none_bit: int = 1 << 8
     negated: int = 0
     hierarchical: bool = True
+    #: Bits of the register that hold the top table's address; 0: those of ``frame``.
+    root_bits: int = 0
+    #: Which halves of the addresses the top table serves; AArch64 has one for each.
+    low: bool = True
+    high: bool = True
+
+    @property
+    def root_mask(self) -> int:
+        """What of CR3 (TTBR, satp) is the address of the top table."""
+        return self.root_bits or self.frame
 
     def forms(self, level: Level) -> tuple[Form, ...]:
         """The kinds of entries at a level."""
@@ -95,9 +105,13 @@ class PagingMode(NamedTuple):
         return tuple(found)
 
     def canonical(self, vaddr: int) -> bool:
-        """Whether the upper bits of ``vaddr`` are copies of its topmost translated bit."""
+        """Whether the upper bits of ``vaddr`` are copies of its topmost translated bit.
+
+        An address of a half that the table does not serve is none for this mode.
+        """
         upper = vaddr >> (self.virtual_bits - 1)
-        return upper == 0 or upper == (1 << (65 - self.virtual_bits)) - 1
+        ones = (1 << (65 - self.virtual_bits)) - 1
+        return (self.low and upper == 0) or (self.high and upper == ones)
 
     def frame_of(self, entry: int) -> int:
         """Physical address in an entry, or -1 where it holds none."""
@@ -141,7 +155,7 @@ def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Wal
         are ignored.
     :raises FaultError: a page table lies where there is no memory.
     """
-    table = root & mode.frame
+    table = root & mode.root_mask
     steps: list[Step] = []
     writable = user = executable = present = True
     for level in mode.levels if mode.canonical(vaddr) else ():
@@ -183,7 +197,7 @@ def translator(
     The function gives ``(-1, 0)`` for an address without a page. ``read_u64`` reads a physical
     address and may raise :exc:`~virtintrospect.errors.FaultError`.
     """
-    root_mask, canonical = mode.frame, mode.canonical
+    root_mask, canonical = mode.root_mask, mode.canonical
     levels = [
         (
             level.shift,
@@ -233,9 +247,14 @@ def translate_many(
     result = np.full(len(vaddrs), NOT_MAPPED, dtype=np.uint64)
     upper = vaddrs >> np.uint64(mode.virtual_bits - 1)
     ones = np.uint64((1 << (65 - mode.virtual_bits)) - 1)
-    todo = np.flatnonzero((upper == 0) | (upper == ones))
+    served = np.zeros(upper.shape, dtype=bool)
+    if mode.low:
+        served |= upper == 0
+    if mode.high:
+        served |= upper == ones
+    todo = np.flatnonzero(served)
     tables = np.broadcast_to(np.asarray(roots, dtype=np.uint64), vaddrs.shape)[todo]
-    tables = tables & np.uint64(mode.frame)
+    tables = tables & np.uint64(mode.root_mask)
     for level in mode.levels:
         index = (vaddrs[todo] >> np.uint64(level.shift)) & np.uint64((1 << level.bits) - 1)
         entries = _entries(memory, tables + index * np.uint64(8))

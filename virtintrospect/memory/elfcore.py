@@ -19,7 +19,13 @@ from elftools.elf.elffile import ELFFile
 from virtintrospect.errors import ImageFormatError
 from virtintrospect.memory.file import FileImage, Part
 
-_MACHINES = {"EM_386": "i386", "EM_X86_64": "x86-64"}
+_MACHINES = {
+    "EM_386": "i386",
+    "EM_X86_64": "x86-64",
+    "EM_AARCH64": "aarch64",
+    "EM_ARM": "arm",
+    "EM_RISCV": "riscv64",
+}
 _PN_XNUM = 0xFFFF
 #: Bytes of an ELF64 header, the larger one.
 _HEADER = 64
@@ -65,7 +71,7 @@ class ElfCore(FileImage):
         if not loads:
             raise ImageFormatError(path, 0, "this ELF core holds no memory (no PT_LOAD)")
         super().__init__(path, descriptor, reader.parts(loads))
-        #: Architecture of the guest as the file names it: ``x86-64`` or ``i386``.
+        #: Architecture of the guest, as the file names it: one of the values of _MACHINES.
         self.machine = reader.machine
         #: All notes of the file, in order.
         self.notes: list[Note] = reader.notes([s for s in segments if s.type == "PT_NOTE"])
@@ -96,7 +102,7 @@ class _Reader:
             raise self._error(
                 18,
                 f"an ELF core of machine {self._header.e_machine}: not supported yet",
-                "x86-64 and i386 guests can be read",
+                f"guests of {', '.join(_MACHINES.values())} can be read",
             )
         if self._header.e_phentsize != self._structs.Elf_Phdr.sizeof():
             raise self._error(

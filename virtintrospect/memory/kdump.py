@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import islice
 
 from virtintrospect.errors import ImageFormatError
-from virtintrospect.memory.base import PAGE_SIZE, Region, merge
+from virtintrospect.memory.base import Region, merge
 from virtintrospect.memory.codecs import decompressor
 from virtintrospect.memory.paged import PagedMemory
 from virtintrospect.memory.source import Source
@@ -31,6 +31,9 @@ _SUB_HEADER = struct.Struct("<QiiQQQQQQQQQQQ")
 #: Version of the header from which on each of these is there.
 _HAS_NOTES, _HAS_MAX_MAPNR_64 = 4, 6
 _DESCRIPTOR = struct.Struct("<qIIQ")
+
+#: QEMU counts in the largest pages that an AArch64 guest may have.
+_PAGE_SIZES = (4096, 16384, 65536)
 
 #: How a page is compressed: bits of its descriptor's flags.
 _CODECS = {0x01: "zlib", 0x02: "lzo", 0x04: "snappy", 0x20: "zstd"}
@@ -59,55 +62,58 @@ class KdumpImage(PagedMemory):
     def __init__(self, source: Source) -> None:
         self._source = source
         header = _HEADER.unpack(source.read(0, _HEADER.size, "the header"))
-        _, version, _, _, _, block_size, sub_blocks, bitmap_blocks, frames = header
-        if block_size != PAGE_SIZE:
+        _, version, uts, _, _, block_size, sub_blocks, bitmap_blocks, frames = header
+        if block_size not in _PAGE_SIZES:
             raise self._error(428, f"pages of {block_size} bytes are not supported")
-        if not 0 < sub_blocks <= _LARGEST_SUB_HEADER // PAGE_SIZE:
+        self._page = block_size
+        #: Architecture of the guest as the file names it; empty where it does not.
+        self.machine = uts[4 * 65 :].split(b"\0", 1)[0].decode("ascii", "replace")
+        if not 0 < sub_blocks <= _LARGEST_SUB_HEADER // self._page:
             raise self._error(432, f"a sub-header of {sub_blocks} blocks makes no sense")
-        if not 0 < bitmap_blocks <= 2 * _LARGEST_BITMAP // PAGE_SIZE:
+        if not 0 < bitmap_blocks <= 2 * _LARGEST_BITMAP // self._page:
             raise self._error(436, f"bitmaps of {bitmap_blocks} blocks make no sense")
-        sub = _SUB_HEADER.unpack(source.read(PAGE_SIZE, _SUB_HEADER.size, "the sub-header"))
+        sub = _SUB_HEADER.unpack(source.read(self._page, _SUB_HEADER.size, "the sub-header"))
         if sub[2]:
             raise self._error(
-                PAGE_SIZE + 12, "one of several files of a split dump",
+                self._page + 12, "one of several files of a split dump",
                 "put them together: makedumpfile --reassemble",
             )  # fmt: skip
         if version >= _HAS_MAX_MAPNR_64 and sub[13]:
             frames = sub[13]
         self.notes_range = (sub[7], sub[8]) if version >= _HAS_NOTES else (0, 0)
-        bitmap_at = (1 + sub_blocks) * PAGE_SIZE
-        size = bitmap_blocks // 2 * PAGE_SIZE
+        bitmap_at = (1 + sub_blocks) * self._page
+        size = bitmap_blocks // 2 * self._page
         if not 0 < frames <= min(_MOST_FRAMES, size * 8):
             raise self._error(440, f"{frames} page frames do not fit the bitmaps")
         self._ram = source.read(bitmap_at, size, "the first bitmap")
         self._there = source.read(bitmap_at + size, size, "the second bitmap")
-        self._descriptors_at = bitmap_at + bitmap_blocks * PAGE_SIZE
+        self._descriptors_at = bitmap_at + bitmap_blocks * self._page
         self._totals = _running_totals(self._there)
         count = self._totals[-1]
         source.check(self._descriptors_at, count * _DESCRIPTOR.size, "the table of pages")
-        self.regions = tuple(islice(_runs(self._ram, frames), _MOST_RANGES + 1))
+        self.regions = tuple(islice(_runs(self._ram, frames, self._page), _MOST_RANGES + 1))
         if len(self.regions) > _MOST_RANGES:
             raise self._error(bitmap_at, "more ranges of RAM than any machine has")
         self._frames = frames
         self._codecs = {flag: decompressor(name) for flag, name in _CODECS.items()}
-        super().__init__(PAGE_SIZE)
+        super().__init__(self._page)
 
     def _load(self, number: int) -> bytes:
         byte, bit = divmod(number, 8)
         if not self._there[byte] >> bit & 1:
-            return bytes(PAGE_SIZE)
+            return bytes(self._page)
         at = self._descriptors_at + self._rank(byte, bit) * _DESCRIPTOR.size
         descriptor = self._source.read(at, _DESCRIPTOR.size, "a page's descriptor")
         offset, size, flags, _ = _DESCRIPTOR.unpack(descriptor)
-        if not 0 < size <= 2 * PAGE_SIZE:
+        if not 0 < size <= 2 * self._page:
             raise self._error(at, f"a page of {size} bytes makes no sense")
         data = self._source.read(offset, size, f"page {number:#x}")
         if not flags & sum(_CODECS):
-            if size != PAGE_SIZE:
+            if size != self._page:
                 raise self._error(at, f"an uncompressed page of {size} bytes")
             return data
         try:
-            return self._codecs[flags & sum(_CODECS)](data, PAGE_SIZE)
+            return self._codecs[flags & sum(_CODECS)](data, self._page)
         except KeyError:
             raise self._error(at, f"compression {flags:#x} is not known") from None
         except ValueError as error:
@@ -129,10 +135,10 @@ class KdumpImage(PagedMemory):
 
     @cached_property
     def _resident(self) -> list[Region]:
-        runs = _runs(self._there, self._frames)
+        runs = _runs(self._there, self._frames, self._page)
         found = list(islice(runs, _MOST_RUNS))
         if (following := next(runs, None)) is not None:  # it costs time to take zeros for data
-            found.append(Region(following.start, self._frames * PAGE_SIZE))
+            found.append(Region(following.start, self._frames * self._page))
         return found
 
     def close(self) -> None:
@@ -153,7 +159,7 @@ def _running_totals(bitmap: bytes) -> array[int]:
     return totals
 
 
-def _runs(bitmap: bytes, frames: int) -> Iterator[Region]:
+def _runs(bitmap: bytes, frames: int, page: int) -> Iterator[Region]:
     """Runs of set bits as ranges of addresses, in rising order."""
     import numpy as np
 
@@ -170,7 +176,7 @@ def _runs(bitmap: bytes, frames: int) -> Iterator[Region]:
             if start is None:
                 start = frame
             else:
-                yield Region(start * PAGE_SIZE, frame * PAGE_SIZE)
+                yield Region(start * page, frame * page)
                 start = None
     if start is not None:
-        yield Region(start * PAGE_SIZE, frames * PAGE_SIZE)
+        yield Region(start * page, frames * page)

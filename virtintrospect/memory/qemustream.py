@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from virtintrospect.errors import ImageFormatError
-from virtintrospect.memory import pc
+from virtintrospect.memory import pc, virt
 from virtintrospect.memory.base import PAGE_SIZE, PhysicalMemory, Region, merge
 from virtintrospect.memory.source import Source
 
@@ -34,6 +34,8 @@ _ZERO, _SIZES, _PAGE, _EOS, _CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 _FLAGS = PAGE_SIZE - 1
 #: The block is guest RAM as a whole, or the RAM of a NUMA node.
 _RAM, _NODE = "pc.ram", "ram-node"
+#: RAM of machines of other architectures, and which these are.
+_FOREIGN_RAM = {"mach-virt.ram": "aarch64", "riscv_virt_board.ram": "riscv64"}
 
 _MOST_BLOCKS = 4096
 #: Largest guest that is believed, in bytes.
@@ -67,13 +69,12 @@ class StreamImage(PhysicalMemory):
         reader = _Stream(source, start)
         reader.run()
         blocks = _guest_ram(reader.blocks)
-        size = sum(block.size for block in blocks)
-        low = pc.low_memory(reader.machine, size)
-        if not blocks or low is None:
+        placed = _ranges(reader, sum(block.size for block in blocks))
+        if not blocks or placed is None:
             raise ImageFormatError(
                 source.path, start, f"the memory map of machine {reader.machine!r} is not known"
             )
-        self._parts = list(_placed(blocks, pc.ranges(size, low)))
+        self._parts = list(_placed(blocks, placed))
         self.regions = tuple(region for region, _, _ in self._parts)
 
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:
@@ -136,10 +137,21 @@ def open_saved(source: Source) -> StreamImage:
 
 def _guest_ram(blocks: dict[str, _Block]) -> list[_Block]:
     """The blocks that RAM at boot consists of, in their order; DIMMs are left out."""
-    if _RAM in blocks:
-        return [blocks[_RAM]]
+    for name in (_RAM, *_FOREIGN_RAM):
+        if name in blocks:
+            return [blocks[name]]
     nodes = [name for name in blocks if name.startswith(_NODE) and name[8:].isdecimal()]
     return [blocks[name] for name in sorted(nodes, key=lambda name: int(name[8:]))]
+
+
+def _ranges(reader: _Stream, size: int) -> list[tuple[int, int, int]] | None:
+    """Where RAM is: start, end, offset in all of RAM; ``None`` where the machine is not known."""
+    for name, architecture in _FOREIGN_RAM.items():
+        if name in reader.blocks:
+            start = virt.ram_start(architecture, reader.machine)
+            return None if start is None else [(start, start + size, 0)]
+    low = pc.low_memory(reader.machine, size)
+    return None if low is None else pc.ranges(size, low)
 
 
 def _placed(

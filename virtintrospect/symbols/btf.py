@@ -149,6 +149,22 @@ class Btf(Types):
                 return self._word(offset + 8)
         return None
 
+    def section(self, name: str) -> dict[str, int]:
+        """Offset of each variable in a section, such as ``.data..percpu`` (BTF_KIND_DATASEC).
+
+        :raises CorruptDataError: its record is damaged.
+        """
+        for type_id in range(self.end_id - 1, self.first_id - 1, -1):
+            offset, info = self._head(type_id)
+            if _kind(info) != _DATASEC or self.string(self._word(offset)) != name.encode():
+                continue
+            found = {}
+            for at in range(offset + 12, offset + 12 + 12 * (info & 0xFFFF), 12):
+                variable, _ = self._head(self._word(at))
+                found[_text(self.string(self._word(variable)))] = self._word(at + 4)
+            return found
+        return {}
+
     # What Types asks of a format.
 
     def node(self, type_id: int) -> Node:

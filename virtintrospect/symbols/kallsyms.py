@@ -269,10 +269,13 @@ def decode(image: memoryview | bytes, tables: KallsymsTables) -> SymbolTable:
 
 
 def _check_anchor(blob: bytes, offsets: Any, values: Any, base: int) -> None:
-    """The image begins with ``_text``: that ties the table to it, whatever the guest claims."""
+    """The image begins with ``_text``: that ties the table to it, whatever the guest claims.
+
+    RISC-V's begins with ``_start`` and a header, and ``_text`` follows.
+    """
     import numpy as np
 
-    for name, slack in ((b"_text", 0), (b"_stext", 2 << 20)):
+    for name, slack in ((b"_start", 0), (b"_text", 0), (b"_stext", 2 << 20)):
         for kind in b"Tt":
             # The blob ends without a NUL, but its last symbol is never one of these.
             position = blob.find(b"\0%c%b\0" % (kind, name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, overload
 
@@ -73,6 +73,7 @@ class Symbols:
         "_first",
         "_index",
         "_last",
+        "_more",
         "_names",
         "_offsets",
         "base",
@@ -91,10 +92,17 @@ class Symbols:
         self._first = min(max(table.first_relative, 0), self._count)
         self._last = min(max(table.end_relative, self._first), self._count)
         self._index = NameIndex(table.index)
+        self._more: Callable[[str], int | None] = _none
 
     def slid(self, base: int) -> Symbols:
         """The same symbols with the kernel image at ``base``; nothing is copied."""
         return Symbols(self.table, base)
+
+    def extended(self, more: Callable[[str], int | None]) -> Symbols:
+        """The same symbols; ``more`` is asked for those that the table does not have."""
+        symbols = Symbols(self.table, self.base)
+        symbols._more = more
+        return symbols
 
     def __len__(self) -> int:
         return self._count
@@ -103,17 +111,17 @@ class Symbols:
         return map(self._symbol, range(self._count))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._find(name) >= 0
+        return isinstance(name, str) and self.get(name) is not None
 
     def address(self, name: str) -> int:
         """Virtual address of ``name``; the lowest, where several static symbols share it.
 
         :raises SymbolNotFoundError: there is none; the hint names similar ones.
         """
-        number = self._find(name)
-        if number < 0:
+        address = self.get(name)
+        if address is None:
             raise SymbolNotFoundError(name, hint=self._similar(name))
-        return self._address(number)
+        return address
 
     @overload
     def get(self, name: str) -> int | None: ...
@@ -124,7 +132,10 @@ class Symbols:
     def get(self, name: str, default: int | None = None) -> int | None:
         """Virtual address of ``name``, or ``default``."""
         number = self._find(name)
-        return default if number < 0 else self._address(number)
+        if number >= 0:
+            return self._address(number)
+        found = self._more(name)
+        return default if found is None else found
 
     def all(self, name: str) -> list[int]:
         """Every address that bears ``name``, in rising order; empty when there is none."""
@@ -219,6 +230,10 @@ class Symbols:
         }
         found = difflib.get_close_matches(name[:128], near, n=3, cutoff=0.6)
         return f"similar: {', '.join(found)}" if found else ""
+
+
+def _none(_: str) -> None:
+    return None
 
 
 def fnmatch_escape(text: str) -> str:

@@ -32,6 +32,12 @@ need libvirt-dev pkg-config --exists libvirt
 need libvirt-daemon-system installed libvirt-daemon-system
 need libvirt-clients has virsh
 need qemu-system-x86 has qemu-system-x86_64
+need qemu-system-arm has qemu-system-aarch64
+need qemu-system-misc has qemu-system-riscv64
+need gcc-riscv64-linux-gnu has riscv64-linux-gnu-gcc
+need libc6-dev-riscv64-cross test -e /usr/riscv64-linux-gnu/include/stdlib.h
+need gcc-aarch64-linux-gnu has aarch64-linux-gnu-gcc
+need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdlib.h
 need seabios test -e /usr/share/seabios/bios-256k.bin
 need busybox-static installed busybox-static
 need dpkg has dpkg-deb

@@ -33,20 +33,31 @@ class _Machine(NamedTuple):
     """What differs between architectures."""
 
     features: str
+    #: One that has page tables of 4 levels, and one that has 5.
     processor: str
+    best: str
     console: str
     #: Kernel parameter that turns page-table isolation on and off.
     isolation: str
 
 
 _MACHINES = {
-    "x86_64": _Machine("<features><acpi/><apic/></features>", "", "ttyS0", "pti"),
+    "x86_64": _Machine(
+        "<features><acpi/><apic/></features>",
+        "<cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>",
+        "<cpu mode='maximum'/>",
+        "ttyS0",
+        "pti",
+    ),
     "aarch64": _Machine(
         "<features><gic version='3'/></features>",
         "<cpu mode='custom' match='exact'><model>cortex-a72</model></cpu>",
+        "<cpu mode='maximum'/>",
         "ttyAMA0",
         "kpti",
     ),
+    # No choice of processor: QEMU 7.2 gives it 5 levels. Nor of isolation: RISC-V needs none.
+    "riscv64": _Machine("", "", "", "ttyS0", "nopti"),
 }
 
 
@@ -109,10 +120,7 @@ def domain_xml(
             f"<cmdline>{escape(cmdline.strip())}</cmdline>"
         )
     backing = _BACKINGS[config.backing]
-    processor = machine.processor
-    if config.arch == "x86_64":
-        la57 = "<feature policy='disable' name='la57'/>" if config.levels == 4 else ""
-        processor = f"<cpu mode='maximum'>{la57}</cpu>"
+    processor = machine.processor if config.levels == 4 else machine.best
     return f"""
 <domain type='{domain_type(config)}'>
   <name>{escape(name)}</name>

@@ -11,15 +11,16 @@ from typing import Any, Self
 from . import libvirtd
 from .channel import Answer, Channel, GuestError
 from .domain import CHANNEL, PREFIX, Config, destroy, domain_xml, me
-from .initramfs import initramfs
+from .initramfs import initramfs, program
 from .kernels import kernel
 from .paths import copied, runtime
 from .private import Private
 
 __all__ = ["Answer", "Guest", "GuestError"]
 
-#: Seconds within which a guest must have booted, on a loaded machine without KVM.
-BOOT_PATIENCE = 120.0
+#: Seconds within which a guest must have booted, on a loaded machine without KVM; of another
+#: architecture, which is emulated everywhere, and costs more.
+BOOT_PATIENCE, FOREIGN_PATIENCE = 120.0, 280.0
 
 _SOCKET = re.compile(
     rf"<source mode='bind' path='([^']+)'/>\s*<target type='virtio' name='{re.escape(CHANNEL)}'"
@@ -91,10 +92,16 @@ class Guest(Channel):
         xml: str = self.domain.XMLDesc(0)
         return xml
 
-    def wait_ready(self, timeout: float = BOOT_PATIENCE) -> None:
+    def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the guest has booted, its workload is in place, and it answers."""
         self.disconnect()  # after a reboot it may hold half an answer
-        super().wait_ready(timeout)
+        usual = BOOT_PATIENCE if self.config.arch == "x86_64" else FOREIGN_PATIENCE
+        super().wait_ready(timeout or usual)
+
+    def install(self, program_name: str, path: str) -> None:
+        """Put one of the lab's programs into the guest."""
+        architecture = kernel(self.config.kernel).architecture
+        self.put(path, program(program_name, architecture).read_bytes(), 0o755)
 
     def restore(self, path: Path) -> None:
         """Bring the guest back that ``virsh save`` put into a file, in the state it had then."""

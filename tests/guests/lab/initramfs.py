@@ -25,6 +25,7 @@ _COMPILERS = {
 
 #: What every guest loads: (module, parameters).
 STOCK_MODULES = (
+    ("crc32c_generic", ""),  # others need it without saying so
     ("virtio_pci", ""),
     ("virtio_console", ""),
     ("dummy", "numdummies=2"),

@@ -48,7 +48,26 @@ KERNELS = {
         r"linux-image-6\.1\.[^-]*-\d+-cloud-amd64",
         more=("virtio_blk", "virtio_net", "virtio_balloon"),
     ),
-    "6.1-arm64": Source("bookworm", r"linux-image-6\.1\.[^-]*-\d+-arm64", architecture="arm64"),
+    "6.1-arm64": Source(  # without KALLSYMS_ALL
+        "bookworm",
+        r"linux-image-6\.1\.[^-]*-\d+-cloud-arm64",
+        more=("crc32c_generic",),
+        architecture="arm64",
+    ),
+    "6.12-arm64": Source(
+        "trixie",
+        r"linux-image-6\.12\.[^-]*-cloud-arm64",
+        more=("crc32c_generic",),
+        architecture="arm64",
+    ),
+    "7.2-arm64": Source(
+        "sid",
+        r"linux-binary-[7-9]\.[^-]*-cloud-arm64",
+        r"linux-modules-[7-9]\.[^-]*-cloud-arm64",
+        more=("crc32c_generic",),
+        architecture="arm64",
+    ),
+    "6.12-riscv64": Source("trixie", r"linux-image-6\.12\.[^-]*-riscv64", architecture="riscv64"),
 }
 
 #: Modules kept from the packages, with all that they depend on. The first four are how a
@@ -211,6 +230,8 @@ def _extract(package: Path, raw: Path) -> None:
                 name = path.name
                 if name == "vmlinuz":  # usr/lib/modules/RELEASE/vmlinuz, as of Debian 14
                     name = f"vmlinuz-{path.parent.name}"
+                elif name.startswith("vmlinux-"):  # not compressed, as RISC-V's
+                    name = f"vmlinuz-{name.removeprefix('vmlinux-')}"
                 if name.startswith("vmlinuz-") or _KO.fullmatch(name):
                     content = archive.extractfile(member)
                     assert content is not None

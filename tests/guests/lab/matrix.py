@@ -17,5 +17,8 @@ MATRIX = (
     Config("7.2", levels=5, backing="memfd", pti=True),
 )
 
+#: Of another architecture.
+ARM64 = Config("6.12-arm64", levels=4, backing="memfd", pti=False, machine="virt", arch="aarch64")
+
 #: For tests that one guest is enough for; one of the matrix, so that it shares its boot.
 DEFAULT = MATRIX[4]

@@ -145,6 +145,21 @@ def test_no_command_line_breaks_it(arguments: list[str], xml: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "machine", "start"),
+    [
+        ("aarch64", "virt-7.2", GIB),
+        ("arm", "virt", GIB),
+        ("riscv64", "virt", 2 * GIB),
+    ],
+)
+def test_other_architectures(architecture: str, machine: str, start: int) -> None:
+    command = [f"/usr/bin/qemu-system-{architecture}", "-machine", f"{machine},gic-version=3"]
+    assert layout_of([*command, "-m", "8G"]).pieces == (Piece(start, start + 8 * GIB, 0, 0),)
+    with pytest.raises(MemoryAccessError, match="memory map is not known"):
+        layout_of([command[0], "-machine", "raspi3b", "-m", "1G"])
+
+
+@pytest.mark.parametrize(
     "text", ["9" * 5000, "1." + "0" * 5000, "0x" + "f" * 5000, "9" * 400 + ".5"]
 )
 def test_numbers_of_thousands_of_digits(text: str) -> None:

@@ -163,7 +163,7 @@ def kdump_header(**changes: int) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"block": 65536}, "pages of 65536"),
+        ({"block": 32768}, "pages of 32768"),
         ({"sub": -1}, "sub-header"),
         ({"sub": 1 << 30}, "sub-header"),
         ({"blocks": 0}, "bitmaps"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import FaultError, NotFoundError
+from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.bpffs import pinned
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.sockfiles import opened
@@ -61,7 +61,7 @@ def bpf(guest: LinuxGuest) -> list[BpfObject]:
     :raises NotFoundError: the kernel was built without the system call.
     """
     if "prog_idr" not in guest.symbols:
-        raise NotFoundError("the guest's kernel was built without eBPF")
+        raise guest.without("eBPF")
     budget = Budget()
     programs, maps = _programs(guest, budget), _maps(guest, budget)
     if guest.live:  # a second look: what meanwhile is another object's is not reported

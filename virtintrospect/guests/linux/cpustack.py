@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 #: Where CPUs of a kernel that has panicked stay, outermost first: kernel/panic.c,
-#: arch/x86/kernel/smp.c.
+#: arch/x86/kernel/smp.c, arch/arm64/kernel/smp.c.
 _ENDS = (
     "panic", "vpanic", "nmi_panic_self_stop", "panic_smp_self_stop", "sysvec_reboot",
     "__sysvec_reboot", "stop_this_cpu", "smp_stop_nmi_callback", "crash_nmi_callback",
+    "do_handle_IPI", "ipi_handler", "local_cpu_stop", "ipi_cpu_crash_stop", "ipi_cpu_stop",
 )  # fmt: skip
-#: Bytes of a function's frame.
-_LARGEST_FRAME = 1024
 
 
 def cpu_stacks(guest: LinuxGuest) -> list[StackFrame]:
@@ -77,7 +76,7 @@ def _from_slot(reader: StackReader, stack: Stack, slot: int, stacks: list[Stack]
     place = reader.text.place(address, returns=True)
     if place is None or place.function not in _ENDS:
         return []
-    for base in (0, *_bases(reader, stack, address, slot)):
+    for base in reader.unwinder.bases(stack, address, slot):
         state = State(address, slot + 8, base)
         frames, broken = reader.unwinder.frames(state, stacks, "searched")
         if not broken:
@@ -86,23 +85,6 @@ def _from_slot(reader: StackReader, stack: Stack, slot: int, stacks: list[Stack]
                 for frame in frames
             ]
     return []
-
-
-def _bases(reader: StackReader, stack: Stack, address: int, slot: int) -> list[int]:
-    """Where the base pointer of that frame may be: nothing saved it, but it has a return address.
-
-    The right one is that from which the tables lead to the top.
-    """
-    above = reader.unwinder.from_base_pointer(address)
-    if above is None:
-        return []
-    bases = range(slot + 8, min(slot + _LARGEST_FRAME, stack.end - 8), 8)
-    return [
-        base
-        for base in bases
-        if stack.start <= base + above <= stack.end - 8
-        and reader.text.is_code(_u64(stack, base + above))
-    ]
 
 
 def _u64(stack: Stack, address: int) -> int:

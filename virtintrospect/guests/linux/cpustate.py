@@ -81,6 +81,9 @@ class CpuStates:
                 end = (top + 15) & ~15  # a slot for the stack that was left may be cut off
                 found.append((end - _IRQ_STACK, end))
                 break
+        bottom = self._pointer("irq_stack_ptr", "", None, offset)  # AArch64
+        if bottom:
+            found.append((bottom, bottom + _IRQ_STACK))
         base = self._pointer("cea_exception_stacks", "", None, offset)
         if base and "cea_exception_stacks" in self._guest.types:
             size = self._guest.types.sizeof("cea_exception_stacks")
@@ -123,14 +126,24 @@ class CpuStates:
                 break
             bases = (values.get("gs_base"), values.get("kernel_gs_base"))
             cpu = next((numbers[base] for base in bases if base in numbers), vcpu)
-            found[cpu] = CpuState(
-                ip=values.get("rip", 0),
-                sp=values.get("rsp", 0),
-                bp=values.get("rbp", 0),
-                registers={name: values[key] for name, key in _NAMES.items() if key in values},
-                user=values.get("cs", 0) & 3 == 3,
-            )
+            found[cpu] = _arm64_state(values) if "pstate" in values else _x86_state(values)
         return found
+
+
+def _x86_state(values: Mapping[str, int]) -> CpuState:
+    return CpuState(
+        ip=values.get("rip", 0),
+        sp=values.get("rsp", 0),
+        bp=values.get("rbp", 0),
+        registers={name: values[key] for name, key in _NAMES.items() if key in values},
+        user=values.get("cs", 0) & 3 == 3,
+    )
+
+
+def _arm64_state(values: Mapping[str, int]) -> CpuState:
+    """PSTATE has the exception level in its low bits: 0 is that of programs."""
+    ip, sp, bp = (values.get(name, 0) for name in ("pc", "sp", "x29"))
+    return CpuState(ip, sp, bp, {}, user=values["pstate"] & 0xF == 0)
 
 
 def _exception_stacks(guest: LinuxGuest, base: int) -> list[tuple[int, int]]:

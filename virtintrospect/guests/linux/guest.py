@@ -5,18 +5,26 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import FaultError, VirtIntrospectError
+from virtintrospect.errors import (
+    CorruptDataError,
+    FaultError,
+    NotFoundError,
+    VirtIntrospectError,
+)
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.model import Problem
 from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.symbols import vmcoreinfo
 from virtintrospect.symbols.layout import Layout
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
+from virtintrospect.symbols.vmcoreinfo import VmCoreInfo
 
 if TYPE_CHECKING:
     from virtintrospect.driver import SupportsRegisters
@@ -56,6 +64,8 @@ if TYPE_CHECKING:
         User,
     )
 
+#: Pages that look like VMCOREINFO that are tried.
+_MOST_TEXTS = 32
 #: Problems remembered until somebody takes them.
 _MAX_PROBLEMS = 1000
 #: Globals have no BTF type; these are the types of those that the tables read.
@@ -102,6 +112,8 @@ class LinuxGuest(Guest):
         self.live = live
         #: Where the registers of its CPUs can be read; ``None`` where they cannot.
         self.registers: SupportsRegisters | None = None
+        #: The kernel has no symbols of its data (CONFIG_KALLSYMS_ALL); most had to be searched.
+        self.functions_only = False
         self.memory = memory
         self.mapping = mapping
         self.machine = mapping.machine
@@ -409,6 +421,15 @@ class LinuxGuest(Guest):
         mode = self.machine.user_mode(kernel.mode)
         return AddressSpace(self.memory, mode, kernel.translate(pgd))
 
+    def without(self, what: str) -> NotFoundError:
+        """What to raise where the symbols of a part of the kernel are not there."""
+        if self.functions_only:
+            return NotFoundError(
+                f"no {what}: the guest's kernel has symbols of its functions, and few of its data",
+                hint="bring its symbols (docs/kernels-without-btf.md)",
+            )
+        return NotFoundError(f"the guest's kernel was built without {what}")
+
     def note(self, what: str, address: int) -> None:
         """Remember something that cost a row or a field."""
         self.note_all([Problem(what, address)])
@@ -418,6 +439,28 @@ class LinuxGuest(Guest):
         for problem in problems:
             if problem and len(self.problems) < _MAX_PROBLEMS:
                 self.problems.append(problem)
+
+    @cached_property
+    def vmcoreinfo(self) -> VmCoreInfo | None:
+        """What the kernel notes of itself for crash dumps; ``None`` where it notes nothing."""
+        try:
+            return vmcoreinfo.parse(self.kernel.read(self.pointer("vmcoreinfo_data"), 4096))
+        except NotFoundError:  # no such symbol: it may be there all the same
+            return self._searched_vmcoreinfo()
+        except (FaultError, CorruptDataError):
+            return None
+
+    def _searched_vmcoreinfo(self) -> VmCoreInfo | None:
+        """By a scan of memory; it must be of this kernel, and of this boot's place of it."""
+        start = self.mapping.image.start
+        for _, text in islice(vmcoreinfo.find(self.memory), _MOST_TEXTS):
+            info = vmcoreinfo.parse(text)
+            try:
+                if info.build_id == self.build_id and info.symbol("_stext") >= start:
+                    return info
+            except (NotFoundError, CorruptDataError):
+                continue
+        return None
 
     @cached_property
     def cpu_offsets(self) -> list[int]:

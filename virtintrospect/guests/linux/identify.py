@@ -24,6 +24,7 @@ from virtintrospect.errors import (
     VirtIntrospectError,
 )
 from virtintrospect.guests.linux import locate
+from virtintrospect.guests.linux.datasymbols import Searched, with_data
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
@@ -122,6 +123,9 @@ class _Identification:
         guest = LinuxGuest(
             self.memory, self.mapping, symbols, types, build_id, live=self.target.live
         )
+        if not _has_data(symbols):
+            guest.symbols = symbols.extended(Searched(guest))
+            guest.functions_only = True
         if isinstance(self.target, SupportsRegisters):
             guest.registers = self.target
         self._verify(guest)
@@ -138,7 +142,9 @@ class _Identification:
         for build_id in self._known_build_ids():
             profile = self.store.find(build_id, self.read)
             if profile is not None:
-                return profile, build_id
+                # Better than functions alone is what somebody brought meanwhile.
+                brought = None if _has_data(profile.symbols) else self._brought()
+                return brought or (profile, build_id)
         try:
             return self._parse()
         except (GuestNotRecognisedError, NotFoundError, CorruptDataError):
@@ -165,11 +171,17 @@ class _Identification:
         except GuestNotRecognisedError as problem:
             raise self._no_symbols(image, "no symbols (kallsyms)") or problem from problem
         symbols = Symbols(kallsyms.decode(image, tables), base)
+        sources = list(tables.sources(image))
+        if "init_task" not in symbols:  # no CONFIG_KALLSYMS_ALL
+            brought = self._brought()
+            if brought is not None:
+                return brought
+            symbols, more = with_data(image, base, symbols)
+            sources = sources and sources + more
         if "linux_banner" not in symbols:
             missing = self._no_symbols(image, "symbols of functions only")
             raise missing or GuestNotRecognisedError("kallsyms has no linux_banner")
         offset, build_id = self._own_note(symbols)
-        sources = list(tables.sources(image))
         types = None
         extent = self._btf(symbols)
         if extent is not None:
@@ -254,6 +266,11 @@ class _Identification:
         comm = guest.read_global("init_task", ["comm"], text=("comm",))["comm"]
         if not comm.startswith(b"swapper"):
             raise GuestNotRecognisedError("init_task is not the idle task: still booting")
+
+
+def _has_data(symbols: Symbols) -> bool:
+    """Whether symbols are more than those of functions: every kernel has one of these."""
+    return "prb" in symbols or "log_buf" in symbols
 
 
 def _no_types(banner: bytes, build_id: bytes) -> MissingTypesError:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from virtintrospect.driver import Target
 from virtintrospect.guests.linux.machine import KernelMapping, machines_for
+from virtintrospect.memory.raw import RawImage
 
 __all__ = ["KernelMapping", "candidates", "tried"]
 
@@ -39,6 +40,19 @@ def _all(target: Target, *, thorough: bool) -> Iterator[KernelMapping]:
         yield from machine.quick(target)
     for machine in machines if thorough else ():
         yield from machine.thorough(target)
+    if isinstance(target.memory, RawImage):
+        yield from _moved(target, target.memory, thorough=thorough)
+
+
+def _moved(target: Target, image: RawImage, *, thorough: bool) -> Iterator[KernelMapping]:
+    """A raw image does not say where RAM begins: try where it may; the last try stays."""
+    for machine in machines_for(target):
+        for start in machine.ram_starts:
+            image.move(start)
+            yield from machine.quick(target)
+            if thorough:
+                yield from machine.thorough(target)
+    image.move(0)
 
 
 def tried(target: Target, *, thorough: bool) -> str:

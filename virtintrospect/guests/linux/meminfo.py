@@ -35,8 +35,8 @@ _MAX_SWAPFILES, _MAX_SPACES, _MAX_SPACE_SIZE = 32, 1 << 17, 4096
 _SWP_USED, _SWP_WRITEOK = 1, 2
 #: SWAP_USAGE_OFFLIST_BIT of ``inuse_pages`` (mm/swapfile.c, 6.13).
 _SWAP_OFFLIST = 1 << 30
-#: TiB of vmalloc space: VMALLOC_SIZE_TB_L4, VMALLOC_SIZE_TB_L5.
-_VMALLOC_TIB = {"4-level": 32, "5-level": 12800}
+#: x86 alone counts the pages of its direct map.
+_DIRECT = "direct_pages_count"
 #: CPUs add their part of ``percpu_counter`` as signed 32-bit numbers.
 _S32 = 4
 
@@ -270,9 +270,9 @@ def _hugepage_size(memory: Memory) -> int | None:
 
 
 def _vmalloc_total(memory: Memory) -> int | None:
-    # VMALLOC_END is the last byte, so /proc shows a KiB less than the space has.
-    size = _VMALLOC_TIB.get(memory.guest.mapping.mode.name)
-    return None if size is None else _kib((size << 40) - 1)
+    guest = memory.guest
+    size = guest.machine.vmalloc_size(guest)
+    return None if size is None else _kib(size)
 
 
 def _vmalloc_used(memory: Memory) -> int | None:
@@ -344,9 +344,10 @@ _LINES: dict[str, Callable[[Memory], int | None]] = {
     "huge_pages_surp": _hugepages("surplus"),
     "hugepagesize": _hugepage_size,
     "hugetlb": lambda m: m.hugetlb if m.default_hugepages else None,
-    "direct_map_4k": lambda m: m.direct_map("PG_LEVEL_4K", 4 << 10),
-    "direct_map_2m": lambda m: m.direct_map("PG_LEVEL_2M", 2 << 20),
-    "direct_map_1g": lambda m: (
-        m.direct_map("PG_LEVEL_1G", 1 << 30) if m.number("direct_gbpages", 4) else None
+    "direct_map_4k": _if(_DIRECT, lambda m: m.direct_map("PG_LEVEL_4K", 4 << 10)),
+    "direct_map_2m": _if(_DIRECT, lambda m: m.direct_map("PG_LEVEL_2M", 2 << 20)),
+    "direct_map_1g": _if(
+        _DIRECT,
+        lambda m: m.direct_map("PG_LEVEL_1G", 1 << 30) if m.number("direct_gbpages", 4) else None,
     ),
 }

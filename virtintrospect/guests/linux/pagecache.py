@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 #: Bytes of a file that are read unless the caller wants fewer.
 LIMIT = 1 << 20
-#: Start of the array of all ``struct page`` where the kernel does not randomise it
-#: (Documentation/arch/x86/x86_64/mm.rst).
-_VMEMMAP = {"4-level": 0xFFFF_EA00_0000_0000, "5-level": 0xFFD4_0000_0000_0000}
 #: A ``struct page`` has 64 bytes; kernels for debugging have more.
 _PAGE_SIZES = range(32, 257, 8)
 
@@ -114,11 +111,7 @@ def _pages(guest: LinuxGuest, mapping: int, spans: list[Span], last: int) -> dic
 
 def _page_array(guest: LinuxGuest) -> tuple[int, int]:
     """Address and element size of the array of all pages (``pfn_to_page()``)."""
-    if "vmemmap_base" in guest.symbols:
-        base = guest.pointer("vmemmap_base")
-    else:
-        base = _VMEMMAP[guest.mapping.mode.name]
     size = guest.types.sizeof("page")
     if size not in _PAGE_SIZES:
         raise CorruptDataError(f"a struct page of {size} bytes", 0)
-    return base, size
+    return guest.machine.page_array(guest, size), size

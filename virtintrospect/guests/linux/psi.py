@@ -154,7 +154,7 @@ def _of_cgroups(guest: LinuxGuest, budget: Budget) -> dict[int, bytes | None]:
 
 def _check(guest: LinuxGuest) -> None:
     if "psi_system" not in guest.symbols:
-        raise NotFoundError("the guest's kernel was built without pressure stall information")
+        raise guest.without("pressure stall information")
     key = guest.read_global("psi_disabled", {"disabled": "key.enabled.counter"})
     if key["disabled"]:
         raise NotFoundError(

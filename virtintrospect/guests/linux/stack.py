@@ -1,8 +1,8 @@
 """Kernel stacks of tasks, as /proc/PID/stack has them (kernel/stacktrace.c), and more of them.
 
-A task that sleeps has its stack pointer in ``thread.sp``, where ``__switch_to_asm`` left a
-``struct inactive_task_frame`` (arch/x86/include/asm/switch_to.h). A task that is on a CPU has
-its state in the CPU's registers and nowhere else: without them nothing is certain.
+A task that sleeps has its stack pointer, and more or less of its other state, in ``thread``. A
+task that is on a CPU has its state in the CPU's registers and nowhere else: without them nothing
+is certain. What differs between architectures is in the files ``unwind_….py``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtintrospect.errors import FaultError, NoSuchTargetError
+from virtintrospect.errors import FaultError, NoSuchTargetError, UnsupportedError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cpustate import CpuStates
-from virtintrospect.guests.linux.orc import Orc, has_orc
 from virtintrospect.guests.linux.tasks import thread_group
 from virtintrospect.guests.linux.text import KernelText
-from virtintrospect.guests.linux.unwind import CONFIDENCE, Frame, Stack, State, Unwinder
+from virtintrospect.guests.linux.unwind import CONFIDENCE, Frame, Stack, StackWalker, State
 from virtintrospect.model import StackFrame
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ _MEMBERS = {
     "tid": "pid",
     "comm": "comm",
     "stack": "stack",
-    "sp": "thread.sp",
     "on_cpu": "on_cpu?",
     "voluntary": "nvcsw",
     "involuntary": "nivcsw",
@@ -112,17 +110,10 @@ class StackReader:
         self._guest = guest
         self._budget = budget
         self.text = KernelText(guest, budget)
-        orc = Orc(guest, self.text, budget) if has_orc(guest) else None
-        self.unwinder = Unwinder(guest, self.text, orc)
-        self._layout = guest.layout("task_struct", _MEMBERS, text=("comm",))
-        types = guest.types
-        self._saved = {
-            name: types.offsetof("inactive_task_frame", name) for name in ("bp", "ret_addr")
-        }
-        self._saved_size = types.sizeof("inactive_task_frame")
-        self._starts = {
-            guest.symbols.get(name, 0) for name in ("ret_from_fork_asm", "ret_from_fork")
-        }
+        self.unwinder = _walker(guest, self.text, budget)
+        members = {**_MEMBERS, **self.unwinder.SAVED}
+        self._layout = guest.layout("task_struct", members, text=("comm",))
+        self._saved_size = self.unwinder.saved_size
         self.size = thread_size(guest)
         self.cpus = CpuStates(guest)
 
@@ -251,12 +242,7 @@ class StackReader:
         copy = self.copy(sp, bottom + self.size)
         if len(copy.data) < self._saved_size:
             return TaskStack(task, row, [], None, "the stack cannot be read")
-        state = State(
-            ip=int.from_bytes(copy.data[self._saved["ret_addr"] :][:8], "little"),
-            sp=sp + self._saved_size,
-            bp=int.from_bytes(copy.data[self._saved["bp"] :][:8], "little"),
-        )
-        state.signal = state.ip in self._starts
+        state = self.unwinder.saved(row, copy)
         frames, broken = self.unwinder.frames(state, [copy])
         return TaskStack(task, row, frames, None, broken, copy=copy)
 
@@ -287,6 +273,27 @@ class StackReader:
                 break
             data += piece
         return Stack(start, data)
+
+
+def _walker(guest: LinuxGuest, text: KernelText, budget: Budget) -> StackWalker:
+    """What walks this kernel's stacks.
+
+    :raises UnsupportedError: nothing does.
+    """
+    if "x86_64" in guest.machine.architectures:
+        from virtintrospect.guests.linux.orc import Orc, has_orc
+        from virtintrospect.guests.linux.unwind_x86 import Unwinder
+
+        return Unwinder(guest, text, Orc(guest, text, budget) if has_orc(guest) else None)
+    if "aarch64" in guest.machine.architectures:
+        from virtintrospect.guests.linux.unwind_arm64 import FrameRecords
+
+        return FrameRecords(guest, text)
+    if "riscv64" in guest.machine.architectures:
+        from virtintrospect.guests.linux.unwind_riscv import FramePointers
+
+        return FramePointers(guest, text)
+    raise UnsupportedError(f"kernel stacks of {guest.machine.name} cannot be read yet")
 
 
 def thread_size(guest: LinuxGuest) -> int:

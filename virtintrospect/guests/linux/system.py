@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING
 
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux import bitmap
-from virtintrospect.symbols import vmcoreinfo
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.model import SystemInfo
-
-#: Where x86-64 kernels are linked to run when KASLR does not move them: __START_KERNEL
-#: (CONFIG_PHYSICAL_START is 16 MiB unless somebody changed it).
-LINK_BASE = 0xFFFF_FFFF_8100_0000
 
 _NANOSECONDS = 1_000_000_000
 #: NTP_SCALE_SHIFT (include/linux/timex.h), and what a tick can last: 10 kHz to 10 Hz.
@@ -118,18 +113,17 @@ def _timekeeper(guest: LinuxGuest) -> dict[str, int] | None:
         return None
 
 
-def _kaslr_slide(guest: LinuxGuest) -> int:
-    """The slide as the kernel itself noted it (KERNELOFFSET), else counted from LINK_BASE."""
-    try:
-        text = guest.kernel.read(guest.pointer("vmcoreinfo_data"), 4096)
-        noted = vmcoreinfo.parse(text).kernel_offset
-    except (FaultError, NotFoundError, CorruptDataError):
-        noted = None
-    return guest.mapping.image.start - LINK_BASE if noted is None else noted
+def _kaslr_slide(guest: LinuxGuest) -> int | None:
+    """The slide as the kernel itself noted it (KERNELOFFSET), else from where it is linked."""
+    info = guest.vmcoreinfo
+    if info is not None and info.kernel_offset is not None:
+        return info.kernel_offset
+    link_base = guest.machine.link_base
+    return None if link_base is None else guest.mapping.image.start - link_base
 
 
 def _arguments(guest: LinuxGuest) -> bytes | None:
-    """The kernel's command line; COMMAND_LINE_SIZE is 2048 on x86."""
+    """The kernel's command line; COMMAND_LINE_SIZE is at most 4096."""
     try:
         return guest.kernel.string(guest.pointer("saved_command_line"), 4096)
     except FaultError as error:

@@ -26,8 +26,6 @@ _MAX_BUCKETS, _MAX_CLOCKS = 1024, 32
 _FAR = 1 << 32
 #: How often a reading is repeated that the guest has changed meanwhile.
 _ATTEMPTS = 3
-#: Addresses from here on can be code: the image and modules.
-_CODE = 0xFFFF_FFFF_8000_0000
 #: Bits of ``timer_list.flags``.
 _FLAGS = ((0x80000, "deferrable"), (0x100000, "pinned"), (0x200000, "irqsafe"))
 #: CLOCK_* (include/uapi/linux/time.h).
@@ -141,7 +139,7 @@ def _rows(guest: LinuxGuest, name: str, members: dict[str, str], addresses: list
     rows = []
     for address, values in zip(addresses, zip(*columns.values(), strict=True), strict=True):
         row: Row = dict(zip(columns, values, strict=True)) | {"address": address}
-        if row["function"] is None or row["function"] < _CODE:
+        if row["function"] is None or row["function"] < guest.machine.lowest_code:
             guest.note("unreadable timer", address)
         else:
             rows.append(row)

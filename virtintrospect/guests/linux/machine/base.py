@@ -12,6 +12,7 @@ from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
 if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.symbols.table import Symbols
 
 
@@ -41,6 +42,13 @@ class Machine(abc.ABC):
     #: :attr:`KernelMapping.found_by` of a way that never finds the kernel of an earlier boot;
     #: empty where there is none.
     certain: str = ""
+    #: Where machines of this architecture have their RAM, when it does not begin at zero.
+    ram_starts: tuple[int, ...] = ()
+    #: Where kernels are linked to run when KASLR does not move them; ``None`` where that
+    #: differs from kernel to kernel.
+    link_base: int | None = None
+    #: Addresses from here on can be code of the kernel: its image and modules.
+    lowest_code: int = 1 << 63
 
     @abc.abstractmethod
     def quick(self, target: Target) -> Iterator[KernelMapping]:
@@ -77,6 +85,18 @@ class Machine(abc.ABC):
         self, symbols: Symbols, image: AddressSpace, mapping: KernelMapping
     ) -> LinearRange | None:
         """The direct map of all RAM, as computed; whoever uses it checks it against the tables."""
+
+    @abc.abstractmethod
+    def page_array(self, guest: LinuxGuest, size: int) -> int:
+        """Address of the ``struct page`` of page frame 0, were there one (``pfn_to_page()``).
+
+        :param size: bytes of a ``struct page``.
+        :raises CorruptDataError: it cannot be told.
+        """
+
+    @abc.abstractmethod
+    def vmalloc_size(self, guest: LinuxGuest) -> int | None:
+        """Bytes of the vmalloc space (VMALLOC_TOTAL); ``None`` where that cannot be told."""
 
     def user_mode(self, mode: PagingMode) -> PagingMode:
         """The paging mode of a process's top table (``mm_struct.pgd``)."""

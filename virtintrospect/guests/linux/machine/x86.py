@@ -27,6 +27,7 @@ from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
 if TYPE_CHECKING:
+    from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.symbols.table import Symbols
 
 #: __START_KERNEL_map and KERNEL_IMAGE_SIZE (arch/x86/include/asm/page_64_types.h).
@@ -56,6 +57,9 @@ class _X86(Machine):
     quick_ways = "the trampoline page table"
     thorough_ways = "VMCOREINFO and every resident page as a page table"
     certain = TRAMPOLINE
+    #: __START_KERNEL (CONFIG_PHYSICAL_START is 16 MiB unless somebody changed it).
+    link_base = 0xFFFF_FFFF_8100_0000
+    lowest_code = KERNEL_MAP
 
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """The trampoline page table, and registers."""
@@ -102,6 +106,17 @@ class _X86(Machine):
             base = 0xFF11_0000_0000_0000 if five else 0xFFFF_8880_0000_0000
         end = base + image.memory.end
         return LinearRange(base, end, 0) if end <= 1 << 64 else None
+
+    def page_array(self, guest: LinuxGuest, size: int) -> int:  # noqa: ARG002
+        """``vmemmap_base``; fixed where the kernel does not randomise it (x86_64/mm.rst)."""
+        if "vmemmap_base" in guest.symbols:
+            return guest.pointer("vmemmap_base")
+        five = guest.mapping.mode is X86_64_5LEVEL
+        return 0xFFD4_0000_0000_0000 if five else 0xFFFF_EA00_0000_0000
+
+    def vmalloc_size(self, guest: LinuxGuest) -> int:
+        """VMALLOC_SIZE_TB_L4, VMALLOC_SIZE_TB_L5: the end is the last byte, so one is missing."""
+        return ((12800 if guest.mapping.mode is X86_64_5LEVEL else 32) << 40) - 1
 
 
 X86_64 = _X86()

@@ -1,0 +1,60 @@
+"""Kernels of other architectures besides the one of the matrix: what matters most, and stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from virtintrospect.errors import NotFoundError
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.session import open_session
+
+from . import compare
+from .lab.domain import Config
+from .lab.guest import Guest
+from .test_stacks import test_every_stack_is_that_of_the_guest as compare_stacks
+
+#: The newest kernel, with 52 bits of address, signed return addresses and private memory.
+NEWEST = Config(
+    "7.2-arm64", levels=5, backing="anonymous", pti=True, machine="virt", arch="aarch64"
+)
+#: A kernel with symbols of functions only (no CONFIG_KALLSYMS_ALL).
+FUNCTIONS = Config("6.1-arm64", pti=False, machine="virt", arch="aarch64")
+RISCV = Config("6.12-riscv64", levels=5, pti=False, machine="virt", arch="riscv64")
+
+PAGE_MODES = {NEWEST: "aarch64-4k-52", FUNCTIONS: "aarch64-4k-48", RISCV: "sv57"}
+
+
+@pytest.mark.parametrize("config", PAGE_MODES, ids=lambda config: config.id)
+def test_the_tables_that_matter_most(boot: Callable[[Config], Guest], config: Config) -> None:
+    guest = boot(config)
+    with open_session(guest.name) as session:
+        ours = session.guest
+        assert isinstance(ours, LinuxGuest)
+        before = guest.snapshot()
+        processes, threads = ours.processes(), ours.processes(threads=True)
+        after = guest.snapshot()
+        assert compare.processes(processes, before, after) == []
+        assert compare.threads(threads, before, after) == []
+        assert compare.modules(ours.modules(), before) == []
+        assert compare.log(ours.dmesg(), before) == []
+        assert {m.path for m in ours.mounts()} >= {b"/", b"/proc", b"/sys/fs/cgroup"}
+        assert {area.path for area in ours.maps(1)} >= {b"/init", b"[heap]", b"[stack]"}
+        info = ours.info()
+        assert (info.machine, info.release) == (config.arch.encode(), guest.release.encode())
+        assert info.page_mode == PAGE_MODES[config]
+        if not ours.functions_only:
+            assert info.arguments == before.file("/proc/cmdline").strip()
+        problems = [problem.what for problem in ours.take_problems()]
+        assert all("command line" in what and ours.functions_only for what in problems)
+        compare_stacks(ours, guest)
+
+
+def test_what_a_kernel_does_not_tell_is_said(boot: Callable[[Config], Guest]) -> None:
+    """It has eBPF, and we cannot know: nothing is called missing that is only not found."""
+    with open_session(boot(FUNCTIONS).name) as session:
+        assert session.guest.slabs()
+        assert session.guest.interfaces()
+        with pytest.raises(NotFoundError, match="symbols of its functions"):
+            session.guest.bpf()
