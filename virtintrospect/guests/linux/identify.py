@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -39,6 +40,8 @@ _NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 _BUILD_ID_SIZE = 20
 #: How ``linux_banner`` begins.
 _BANNER = b"Linux version "
+#: The release in it; the format string of /proc/version, which begins like it, has a ``%s``.
+_RELEASE = re.compile(_BANNER + rb"([0-9][\x21-\x7e]{0,63}) ")
 #: The kernel's own notes are a few hundred bytes.
 _LARGEST_NOTES = 64 << 10
 _CHUNK = 4 << 20
@@ -167,7 +170,7 @@ class _Identification:
         try:
             tables = kallsyms.find_tables(image, base)
         except GuestNotRecognisedError as problem:
-            raise _no_symbols(image, "no symbols (kallsyms)") or problem from problem
+            raise self._no_symbols(image, "no symbols (kallsyms)") or problem from problem
         symbols = Symbols(kallsyms.decode(image, tables), base)
         sources = list(tables.sources(image))
         if "init_task" not in symbols:  # no CONFIG_KALLSYMS_ALL
@@ -177,7 +180,7 @@ class _Identification:
             symbols, more = with_data(image, base, symbols)
             sources = sources and sources + more
         if "linux_banner" not in symbols:
-            missing = _no_symbols(image, "symbols of functions only")
+            missing = self._no_symbols(image, "symbols of functions only")
             raise missing or GuestNotRecognisedError("kallsyms has no linux_banner")
         offset, build_id = self._own_note(symbols)
         types = None
@@ -222,6 +225,19 @@ class _Identification:
                 copy[chunk : chunk + size] = self.read(chunk, size)
         return copy
 
+    def _no_symbols(self, image: memoryview, what: str) -> MissingSymbolsError | None:
+        """What to say of a kernel whose symbols are missing; ``None`` where there is no kernel."""
+        start = self.mapping.image.start
+        for first, end, _ in self.mapping.machine.read_only_data(self.memory, self.mapping):
+            found = _RELEASE.search(image[first - start : end - start])
+            if found is not None:
+                return MissingSymbolsError(
+                    f"the guest's kernel carries {what}: {found[1]!r}",
+                    hint="bring its vmlinux from the distribution's debug package, or its "
+                    "System.map: virt-introspect symbols import FILE",
+                )
+        return None
+
     def _own_note(self, symbols: Symbols) -> tuple[int, bytes]:
         """The kernel's own build id lies between __start_notes and __stop_notes."""
         base = self.mapping.image.start
@@ -256,20 +272,6 @@ class _Identification:
 def _has_data(symbols: Symbols) -> bool:
     """Whether symbols are more than those of functions: every kernel has one of these."""
     return "prb" in symbols or "log_buf" in symbols
-
-
-def _no_symbols(image: memoryview, what: str) -> MissingSymbolsError | None:
-    """What to say of a kernel whose symbols are missing; ``None`` where there is no kernel."""
-    text = bytes(image)
-    at = text.find(_BANNER)
-    if at < 0:
-        return None
-    release = text[at + len(_BANNER) : at + 128].split(b" ", 1)[0]
-    return MissingSymbolsError(
-        f"the guest's kernel carries {what}: {release[:64]!r}",
-        hint="bring its vmlinux from the distribution's debug package, or its System.map: "
-        "virt-introspect symbols import FILE",
-    )
 
 
 def _no_types(banner: bytes, build_id: bytes) -> MissingTypesError:
