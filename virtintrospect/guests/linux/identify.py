@@ -19,6 +19,7 @@ from virtintrospect.errors import (
     GuestNotRecognisedError,
     MissingTypesError,
     NotFoundError,
+    UnsupportedError,
     VirtIntrospectError,
 )
 from virtintrospect.guests.linux import locate
@@ -26,6 +27,7 @@ from virtintrospect.guests.linux.datasymbols import Searched, with_data
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
+from virtintrospect.memory.base import PAGE_SIZE
 from virtintrospect.symbols.btf import MAX_SIZE, Btf
 from virtintrospect.symbols.profile import Profile
 from virtintrospect.symbols.store import Store
@@ -101,6 +103,12 @@ class _Identification:
         self.size = mapping.image.end - mapping.image.start
 
     def guest(self) -> LinuxGuest:
+        page = 1 << self.mapping.mode.levels[-1].shift
+        if page != PAGE_SIZE:
+            raise UnsupportedError(
+                f"the guest's kernel has pages of {page >> 10} KiB: its tables cannot be read yet",
+                hint="kernels with pages of 4 KiB can (docs/architectures.md)",
+            )
         profile, build_id = self._profile()
         base = self.mapping.image.start
         symbols = profile.symbols.slid(base)
