@@ -19,7 +19,6 @@ from virtintrospect.errors import (
     GuestNotRecognisedError,
     MissingTypesError,
     NotFoundError,
-    UnsupportedError,
     VirtIntrospectError,
 )
 from virtintrospect.guests.linux import locate
@@ -105,9 +104,8 @@ class _Identification:
     def guest(self) -> LinuxGuest:
         page = 1 << self.mapping.mode.levels[-1].shift
         if page != PAGE_SIZE:
-            raise UnsupportedError(
-                f"the guest's kernel has pages of {page >> 10} KiB: its tables cannot be read yet",
-                hint="kernels with pages of 4 KiB can (docs/architectures.md)",
+            raise GuestNotRecognisedError(
+                f"its pages have {page >> 10} KiB, and tables are read with 4 KiB only so far"
             )
         profile, build_id = self._profile()
         base = self.mapping.image.start
