@@ -75,8 +75,7 @@ class _Stop:
         self.kept = True
 
     def __enter__(self) -> None:
-        self._began = time.monotonic()
-        self._target.pause()
+        self._began = self._target.pause()
         self._timer.start()
 
     def __exit__(self, *exc_info: object) -> None:

@@ -47,6 +47,7 @@ COMMANDS = [
     "translate",
     "types",
     "vmstat",
+    "write",
     "users",
     "logins",
     "guestinfo",

@@ -35,8 +35,9 @@ class Pausing(Bare):
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def pause(self) -> None:
+    def pause(self) -> float:
         self.calls.append("pause")
+        return time.monotonic()
 
     def resume(self) -> None:
         self.calls.append("resume")

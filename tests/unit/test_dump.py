@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,8 +78,9 @@ class Pausing(Still):
         super().__init__()
         self.calls: list[str] = []
 
-    def pause(self) -> None:
+    def pause(self) -> float:
         self.calls.append("pause")
+        return time.monotonic()
 
     def resume(self) -> None:
         self.calls.append("resume")

@@ -91,9 +91,8 @@ class _Stop:
         self._began = 0.0
 
     def __enter__(self) -> Self:
-        self._began = time.monotonic()
         if self._target is not None:
-            self._target.pause()
+            self._began = self._target.pause()
         return self
 
     def end(self) -> float:

@@ -20,6 +20,7 @@ from virtintrospect.insight.tables.primitives import (
     TARGET,
     TRANSLATE,
     TYPES,
+    WRITE,
 )
 from virtintrospect.insight.tables.processes import (
     CONTAINERS,
@@ -91,6 +92,7 @@ __all__ = [
     "TYPES",
     "USERS",
     "VMSTAT",
+    "WRITE",
     "find",
     "guestinfo_table",
 ]
@@ -141,6 +143,7 @@ ALL = {
         TYPES,
         TRANSLATE,
         READ,
+        WRITE,
         REGISTERS,
         DUMP,
     )

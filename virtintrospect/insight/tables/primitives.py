@@ -96,4 +96,8 @@ DUMP = Table(
     single=True,
 )
 
+WRITE = Table(
+    "write", (Column("address", _A), Column("before", Unit.HEX), Column("data", Unit.HEX))
+)
+
 REGISTERS = Table("registers", (Column("vcpu", _N), Column("register"), Column("value", _A)))
