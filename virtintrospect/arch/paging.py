@@ -124,6 +124,10 @@ class PagingMode(NamedTuple):
         return -1
 
 
+#: No tables: for physical addresses, which an address space then has in a linear range.
+UNTRANSLATED = PagingMode(name="physical", levels=(), virtual_bits=64)
+
+
 class Step(NamedTuple):
     """One table looked up on the way: the entry and where it stands."""
 

@@ -1,0 +1,272 @@
+"""Who owns each page of guest-physical memory.
+
+:mod:`~virtintrospect.guests.linux.pageframes` has what ``struct page`` tells. Here is added
+what only page tables know: which processes map a page, and which pages the kernel maps one by
+one.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtintrospect.arch.leaves import Leaves, Tables, leaves
+from virtintrospect.errors import FaultError, UnsupportedError
+from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.counters import PAGE
+from virtintrospect.guests.linux.pageframes import KIND, Frames
+from virtintrospect.guests.linux.process import PF_KTHREAD
+from virtintrospect.guests.linux.stack import thread_size
+from virtintrospect.guests.linux.tasks import thread_groups
+from virtintrospect.model.pages import PAGE_KINDS, PageOwners, ProcessPages
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from virtintrospect.guests.linux.guest import LinuxGuest
+
+    Array = npt.NDArray[Any]
+
+#: Most frames that arrays are made for: 4 TiB of guest, 17 GiB of arrays.
+_MAX_FRAMES = 1 << 30
+#: Tables that one look reads at least, and one for so many frames: a page table maps 512.
+_FEWEST_TABLES, _FRAMES_A_TABLE = 1 << 14, 8
+#: End of the area for modules (Documentation/arch/x86/x86_64/mm.rst).
+_MODULES_END = 0xFFFF_FFFF_FF00_0000
+_LEADER = {"pid": "tgid", "name": "comm", "signal": "signal", "threads": "signal.nr_threads"}
+_THREAD = {"flags": "flags", "mm": "mm", "pgd": "mm.pgd", "stack": "stack"}
+
+
+class _Process(NamedTuple):
+    """A process, its threads' kernel stacks, and its top page table if it has one of its own."""
+
+    pid: int
+    name: bytes
+    stacks: list[int]
+    root: int
+
+
+def page_owners(guest: LinuxGuest) -> PageOwners:
+    """Look at every page frame.
+
+    :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages.
+    """
+    count = guest.memory.end // PAGE
+    if count > _MAX_FRAMES:
+        raise UnsupportedError(
+            f"the guest's memory reaches up to {guest.memory.end:#x}",
+            hint=f"owners are found for up to {_MAX_FRAMES * PAGE >> 40} TiB",
+        )
+    return _Owners(guest, count).all()
+
+
+class _Owners:
+    """The arrays while they are made."""
+
+    def __init__(self, guest: LinuxGuest, count: int) -> None:
+        import numpy as np
+
+        self._guest = guest
+        self._budget = Budget()
+        self._tables = _FEWEST_TABLES + count // _FRAMES_A_TABLE
+        self._frames = Frames(guest, count)
+        self._kind = self._frames.kind
+        self._pid = np.zeros(count, dtype=np.int32)
+        self._mappings = np.zeros(count, dtype=np.uint32)
+        self._processes = self._find_processes()
+        self._users = [process for process in self._processes if process.root]
+        #: Bytes that each of these processes maps, by kind; and of its page tables.
+        self._sums = np.zeros((len(self._users), len(PAGE_KINDS)), dtype=np.int64)
+        self._own_tables = np.zeros(len(self._users), dtype=np.int64)
+
+    def all(self) -> PageOwners:
+        """Go through everything."""
+        self._image()
+        self._kernel_maps()
+        self._stacks()
+        single = self._user_maps()
+        self._guest.note_all([self._budget.problem])
+        rows = self._rows(single)
+        return PageOwners(
+            PAGE, self._kind, self._pid, self._mappings, self._frames.flags, tuple(rows)
+        )
+
+    def _find_processes(self) -> list[_Process]:
+        """All processes; the page tables of two that share memory belong to the first."""
+        guest = self._guest
+        layout = guest.layout("task_struct", _LEADER, text=("name",))
+        columns = layout.lists(guest.kernel, guest.tasks.addresses(), [])
+        signals = [signal or 0 for signal in columns["signal"]]
+        counts = [count or 0 for count in columns["threads"]]
+        groups = thread_groups(guest, signals, counts, self._budget)
+        tasks = [task for group in groups for task in group]
+        threads = guest.layout("task_struct", _THREAD, text=()).lists(guest.kernel, tasks, [])
+        rows = zip(*(threads[name] for name in _THREAD), strict=True)
+        found, seen = [], set()
+        for pid, name, group in zip(columns["pid"], columns["name"], groups, strict=True):
+            root, stacks = 0, []
+            for flags, mm, pgd, stack in islice(rows, len(group)):
+                stacks += [stack] if stack else []
+                # A leader that has ended has no memory any more; its threads go on.
+                if not root and pgd and mm not in seen and not flags & PF_KTHREAD:
+                    seen.add(mm)
+                    root = self._root(pid, pgd)
+            if pid is not None:
+                found.append(_Process(pid, bytes(name).split(b"\0")[0], stacks, root))
+        return found
+
+    def _root(self, pid: int, pgd: int) -> int:
+        try:
+            return self._guest.kernel.translate(pgd)
+        except FaultError as error:
+            self._guest.note(f"process {pid} has no page tables", error.address)
+            return 0
+
+    # -- the kernel's own -------------------------------------------------------------------
+
+    def _image(self) -> None:
+        """The image, and the array of pages: reserved at boot, both of them."""
+        import numpy as np
+
+        guest = self._guest
+        start = guest.mapping.image.paddr // PAGE
+        end = start + (guest.mapping.image.end - guest.mapping.image.start) // PAGE
+        part = self._kind[start:end]
+        part[part == KIND["reserved"]] = KIND["image"]
+        memmap = self._inside(self._frames.memmap)
+        usual = [KIND[name] for name in ("reserved", "kernel", "free_percpu")]
+        self._kind[memmap[np.isin(self._kind[memmap], usual)]] = KIND["memmap"]
+
+    def _kernel_maps(self) -> None:
+        """What the kernel maps page by page: vmalloc(), modules."""
+        symbols, image = self._guest.symbols, self._guest.mapping.image
+        ranges = [(image.end, _MODULES_END, "modules")]
+        if "vmalloc_base" in symbols and "vmemmap_base" in symbols:
+            start, end = self._guest.pointer("vmalloc_base"), self._guest.pointer("vmemmap_base")
+            ranges.append((start, end, "vmalloc"))
+        for start, end, kind in ranges:
+            if not 0 < start < end:
+                continue
+            for _, found in self._leaves([self._guest.kernel.root], start, end):
+                frames = self._inside(_frames_of(found)[0])
+                mine = frames[self._kind[frames] == KIND["kernel"]]
+                self._kind[mine] = KIND[kind]
+
+    def _stacks(self) -> None:
+        """Kernel stacks of all threads."""
+        import numpy as np
+
+        guest, processes = self._guest, self._processes
+        stacks = [stack for process in processes for stack in process.stacks]
+        pids = [process.pid for process in processes for _ in process.stacks]
+        pages = np.arange(0, thread_size(guest), PAGE, dtype=np.uint64)
+        found = guest.kernel.translate_many(
+            (np.array(stacks, dtype=np.uint64)[:, None] + pages).ravel()
+        )
+        frames = found // np.uint64(PAGE)
+        owners = np.repeat(np.array(pids, dtype=np.int32), len(pages))
+        good = frames < len(self._kind)
+        frames, owners = frames[good], owners[good]
+        mine = np.isin(self._kind[frames], [KIND["kernel"], KIND["vmalloc"]])
+        self._kind[frames[mine]] = KIND["stack"]
+        self._pid[frames[mine]] = owners[mine]
+
+    # -- processes --------------------------------------------------------------------------
+
+    def _user_maps(self) -> Array:
+        """Which processes map which pages; gives the frames that one process alone has."""
+        import numpy as np
+
+        roots = [process.root for process in self._users]
+        pids = np.array([process.pid for process in self._users], dtype=np.int32)
+        end = 1 << (self._guest.kernel.mode.virtual_bits - 1)
+        first = np.full(len(self._kind), len(roots), dtype=np.int32)
+        several = np.zeros(len(self._kind), dtype=bool)
+        for tables, found in self._leaves(roots, 0, end):
+            self._claim(tables, pids)
+            frames, owners = _frames_of(found)
+            good = frames < len(self._kind)
+            frames, owners = frames[good], owners[good]
+            np.add.at(self._mappings, frames, 1)
+            kinds = self._kind[frames]
+            cells = owners * len(PAGE_KINDS) + kinds
+            self._sums += np.bincount(cells, minlength=self._sums.size).reshape(self._sums.shape)
+            before = first[frames]
+            np.minimum.at(first, frames, owners.astype(np.int32))
+            several[frames] |= (before != len(roots)) & (before != owners)
+            several[frames] |= first[frames] != owners
+        mapped = np.flatnonzero(first < len(roots))
+        usual = [KIND[name] for name in ("anonymous", "file", "shared", "hugetlb")]
+        mapped = mapped[np.isin(self._kind[mapped], usual)]
+        self._pid[mapped] = pids[first[mapped]]
+        alone = mapped[~several[mapped]]
+        return np.bincount(first[alone], minlength=len(roots))
+
+    def _claim(self, tables: Tables, pids: Array) -> None:
+        """Page tables belong to the process whose they are; top ones have no type before 6.14."""
+        import numpy as np
+
+        self._own_tables += np.bincount(tables.root, minlength=len(self._own_tables))
+        frames = tables.paddr // np.uint64(PAGE)
+        good = frames < len(self._kind)
+        frames, owners = frames[good], pids[tables.root[good]]
+        untyped = frames[self._kind[frames] == KIND["kernel"]]
+        self._kind[untyped] = KIND["page_tables"]
+        mine = self._kind[frames] == KIND["page_tables"]
+        self._pid[frames[mine]] = owners[mine]
+
+    def _leaves(self, roots: list[int], start: int, end: int) -> Any:
+        """Pages of address spaces, as long as the budget for tables and time lasts."""
+        guest = self._guest
+        for tables, found in leaves(
+            guest.memory, guest.kernel.mode, roots, start, end, self._tables + 1
+        ):
+            self._tables -= len(tables.paddr)
+            if self._tables < 0:
+                guest.note("more page tables than there can be; the rest is left out", 0)
+                return
+            if self._budget.late():
+                return
+            yield tables, found
+
+    def _inside(self, frames: Array) -> Array:
+        return frames[frames < len(self._kind)]
+
+    def _rows(self, alone: Array) -> list[ProcessPages]:
+        import numpy as np
+
+        stacks = np.bincount(self._pid[self._kind == KIND["stack"]], minlength=1)
+        number = {id(process): index for index, process in enumerate(self._users)}
+        rows = []
+        for process in self._processes:
+            index = number.get(id(process))
+            pages = [0] * len(PAGE_KINDS) if index is None else self._sums[index].tolist()
+            stack = int(stacks[process.pid]) if 0 <= process.pid < len(stacks) else 0
+            rows.append(
+                ProcessPages(
+                    pid=process.pid,
+                    name=process.name,
+                    anonymous=pages[KIND["anonymous"]] * PAGE,
+                    file=pages[KIND["file"]] * PAGE,
+                    shared=pages[KIND["shared"]] * PAGE,
+                    hugetlb=pages[KIND["hugetlb"]] * PAGE,
+                    alone=0 if index is None else int(alone[index]) * PAGE,
+                    page_tables=0 if index is None else int(self._own_tables[index]) * PAGE,
+                    stack=stack * PAGE,
+                )
+            )
+        return rows
+
+
+def _frames_of(found: Leaves) -> tuple[Array, Array]:
+    """The page frames of pages of all sizes, and the index of the address space of each."""
+    import numpy as np
+
+    counts = np.int64(1) << (found.shift.astype(np.int64) - 12)
+    first = found.paddr >> np.uint64(12)
+    if (counts == 1).all():
+        return first, found.root
+    repeated = np.repeat(first, counts)
+    ends = np.cumsum(counts)
+    within = np.arange(len(repeated)) - np.repeat(ends - counts, counts)
+    return repeated + within.astype(np.uint64), np.repeat(found.root, counts)
