@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man api clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -65,6 +65,10 @@ bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small, scale, acqui
 
 man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
 	@$(BIN)/python -m virtintrospect.cli.manpage docs/virt-introspect.1
+
+api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in build/api
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs/api build/api
+	@echo "build/api/index.html"
 
 clean-lab: ## the lab's kernels and packages
 	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtintrospect.arch.leaves import Leaves, leaves
+from virtintrospect.arch.leaves import Leaves, leaves, no_leaves
 from virtintrospect.arch.paging import (
     NOT_MAPPED,
     UNTRANSLATED,
@@ -179,7 +179,7 @@ class AddressSpace:
         """
         import numpy as np
 
-        found, read = [], 0
+        found, read = [no_leaves()], 0
         for tables, some in leaves(self.memory, self.mode, [self.root], start, end, limit + 1):
             read += len(tables.paddr)
             found.append(some)
@@ -295,6 +295,30 @@ class AddressSpace:
         header = self.read(vaddr, 16)
         length = int.from_bytes(header[:2], "little")
         text = self.read(int.from_bytes(header[8:], "little"), length) if length else b""
+        return text.decode("utf-16-le", "replace").encode()
+
+    def wide_string(self, vaddr: int, limit: int = 8192) -> bytes:
+        """The UTF-16 string at ``vaddr`` that ends with a zero character, as UTF-8.
+
+        :param limit: bytes in memory that are read at most. What is no UTF-16 becomes U+FFFD.
+        :raises FaultError: its first character cannot be read; where memory ends later, what
+            is there is given.
+        """
+        text = b""
+        while len(text) < limit:
+            step = min(limit - len(text), _PAGE - (vaddr & (_PAGE - 1)), 256)
+            try:
+                # A character may lie on two pages, if its address is odd.
+                text += self.read(vaddr, max(step & ~1, 2))
+            except FaultError:
+                if not text:
+                    raise
+                break
+            end = next((i for i in range(0, len(text), 2) if text[i : i + 2] == b"\0\0"), -1)
+            if end >= 0:
+                text = text[:end]
+                break
+            vaddr += max(step & ~1, 2)
         return text.decode("utf-16-le", "replace").encode()
 
     def strings(self, vaddrs: Sequence[int], limit: int = 256) -> list[bytes | None]:

@@ -141,13 +141,20 @@ def _read(
             continue
         shift = np.full(len(hit), form.page_shift, dtype=np.uint8)
         pages.append((root, vaddrs[hit], address, shift, rights, entry))
-    found = Leaves(*_joined(pages, Leaves(*(np.empty(0, dtype=d) for d in _TYPES))))
+    found = Leaves(*_joined(pages, no_leaves()))
     if not onward or chunk.level + 1 == len(mode.levels):
         return found, None
     return found, _Chunk(chunk.level + 1, *_joined(onward, ()))
 
 
 _TYPES = ("i8", "u8", "u8", "u1", "u1", "u8")
+
+
+def no_leaves() -> Leaves:
+    """No pages at all."""
+    import numpy as np
+
+    return Leaves(*(np.empty(0, dtype=kind) for kind in _TYPES))
 
 
 def _joined(parts: list[tuple[Array, ...]], nothing: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -1,7 +1,8 @@
 """Page-table walks.
 
 A paging mode is data (:class:`PagingMode`); :func:`walk` follows one address and tells every
-step, :func:`translate` does the same for speed, :func:`translate_many` does it for whole arrays.
+step, :func:`translator` makes a function that does the same for speed, :func:`translate_many`
+does it for whole arrays.
 """
 
 from __future__ import annotations

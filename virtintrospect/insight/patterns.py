@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from virtintrospect.errors import UsageError, VirtIntrospectError
 
+#: What a pattern may be.
 KINDS = ("text", "hex", "regex", "yara")
 
 #: A match that is longer is cut where a piece of memory ends.
@@ -103,7 +104,7 @@ def compile_pattern(
     :param pattern: text (searched as UTF-8 and as UTF-16); with ``hex`` pairs of digits, a
         pair of question marks standing for any byte; with ``regex`` an expression of RE2's; with
         ``yara`` the path of a file with rules. Bytes stand for themselves.
-    :param kind: one of :data:`KINDS`.
+    :param kind: one of :data:`~virtintrospect.insight.patterns.KINDS`.
     :param ignore_case: of ASCII letters, in text and regular expressions.
     :raises UsageError: that is no such pattern, or a library is missing.
     """
