@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man api clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man api support clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -69,6 +69,9 @@ man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
 api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in build/api
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs/api build/api
 	@echo "build/api/index.html"
+
+support: kernels ## docs/support.md anew: what works where (SUPPORT='-k raw': some of it)
+	SUPPORT_RECORD=1 $(BIN)/python -m pytest -q tests/guests/test_support.py $(SUPPORT)
 
 clean-lab: ## the lab's kernels and packages
 	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"

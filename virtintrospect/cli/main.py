@@ -18,6 +18,7 @@ from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.info import info
 from virtintrospect.cli.listing import list_
 from virtintrospect.cli.map import map_
+from virtintrospect.cli.mount import mount
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, registers, symbols, translate, types
 from virtintrospect.cli.search import search
@@ -78,6 +79,7 @@ for command in (
     dump,
     map_,
     search,
+    mount,
     hooks,
     doctor,
     sessions,
