@@ -1,4 +1,5 @@
 """``python -m benchmarks [small|scale|acquire|pause]``: every figure of docs/performance.md."""
+"""``python -m benchmarks [small|scale|whole]``: every figure of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import acquire, pause, scale
+from benchmarks import scale, whole
 from benchmarks.figures import Figure, show
 from benchmarks.measure import command, commands, per_call, program
 from tests.guests.lab import libvirtd
@@ -26,6 +28,7 @@ _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
 _MODES = ("small", "scale", "acquire", "pause")
+_MODES = ("small", "scale", "whole")
 
 
 def main() -> None:
@@ -44,6 +47,8 @@ def main() -> None:
             acquire.main()
         if "pause" in modes:
             pause.main()
+        if "whole" in modes:
+            whole.main()
 
 
 def _small() -> None:

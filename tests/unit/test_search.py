@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.images import BuiltMemory, PageTables
 from virtintrospect.arch import X86_64_4LEVEL
-from virtintrospect.errors import UsageError
+from virtintrospect.errors import CorruptDataError, UsageError
 from virtintrospect.insight.patterns import compile_pattern
 from virtintrospect.insight.search import physical_spans, search, virtual_spans
 from virtintrospect.memory import Region
@@ -102,6 +102,18 @@ def test_a_process_is_searched_by_its_own_addresses() -> None:
     assert [(match.vaddr, match.paddr) for match in matches] == [
         (base + 0xFFD, 0x5_0FFD), (base + 0x3000, 0x4_0000),
     ]  # fmt: skip
+
+
+def test_a_process_that_maps_without_end() -> None:
+    """Tables that are their own next level, and large pages over and over."""
+    memory = Sparse((0, MIB))
+    memory.write_u64(0x1000, *[0x1067] * 512)
+    with pytest.raises(CorruptDataError):
+        virtual_spans(AddressSpace(memory, X86_64_4LEVEL, 0x1000), 1 << 47)
+    memory.write_u64(0x2000, 0x3067)
+    memory.write_u64(0x3000, *[0xE7] * 512)
+    with pytest.raises(CorruptDataError):
+        virtual_spans(AddressSpace(memory, X86_64_4LEVEL, 0x2000), 1 << 47)
 
 
 def test_text_in_both_encodings_and_cases() -> None:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.insight.patterns import LONGEST, Pattern
 from virtintrospect.memory import PhysicalMemory, Region
 from virtintrospect.memory.base import merge
@@ -17,7 +17,9 @@ from virtintrospect.space import AddressSpace, Run
 _PIECE = 1 << 20
 #: Bytes of a match that are kept.
 _KEPT = 256
-_PAGE = 4096
+#: How often a process may map all RAM, what one page table maps, and tables that it always may
+#: have.
+_MOST_MAPPED, _TABLE_MAPS, _FEWEST_TABLES = 8, 2 << 20, 1024
 
 #: Called with bytes done and bytes in all, after each piece.
 Progress = Callable[[int, int], None]
@@ -43,10 +45,15 @@ def physical_spans(memory: PhysicalMemory) -> list[Span]:
 def virtual_spans(space: AddressSpace, end: int) -> list[Span]:
     """What is mapped below ``end``, without pages that the host does not hold.
 
-    :raises CorruptDataError: the page tables have no end.
+    :raises CorruptDataError: more is mapped, or by more tables, than a guest of this size has.
     """
-    resident = list(merge(sorted(space.memory.resident())))
-    found = space.pages(end=end)
+    import numpy as np
+
+    memory = space.memory
+    resident = list(merge(sorted(memory.resident())))
+    found = space.pages(end=end, limit=_FEWEST_TABLES + _MOST_MAPPED * memory.size // _TABLE_MAPS)
+    if int((np.int64(1) << found.shift.astype(np.int64)).sum()) > _MOST_MAPPED * memory.size:
+        raise CorruptDataError("a process that maps far more than there is", space.root)
     spans: list[Span] = []
     sizes = (1 << shift for shift in found.shift.tolist())
     for vaddr, paddr, size in zip(found.vaddr.tolist(), found.paddr.tolist(), sizes, strict=True):

@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 #: Most frames that arrays are made for: 4 TiB of guest, 17 GiB of arrays.
 _MAX_FRAMES = 1 << 30
 #: Tables that one look reads at least, and one for so many frames: a page table maps 512.
-_FEWEST_TABLES, _FRAMES_A_TABLE = 1 << 14, 8
+_FEWEST_TABLES, _FRAMES_A_TABLE = 1 << 12, 8
+#: Frames that are looked at together, and how often all of them may be mapped.
+_AT_ONCE, _MOST_MAPPED = 1 << 20, 256
 #: End of the area for modules (Documentation/arch/x86/x86_64/mm.rst).
 _MODULES_END = 0xFFFF_FFFF_FF00_0000
 _LEADER = {"pid": "tgid", "name": "comm", "signal": "signal", "threads": "signal.nr_threads"}
@@ -69,6 +72,7 @@ class _Owners:
         self._guest = guest
         self._budget = Budget()
         self._tables = _FEWEST_TABLES + count // _FRAMES_A_TABLE
+        self._frames_left = _MOST_MAPPED * count
         self._frames = Frames(guest, count)
         self._kind = self._frames.kind
         self._pid = np.zeros(count, dtype=np.int32)
@@ -148,9 +152,9 @@ class _Owners:
             if not 0 < start < end:
                 continue
             for _, found in self._leaves([self._guest.kernel.root], start, end):
-                frames = self._inside(_frames_of(found)[0])
-                mine = frames[self._kind[frames] == KIND["kernel"]]
-                self._kind[mine] = KIND[kind]
+                for frames, _ in self._expanded(found):
+                    mine = frames[self._kind[frames] == KIND["kernel"]]
+                    self._kind[mine] = KIND[kind]
 
     def _stacks(self) -> None:
         """Kernel stacks of all threads."""
@@ -184,17 +188,15 @@ class _Owners:
         several = np.zeros(len(self._kind), dtype=bool)
         for tables, found in self._leaves(roots, 0, end):
             self._claim(tables, pids)
-            frames, owners = _frames_of(found)
-            good = frames < len(self._kind)
-            frames, owners = frames[good], owners[good]
-            np.add.at(self._mappings, frames, 1)
-            kinds = self._kind[frames]
-            cells = owners * len(PAGE_KINDS) + kinds
-            self._sums += np.bincount(cells, minlength=self._sums.size).reshape(self._sums.shape)
-            before = first[frames]
-            np.minimum.at(first, frames, owners.astype(np.int32))
-            several[frames] |= (before != len(roots)) & (before != owners)
-            several[frames] |= first[frames] != owners
+            for frames, owners in self._expanded(found):
+                np.add.at(self._mappings, frames, 1)
+                cells = owners * len(PAGE_KINDS) + self._kind[frames]
+                sums = np.bincount(cells, minlength=self._sums.size)
+                self._sums += sums.reshape(self._sums.shape)
+                before = first[frames]
+                np.minimum.at(first, frames, owners.astype(np.int32))
+                several[frames] |= (before != len(roots)) & (before != owners)
+                several[frames] |= first[frames] != owners
         mapped = np.flatnonzero(first < len(roots))
         usual = [KIND[name] for name in ("anonymous", "file", "shared", "hugetlb")]
         mapped = mapped[np.isin(self._kind[mapped], usual)]
@@ -229,6 +231,33 @@ class _Owners:
                 return
             yield tables, found
 
+    def _expanded(self, found: Leaves) -> Iterator[tuple[Array, Array]]:
+        """The page frames of pages of all sizes, and the index of the address space of each.
+
+        Piece by piece: a forged table may have large pages only, each of a million frames.
+        """
+        import numpy as np
+
+        first = found.paddr >> np.uint64(12)
+        inside = first < len(self._kind)
+        first, roots = first[inside].astype(np.int64), found.root[inside]
+        counts = np.int64(1) << (found.shift[inside].astype(np.int64) - 12)
+        counts = np.minimum(counts, len(self._kind) - first)
+        ends = np.cumsum(counts)
+        start = 0
+        while start < len(first):
+            taken = ends[start - 1] if start else 0
+            stop = max(int(np.searchsorted(ends, taken + _AT_ONCE, side="right")), start + 1)
+            part = counts[start:stop]
+            total = int(ends[stop - 1] - taken)
+            self._frames_left -= total
+            if self._frames_left < 0 or self._budget.late():
+                self._guest.note("pages are mapped more often than can be; the rest is left out", 0)
+                return
+            within = np.arange(total) - np.repeat(np.cumsum(part) - part, part)
+            yield np.repeat(first[start:stop], part) + within, np.repeat(roots[start:stop], part)
+            start = stop
+
     def _inside(self, frames: Array) -> Array:
         return frames[frames < len(self._kind)]
 
@@ -256,17 +285,3 @@ class _Owners:
                 )
             )
         return rows
-
-
-def _frames_of(found: Leaves) -> tuple[Array, Array]:
-    """The page frames of pages of all sizes, and the index of the address space of each."""
-    import numpy as np
-
-    counts = np.int64(1) << (found.shift.astype(np.int64) - 12)
-    first = found.paddr >> np.uint64(12)
-    if (counts == 1).all():
-        return first, found.root
-    repeated = np.repeat(first, counts)
-    ends = np.cumsum(counts)
-    within = np.arange(len(repeated)) - np.repeat(ends - counts, counts)
-    return repeated + within.astype(np.uint64), np.repeat(found.root, counts)
