@@ -31,7 +31,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "maps": ("1",), "env": ("1",), "stack": ("1",), "symbols": ("init_task",),
     "types": ("task_struct",), "translate": ("linux_banner",), "read": ("linux_banner",),
     "search": ("Linux version", "--limit", "3"), "sysctl": ("kernel.ostype",),
-    "dump": ("FILE",), "map": ("--plot", "FILE.png"),
+    "dump": ("FILE",), "hints": ("--for", "1s"), "map": ("--plot", "FILE.png"),
 }  # fmt: skip
 #: These answer for the daemon, or go on until they are ended.
 EXCLUDED = {"attach", "detach", "mount"}

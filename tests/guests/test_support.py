@@ -5,6 +5,7 @@ A line of ``KINDS`` adds a target: its column, what it is, and how it is made.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -19,7 +20,10 @@ from virtintrospect.session import open_session
 from .lab import images, matrix
 from .lab.domain import Config
 from .lab.guest import Guest
+from .standalone import standalone
 
+#: A guest of its own for what taints the domain, or changes the guest.
+TAINTED = Config("6.12", pti=False, cmdline="lab.sleepers=5")
 #: virDomainCoreDumpFormat, and VIR_DUMP_MEMORY_ONLY.
 _RAW, _KDUMP_ZLIB, _MEMORY_ONLY = 0, 1, 0x10
 
@@ -30,6 +34,8 @@ class Made:
     def __init__(self, lab: object, folder: Path) -> None:
         self._lab = lab
         self.folder = folder
+        #: What must be ended at last.
+        self.stack = contextlib.ExitStack()
 
     def domain(self, config: Config = matrix.DEFAULT, *options: str) -> tuple[str, ...]:
         """A running domain, and options for every command."""
@@ -41,6 +47,10 @@ class Made:
         guest = self._lab.guest(matrix.DEFAULT)  # type: ignore[attr-defined]
         guest.domain.coreDumpWithFormat(str(path), kind, flags)
         return (str(path),)
+
+    def standalone(self) -> tuple[str]:
+        """A QEMU without libvirt."""
+        return (self.stack.enter_context(standalone()).target,)
 
     @cached_property
     def core(self) -> str:
@@ -99,6 +109,17 @@ KINDS = (
         "a running domain with anonymous RAM, libvirt's default; Linux 6.12, 5 levels",
         lambda made: made.domain(matrix.MATRIX[5]),
     ),
+    Kind(
+        "peek",
+        "a running domain through libvirt, as one of another host or without privileges",
+        lambda made: made.domain(matrix.DEFAULT, "--transport", "peek"),
+    ),
+    Kind(
+        "monitor",
+        "a running domain through QEMU's monitor, with `--allow-taint`",
+        lambda made: made.domain(TAINTED, "--transport", "monitor", "--allow-taint"),
+    ),
+    Kind("qmp", "a QEMU without libvirt; Linux 6.1", lambda made: made.standalone()),
     Kind("ELF", "`virsh dump --memory-only`", lambda made: (made.core,)),
     Kind(
         "kdump-zlib",
@@ -137,7 +158,8 @@ KINDS = (
 @pytest.fixture(scope="module")
 def made(lab: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     made = Made(lab, tmp_path_factory.mktemp("support"))
-    yield made
+    with made.stack:
+        yield made
     for path in made.folder.iterdir():
         path.unlink()
 
@@ -147,7 +169,7 @@ def test_every_command(kind: Kind, made: Made, tmp_path: Path) -> None:
     assert kind.make is not None
     target, *options = kind.make(made)
     support.check(kind.name, target, tmp_path, options=tuple(options))
-    if target != made.core and "/" in target:
+    if Path(target).parent == made.folder and target != made.core:
         Path(target).unlink()
 
 
