@@ -82,7 +82,7 @@ def leaves(
     """
     import numpy as np
 
-    tops = np.atleast_1d(np.asarray(roots, dtype=np.uint64)) & np.uint64(mode.frame)
+    tops = np.atleast_1d(np.asarray(roots, dtype=np.uint64)) & np.uint64(mode.root_mask)
     numbers = np.arange(len(tops), dtype=np.int64)
     everything = np.full(len(tops), WRITABLE | USER | EXECUTABLE | PRESENT, dtype=np.uint8)
     todo = (
@@ -166,12 +166,17 @@ def _joined(parts: list[tuple[Array, ...]], nothing: tuple[Array, ...]) -> tuple
 
 
 def _extended(mode: PagingMode, vaddrs: Array) -> Array:
-    """Addresses whose upper bits are copies of the topmost translated one."""
+    """Addresses whose upper bits are copies of the topmost translated one.
+
+    A top table that serves one half of the addresses alone has no such bit.
+    """
     import numpy as np
 
-    high = np.uint64((1 << 64) - (1 << mode.virtual_bits))
     sign = np.uint64(1 << (mode.virtual_bits - 1))
-    return np.where(vaddrs & sign, vaddrs | high, vaddrs)
+    upper = np.uint64((1 << 64) - (1 << (mode.virtual_bits - 1)))
+    if not mode.low:
+        return vaddrs | upper
+    return np.where(vaddrs & sign, vaddrs | upper, vaddrs) if mode.high else vaddrs
 
 
 def _addresses(form: Form, entry: Array) -> Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import CorruptDataError, TypeNotFoundError
-from virtintrospect.guests.linux.counters import PAGE
 from virtintrospect.guests.linux.pagecache import page_array
 from virtintrospect.model.pages import PAGE_KINDS
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
+#: Bytes that the array's own memory is looked up by.
+_STEP = 4096
 #: Frames that are looked at together. No larger page crosses such a border: 1 GiB is aligned.
 _AT_ONCE = 1 << 18
 #: MAX_PAGE_ORDER is 10; some architectures have more.
@@ -51,10 +52,13 @@ class Frames:
 
         self._guest = guest
         self._base, self._size = page_array(guest)
+        self._page = 1 << guest.kernel.mode.levels[-1].shift
         self.count = count
         self.kind = np.full(count, KIND["absent"], dtype=np.uint8)
         self.flags = np.zeros(count, dtype=np.uint64)
-        #: Frames that hold the array itself.
+        #: Where the array lies: its virtual addresses.
+        self.place = (self._base, self._base + count * self._size)
+        #: Frames that hold it.
         self.memmap: Array = np.empty(0, dtype=np.uint64)
         self._bits = guest.types.enumerators("pageflags")
         self._at = {
@@ -103,7 +107,7 @@ class Frames:
 
         guest, size = self._guest, self._size
         raw = np.zeros(count * size, dtype=np.uint8)
-        there = np.zeros(count * size // PAGE + 1, dtype=bool)
+        there = np.zeros(count * size // _STEP + 1, dtype=bool)
         base = self._base + start * size
         frames = [self.memmap]
         for run in guest.kernel.runs(base, count * size):
@@ -113,10 +117,10 @@ class Frames:
             window = guest.memory.view(run.paddr, run.size)
             data = guest.memory.read(run.paddr, run.size) if window is None else window
             raw[at : at + run.size] = np.frombuffer(data, dtype=np.uint8)
-            there[at // PAGE : -(-(at + run.size) // PAGE)] = True
-            frames.append(np.arange(run.paddr // PAGE, (run.paddr + run.size) // PAGE))
+            there[at // _STEP : -(-(at + run.size) // _STEP)] = True
+            frames.append(np.arange(run.paddr // self._page, (run.paddr + run.size) // self._page))
         self.memmap = np.concatenate(frames).astype(np.uint64)
-        return raw, there[np.arange(count) * size // PAGE]
+        return raw, there[np.arange(count) * size // _STEP]
 
     def _heads(self, word: Array, start: int) -> tuple[Array, Array]:
         """The first page of the larger one that each page is in, and which are not it.

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from virtintrospect.arch.leaves import Leaves, Tables, leaves
 from virtintrospect.errors import FaultError, UnsupportedError
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.counters import PAGE
 from virtintrospect.guests.linux.pageframes import KIND, Frames
 from virtintrospect.guests.linux.process import PF_KTHREAD
 from virtintrospect.guests.linux.stack import thread_size
@@ -24,6 +23,7 @@ from virtintrospect.model.pages import PAGE_KINDS, PageOwners, ProcessPages
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from virtintrospect.arch.paging import PagingMode
     from virtintrospect.guests.linux.guest import LinuxGuest
 
     Array = npt.NDArray[Any]
@@ -34,8 +34,6 @@ _MAX_FRAMES = 1 << 30
 _FEWEST_TABLES, _FRAMES_A_TABLE = 1 << 12, 8
 #: Frames that are looked at together, and how often all of them may be mapped.
 _AT_ONCE, _MOST_MAPPED = 1 << 20, 256
-#: End of the area for modules (Documentation/arch/x86/x86_64/mm.rst).
-_MODULES_END = 0xFFFF_FFFF_FF00_0000
 _LEADER = {"pid": "tgid", "name": "comm", "signal": "signal", "threads": "signal.nr_threads"}
 _THREAD = {"flags": "flags", "mm": "mm", "pgd": "mm.pgd", "stack": "stack"}
 
@@ -54,22 +52,25 @@ def page_owners(guest: LinuxGuest) -> PageOwners:
 
     :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages.
     """
-    count = guest.memory.end // PAGE
+    page = 1 << guest.kernel.mode.levels[-1].shift
+    count = guest.memory.end // page
     if count > _MAX_FRAMES:
         raise UnsupportedError(
             f"the guest's memory reaches up to {guest.memory.end:#x}",
-            hint=f"owners are found for up to {_MAX_FRAMES * PAGE >> 40} TiB",
+            hint=f"owners are found for up to {_MAX_FRAMES * page >> 40} TiB",
         )
-    return _Owners(guest, count).all()
+    return _Owners(guest, count, page).all()
 
 
 class _Owners:
     """The arrays while they are made."""
 
-    def __init__(self, guest: LinuxGuest, count: int) -> None:
+    def __init__(self, guest: LinuxGuest, count: int, page: int) -> None:
         import numpy as np
 
         self._guest = guest
+        self._page = page
+        self._shift = page.bit_length() - 1
         self._budget = Budget()
         self._tables = _FEWEST_TABLES + count // _FRAMES_A_TABLE
         self._frames_left = _MOST_MAPPED * count
@@ -92,7 +93,7 @@ class _Owners:
         self._guest.note_all([self._budget.problem])
         rows = self._rows(single)
         return PageOwners(
-            PAGE, self._kind, self._pid, self._mappings, self._frames.flags, tuple(rows)
+            self._page, self._kind, self._pid, self._mappings, self._frames.flags, tuple(rows)
         )
 
     def _find_processes(self) -> list[_Process]:
@@ -133,8 +134,8 @@ class _Owners:
         import numpy as np
 
         guest = self._guest
-        start = guest.mapping.image.paddr // PAGE
-        end = start + (guest.mapping.image.end - guest.mapping.image.start) // PAGE
+        start = guest.mapping.image.paddr // self._page
+        end = start + (guest.mapping.image.end - guest.mapping.image.start) // self._page
         part = self._kind[start:end]
         part[part == KIND["reserved"]] = KIND["image"]
         memmap = self._inside(self._frames.memmap)
@@ -142,19 +143,23 @@ class _Owners:
         self._kind[memmap[np.isin(self._kind[memmap], usual)]] = KIND["memmap"]
 
     def _kernel_maps(self) -> None:
-        """What the kernel maps page by page: vmalloc(), modules."""
-        symbols, image = self._guest.symbols, self._guest.mapping.image
-        ranges = [(image.end, _MODULES_END, "modules")]
-        if "vmalloc_base" in symbols and "vmemmap_base" in symbols:
-            start, end = self._guest.pointer("vmalloc_base"), self._guest.pointer("vmemmap_base")
-            ranges.append((start, end, "vmalloc"))
-        for start, end, kind in ranges:
-            if not 0 < start < end:
-                continue
-            for _, found in self._leaves([self._guest.kernel.root], start, end):
+        """What the kernel maps page by page: vmalloc(), modules.
+
+        That is all that lies neither in the direct map, nor in the image or the array of pages.
+        """
+        kernel, image = self._guest.kernel, self._guest.mapping.image
+        if all(linear.paddr == image.paddr for linear in kernel.linear):
+            return  # the direct map is not where it should be: all would look like vmalloc()
+        array = self._frames.place
+        known = [*((linear.start, linear.end) for linear in kernel.linear), image[:2], array]
+        start = 1 << 63
+        for first, end in [*sorted(known), (1 << 64, 1 << 64)]:
+            kind = "modules" if start >= image.end else "vmalloc"
+            for _, found in self._leaves([kernel.root], kernel.mode, start, first):
                 for frames, _ in self._expanded(found):
                     mine = frames[self._kind[frames] == KIND["kernel"]]
                     self._kind[mine] = KIND[kind]
+            start = max(start, end)
 
     def _stacks(self) -> None:
         """Kernel stacks of all threads."""
@@ -163,11 +168,11 @@ class _Owners:
         guest, processes = self._guest, self._processes
         stacks = [stack for process in processes for stack in process.stacks]
         pids = [process.pid for process in processes for _ in process.stacks]
-        pages = np.arange(0, thread_size(guest), PAGE, dtype=np.uint64)
+        pages = np.arange(0, thread_size(guest), self._page, dtype=np.uint64)
         found = guest.kernel.translate_many(
             (np.array(stacks, dtype=np.uint64)[:, None] + pages).ravel()
         )
-        frames = found // np.uint64(PAGE)
+        frames = found // np.uint64(self._page)
         owners = np.repeat(np.array(pids, dtype=np.int32), len(pages))
         good = frames < len(self._kind)
         frames, owners = frames[good], owners[good]
@@ -183,10 +188,11 @@ class _Owners:
 
         roots = [process.root for process in self._users]
         pids = np.array([process.pid for process in self._users], dtype=np.int32)
-        end = 1 << (self._guest.kernel.mode.virtual_bits - 1)
+        mode = self._guest.machine.user_mode(self._guest.kernel.mode)
+        end = 1 << (mode.virtual_bits - 1)
         first = np.full(len(self._kind), len(roots), dtype=np.int32)
         several = np.zeros(len(self._kind), dtype=bool)
-        for tables, found in self._leaves(roots, 0, end):
+        for tables, found in self._leaves(roots, mode, 0, end):
             self._claim(tables, pids)
             for frames, owners in self._expanded(found):
                 np.add.at(self._mappings, frames, 1)
@@ -209,7 +215,7 @@ class _Owners:
         import numpy as np
 
         self._own_tables += np.bincount(tables.root, minlength=len(self._own_tables))
-        frames = tables.paddr // np.uint64(PAGE)
+        frames = tables.paddr // np.uint64(self._page)
         good = frames < len(self._kind)
         frames, owners = frames[good], pids[tables.root[good]]
         untyped = frames[self._kind[frames] == KIND["kernel"]]
@@ -217,12 +223,12 @@ class _Owners:
         mine = self._kind[frames] == KIND["page_tables"]
         self._pid[frames[mine]] = owners[mine]
 
-    def _leaves(self, roots: list[int], start: int, end: int) -> Any:
+    def _leaves(self, roots: list[int], mode: PagingMode, start: int, end: int) -> Any:
         """Pages of address spaces, as long as the budget for tables and time lasts."""
         guest = self._guest
-        for tables, found in leaves(
-            guest.memory, guest.kernel.mode, roots, start, end, self._tables + 1
-        ):
+        if start >= end:
+            return
+        for tables, found in leaves(guest.memory, mode, roots, start, end, self._tables + 1):
             self._tables -= len(tables.paddr)
             if self._tables < 0:
                 guest.note("more page tables than there can be; the rest is left out", 0)
@@ -238,10 +244,10 @@ class _Owners:
         """
         import numpy as np
 
-        first = found.paddr >> np.uint64(12)
+        first = found.paddr >> np.uint64(self._shift)
         inside = first < len(self._kind)
         first, roots = first[inside].astype(np.int64), found.root[inside]
-        counts = np.int64(1) << (found.shift[inside].astype(np.int64) - 12)
+        counts = np.int64(1) << (found.shift[inside].astype(np.int64) - self._shift)
         counts = np.minimum(counts, len(self._kind) - first)
         ends = np.cumsum(counts)
         start = 0
@@ -275,13 +281,13 @@ class _Owners:
                 ProcessPages(
                     pid=process.pid,
                     name=process.name,
-                    anonymous=pages[KIND["anonymous"]] * PAGE,
-                    file=pages[KIND["file"]] * PAGE,
-                    shared=pages[KIND["shared"]] * PAGE,
-                    hugetlb=pages[KIND["hugetlb"]] * PAGE,
-                    alone=0 if index is None else int(alone[index]) * PAGE,
-                    page_tables=0 if index is None else int(self._own_tables[index]) * PAGE,
-                    stack=stack * PAGE,
+                    anonymous=pages[KIND["anonymous"]] * self._page,
+                    file=pages[KIND["file"]] * self._page,
+                    shared=pages[KIND["shared"]] * self._page,
+                    hugetlb=pages[KIND["hugetlb"]] * self._page,
+                    alone=0 if index is None else int(alone[index]) * self._page,
+                    page_tables=0 if index is None else int(self._own_tables[index]) * self._page,
+                    stack=stack * self._page,
                 )
             )
         return rows

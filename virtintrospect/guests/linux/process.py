@@ -52,7 +52,7 @@ def process_at(guest: LinuxGuest, root: int) -> int:
     """
     layout = guest.layout("task_struct", {"pid": "tgid", "flags": "flags", "pgd": "mm.pgd"}, ())
     columns = layout.lists(guest.kernel, guest.tasks.addresses(), [])
-    wanted = root & guest.kernel.mode.frame
+    wanted = root & guest.kernel.mode.root_mask
     found: dict[int, int] = {}
     for pid, flags, pgd in zip(*columns.values(), strict=True):
         if pgd and not flags & PF_KTHREAD:
