@@ -18,6 +18,7 @@ from unittest import mock
 import click
 
 from virtintrospect import session as sessions
+from virtintrospect.cli.imports import TargetOrCommand
 from virtintrospect.cli.main import cli, run
 from virtintrospect.driver import READ_ONLY, Access
 from virtintrospect.session import Session
@@ -31,7 +32,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "maps": ("1",), "env": ("1",), "stack": ("1",), "symbols": ("init_task",),
     "types": ("task_struct",), "translate": ("linux_banner",), "read": ("linux_banner",),
     "search": ("Linux version", "--limit", "3"), "sysctl": ("kernel.ostype",),
-    "dump": ("FILE",), "hints": ("--for", "1s"), "map": ("--plot", "FILE.png"),
+    "dump": ("FILE", "--no-hash"), "hints": ("--for", "1s"), "map": ("--plot", "FILE.png"),
 }  # fmt: skip
 #: These answer for the daemon, or go on until they are ended.
 EXCLUDED = {"attach", "detach", "mount"}
@@ -50,9 +51,15 @@ def commands() -> list[str]:
     """Every command that takes a TARGET."""
     return sorted(
         name
-        for name, command in cli.commands.items()
-        if name not in EXCLUDED and any(p.name == "target" for p in command.params)
+        for name in cli.commands
+        if name not in EXCLUDED and any(p.name == "target" for p in _parameters(name))
     )
+
+
+def _parameters(name: str) -> list[click.Parameter]:
+    """What a command takes; of one that has subcommands, what its default takes."""
+    command = cli.commands[name]
+    return (command.default if isinstance(command, TargetOrCommand) else command).params
 
 
 def unanswered() -> list[str]:
@@ -63,7 +70,7 @@ def unanswered() -> list[str]:
         if name not in ARGUMENTS
         and any(
             isinstance(p, click.Argument) and p.required and p.name != "target"
-            for p in cli.commands[name].params
+            for p in _parameters(name)
         )
     ]
 

@@ -20,7 +20,7 @@ nitpicky = True
 suppress_warnings = ["ref.python"]  # a record's field may be called as a class is
 nitpick_ignore_regex = [
     # What is behind these pages, and may change.
-    ("py:.*", r"virtintrospect\.(symbols\.(btf|index)|insight\.columns)\b.*"),
+    ("py:.*", r"virtintrospect\.(symbols\.(btf|index|container)|insight\.columns)\b.*"),
     ("py:.*", r"_\w+|Table|Btf|Progress|Types\.node"),
     ("py:.*", r"(np|npt|numpy|collections|typing|pathlib|enum|abc|contextlib)\..*"),
     ("py:.*", r"(Path|Any|Self|Callable|Iterator|Iterable|Sequence|Mapping|Collection|Protocol)"),

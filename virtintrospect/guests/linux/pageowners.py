@@ -154,7 +154,9 @@ class _Owners:
         known = [*((linear.start, linear.end) for linear in kernel.linear), image[:2], array]
         start = 1 << 63
         for first, end in [*sorted(known), (1 << 64, 1 << 64)]:
-            kind = "modules" if start >= image.end else "vmalloc"
+            # On x86-64 modules have the room behind the image to themselves.
+            modules = self._guest.machine.name == "x86-64" and start >= image.end
+            kind = "modules" if modules else "vmalloc"
             for _, found in self._leaves([kernel.root], kernel.mode, start, first):
                 for frames, _ in self._expanded(found):
                     mine = frames[self._kind[frames] == KIND["kernel"]]
