@@ -88,6 +88,7 @@ def test_mappings(linux: LinuxGuest, guest: Guest) -> None:
     assert different.sum() <= OWN, np.flatnonzero(different)[:10]
 
 
+@pytest.mark.once_a_kernel
 def test_totals_are_those_of_meminfo(linux: LinuxGuest) -> None:
     owners, info = linux.page_owners(), linux.meminfo()
 
@@ -111,6 +112,7 @@ def test_totals_are_those_of_meminfo(linux: LinuxGuest) -> None:
     assert -8 << 20 <= size("slab") - info.slab <= batch
 
 
+@pytest.mark.once_a_kernel
 def test_whose_pages(linux: LinuxGuest, guest: Guest) -> None:
     """A process that has written 8 MiB owns them, and its page tables and stack."""
     pid = int(guest.run("cd /tmp; tail -c 8m /dev/zero & echo $!").split()[0])
