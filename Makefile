@@ -72,7 +72,7 @@ api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in buil
 	@echo "build/api/index.html"
 
 support: kernels ## docs/support.md anew: what works where (SUPPORT='-k raw': some of it)
-	SUPPORT_RECORD=1 $(BIN)/python -m pytest -q tests/guests/test_support.py $(SUPPORT)
+	SUPPORT_RECORD=1 $(BIN)/python -m pytest -q tests/guests/test_support.py tests/guests/test_architectures.py $(SUPPORT)
 
 clean-lab: ## the lab's kernels and packages
 	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"

@@ -80,9 +80,10 @@ class _Owners:
         self._mappings = np.zeros(count, dtype=np.uint32)
         self._processes = self._find_processes()
         self._users = [process for process in self._processes if process.root]
-        #: Bytes that each of these processes maps, by kind; and of its page tables.
+        #: Pages that each of these processes maps, by kind; of its tables; of everyone's stacks.
         self._sums = np.zeros((len(self._users), len(PAGE_KINDS)), dtype=np.int64)
         self._own_tables = np.zeros(len(self._users), dtype=np.int64)
+        self._own_stacks = np.zeros(len(self._processes), dtype=np.int64)
 
     def all(self) -> PageOwners:
         """Go through everything."""
@@ -169,18 +170,20 @@ class _Owners:
 
         guest, processes = self._guest, self._processes
         stacks = [stack for process in processes for stack in process.stacks]
-        pids = [process.pid for process in processes for _ in process.stacks]
+        numbers = [number for number, each in enumerate(processes) for _ in each.stacks]
+        pids = np.array([process.pid for process in processes], dtype=np.int32)
         pages = np.arange(0, thread_size(guest), self._page, dtype=np.uint64)
         found = guest.kernel.translate_many(
             (np.array(stacks, dtype=np.uint64)[:, None] + pages).ravel()
         )
         frames = found // np.uint64(self._page)
-        owners = np.repeat(np.array(pids, dtype=np.int32), len(pages))
+        owners = np.repeat(np.array(numbers, dtype=np.int64), len(pages))
         good = frames < len(self._kind)
         frames, owners = frames[good], owners[good]
         mine = np.isin(self._kind[frames], [KIND["kernel"], KIND["vmalloc"]])
         self._kind[frames[mine]] = KIND["stack"]
-        self._pid[frames[mine]] = owners[mine]
+        self._pid[frames[mine]] = pids[owners[mine]]
+        self._own_stacks += np.bincount(owners[mine], minlength=len(processes))
 
     # -- processes --------------------------------------------------------------------------
 
@@ -270,15 +273,11 @@ class _Owners:
         return frames[frames < len(self._kind)]
 
     def _rows(self, alone: Array) -> list[ProcessPages]:
-        import numpy as np
-
-        stacks = np.bincount(self._pid[self._kind == KIND["stack"]], minlength=1)
         number = {id(process): index for index, process in enumerate(self._users)}
         rows = []
-        for process in self._processes:
+        for process, stack in zip(self._processes, self._own_stacks.tolist(), strict=True):
             index = number.get(id(process))
             pages = [0] * len(PAGE_KINDS) if index is None else self._sums[index].tolist()
-            stack = int(stacks[process.pid]) if 0 <= process.pid < len(stacks) else 0
             rows.append(
                 ProcessPages(
                     pid=process.pid,
