@@ -112,17 +112,25 @@ def test_totals_are_those_of_meminfo(linux: LinuxGuest) -> None:
     assert -8 << 20 <= size("slab") - info.slab <= batch
 
 
+def settled(guest: Guest, pid: int) -> dict[str, int]:
+    """smaps_rollup of a process, in bytes, as soon as it does not grow any more."""
+    before: dict[str, int] = {}
+    for _ in range(120):
+        lines = guest.get(f"/proc/{pid}/smaps_rollup").decode().splitlines()[1:]
+        kib = (line.split() for line in lines if line.endswith("kB"))
+        figures = {words[0].rstrip(":"): int(words[1]) << 10 for words in kib}
+        if figures == before and figures["Anonymous"] > 8 << 20:
+            break
+        before = figures
+        guest.run("usleep 250000")
+    return before
+
+
 @pytest.mark.once_a_kernel
 def test_whose_pages(linux: LinuxGuest, guest: Guest) -> None:
     """A process that has written 8 MiB owns them, and its page tables and stack."""
     pid = int(guest.run("cd /tmp; tail -c 8m /dev/zero & echo $!").split()[0])
-    guest.run("usleep 300000")
-    smaps = guest.get(f"/proc/{pid}/smaps_rollup").decode()
-    figures = {
-        line.split(":")[0]: int(line.split()[1]) << 10
-        for line in smaps.splitlines()[1:]
-        if line.endswith("kB")
-    }
+    figures = settled(guest, pid)
     owners = linux.page_owners()
     mine = next(each for each in owners.processes if each.pid == pid)
     assert mine.name == b"tail"
