@@ -60,8 +60,7 @@ demo: $(STAMP) ## boot a small guest and look into it (KEEP=1 keeps the guest)
 demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
 	@$(BIN)/python -m tests.guests.lab.demo remove
 
-bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small, scale, acquire or pause: some of them)
-bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small, scale or whole: some of them)
+bench: $(STAMP) ## the figures of docs/performance.md and others (BENCH=small: some of them)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
