@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import Target, registers_of
 from virtintrospect.errors import (
     CorruptDataError,
     FaultError,
@@ -28,6 +28,7 @@ from virtintrospect.guests.linux.datasymbols import Searched, with_data
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
+from virtintrospect.memory.base import PAGE_SIZE
 from virtintrospect.symbols.btf import MAX_SIZE, Btf
 from virtintrospect.symbols.profile import Profile
 from virtintrospect.symbols.store import Store
@@ -111,6 +112,11 @@ class _Identification:
         self.size = mapping.image.end - mapping.image.start
 
     def guest(self) -> LinuxGuest:
+        page = 1 << self.mapping.mode.levels[-1].shift
+        if page != PAGE_SIZE:
+            raise GuestNotRecognisedError(
+                f"its pages have {page >> 10} KiB, and tables are read with 4 KiB only so far"
+            )
         profile, build_id = self._profile()
         base = self.mapping.image.start
         symbols = profile.symbols.slid(base)
@@ -126,8 +132,9 @@ class _Identification:
         if not _has_data(symbols):
             guest.symbols = symbols.extended(Searched(guest))
             guest.functions_only = True
-        if isinstance(self.target, SupportsRegisters):
-            guest.registers = self.target
+        # Registers of CPUs that run on are not those of the stacks that are read a moment later.
+        if not self.target.live:
+            guest.registers = registers_of(self.target)
         self._verify(guest)
         return guest
 
@@ -178,9 +185,11 @@ class _Identification:
                 return brought
             symbols, more = with_data(image, base, symbols)
             sources = sources and sources + more
-        if "linux_banner" not in symbols:
+        if "linux_banner" not in symbols or "init_task" not in symbols:
             missing = self._no_symbols(image, "symbols of functions only")
-            raise missing or GuestNotRecognisedError("kallsyms has no linux_banner")
+            raise missing or GuestNotRecognisedError(
+                "kallsyms has neither linux_banner nor init_task"
+            )
         offset, build_id = self._own_note(symbols)
         types = None
         extent = self._btf(symbols)
