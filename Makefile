@@ -60,8 +60,7 @@ demo: $(STAMP) ## boot a small guest and look into it (KEEP=1 keeps the guest)
 demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
 	@$(BIN)/python -m tests.guests.lab.demo remove
 
-bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small, scale, acquire or pause: some of them)
-bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small, scale or whole: some of them)
+bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small, scale, whole, acquire or pause: some of them)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
@@ -71,7 +70,7 @@ api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in buil
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs/api build/api
 	@echo "build/api/index.html"
 
-support: kernels ## docs/support.md anew: what works where (SUPPORT='-k raw': some of it)
+support: kernels ## docs/support.md anew: what works where (SUPPORT='-k raw', SUPPORT_ONLY=dump: some of it)
 	SUPPORT_RECORD=1 $(BIN)/python -m pytest -q tests/guests/test_support.py tests/guests/test_architectures.py $(SUPPORT)
 
 clean-lab: ## the lab's kernels and packages

@@ -1,5 +1,4 @@
-"""``python -m benchmarks [small|scale|acquire|pause]``: every figure of docs/performance.md."""
-"""``python -m benchmarks [small|scale|whole]``: every figure of docs/performance.md."""
+"""``python -m benchmarks [MODE…]``: every figure of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import acquire, pause, scale
-from benchmarks import scale, whole
+from benchmarks import acquire, pause, scale, whole
 from benchmarks.figures import Figure, show
 from benchmarks.measure import command, commands, per_call, program
 from tests.guests.lab import libvirtd
@@ -27,8 +25,7 @@ _MIB = 1 << 20
 _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
-_MODES = ("small", "scale", "acquire", "pause")
-_MODES = ("small", "scale", "whole")
+_MODES = ("small", "scale", "whole", "acquire", "pause")
 
 
 def main() -> None:
