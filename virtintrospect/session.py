@@ -43,13 +43,12 @@ if TYPE_CHECKING:
 
     from virtintrospect.acquire import Progress
     from virtintrospect.insight.follow import LogBatch
+    from virtintrospect.model import Match
     from virtintrospect.model.acquisition import Acquisition
 
 _log = logging.getLogger(__name__)
 #: The guest's architecture in a domain's XML.
 _ARCHITECTURE = re.compile(r"<type\b[^>]*\barch='(\w{1,20})'")
-    from virtintrospect.insight.search import Progress
-    from virtintrospect.model import Match
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -474,16 +473,22 @@ class Session:
             if not self._closed:  # closing has let it go on already
                 target.resume()
             pause.ended = time.monotonic()
+
     def search(
+        self,
         pattern: str | bytes,
         kind: str = "text",
+        *,
         ignore_case: bool = False,
         pid: int | None = None,
         context: int = 16,
+        progress: Progress | None = None,
     ) -> Iterator[Match]:
         """Every place in guest memory where something is, lowest address first.
+
         Pages that the host does not hold are not touched. Without a process no kernel needs to
         be recognised.
+
         :param pattern: and ``kind``, as of
             :func:`~virtintrospect.insight.patterns.compile_pattern`: ``text``, ``hex``,
             ``regex`` or ``yara``.
@@ -493,12 +498,16 @@ class Session:
         :param progress: called with the bytes that are done, and those there are.
         :raises UsageError: that is no such pattern.
         :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
         from virtintrospect.insight.patterns import compile_pattern
         from virtintrospect.insight.search import physical_spans, search, virtual_spans
+
         def read(paddr: int, size: int) -> bytes:
             with self.lock:
                 return self.memory.read(paddr, size)
+
         compiled = compile_pattern(pattern, kind, ignore_case=ignore_case)
+        with self.lock:
             if pid is None:
                 spans = physical_spans(self.memory)
             else:

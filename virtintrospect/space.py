@@ -17,8 +17,7 @@ from virtintrospect.arch.paging import (
     translator,
     walk,
 )
-from virtintrospect.errors import FaultError, NotWritableError, UsageError
-from virtintrospect.errors import CorruptDataError, FaultError, UsageError
+from virtintrospect.errors import CorruptDataError, FaultError, NotWritableError, UsageError
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.memory.base import MAX_READ, MAX_WRITE
 
@@ -345,6 +344,36 @@ class AddressSpace:
             vaddr += step
         return pieces
 
+    def view(self, vaddr: int, size: int) -> memoryview | None:
+        """A zero-copy, read-only window on live memory, or ``None`` where none can be had.
+
+        As :meth:`PhysicalMemory.view <virtintrospect.memory.base.PhysicalMemory.view>`; the
+        range must also be contiguous in guest-physical memory.
+
+        :raises FaultError: a page of the range is not mapped.
+        """
+        runs = self.runs(vaddr, size)
+        if sum(run.size for run in runs) < size:
+            end = next((run.vaddr + run.size for run in runs if run.vaddr == vaddr), vaddr)
+            raise FaultError(end, size, kind="virtual")
+        return self.memory.view(runs[0].paddr, size) if len(runs) == 1 else None
+
+    def array(self, vaddr: int, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+        """``count`` elements of any numpy type from ``vaddr`` on, as a copy.
+
+        :raises FaultError: a page of the range is not mapped or has no memory.
+        :raises UsageError: numpy has no such type, or it holds Python objects.
+        """
+        import numpy as np
+
+        try:
+            kind = np.dtype(dtype)
+            if kind.hasobject or kind.itemsize == 0 or count < 0:
+                raise UsageError(f"memory has no {count} elements of {dtype!r}")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"no numpy type: {dtype!r}") from error
+        return np.frombuffer(self.read(vaddr, kind.itemsize * count), dtype=kind)
+
     # -- writing ----------------------------------------------------------------------------
 
     def write(self, vaddr: int, data: bytes, *, force: bool = False) -> None:
@@ -391,27 +420,6 @@ class AddressSpace:
         except OverflowError as error:
             raise UsageError(f"{value:#x} does not fit into {size} bytes") from error
         self.write(vaddr, data, force=force)
-    def view(self, vaddr: int, size: int) -> memoryview | None:
-        """A zero-copy, read-only window on live memory, or ``None`` where none can be had.
-        As :meth:`PhysicalMemory.view <virtintrospect.memory.base.PhysicalMemory.view>`; the
-        range must also be contiguous in guest-physical memory.
-        :raises FaultError: a page of the range is not mapped.
-        runs = self.runs(vaddr, size)
-        if sum(run.size for run in runs) < size:
-            end = next((run.vaddr + run.size for run in runs if run.vaddr == vaddr), vaddr)
-            raise FaultError(end, size, kind="virtual")
-        return self.memory.view(runs[0].paddr, size) if len(runs) == 1 else None
-    def array(self, vaddr: int, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
-        """``count`` elements of any numpy type from ``vaddr`` on, as a copy.
-        :raises FaultError: a page of the range is not mapped or has no memory.
-        :raises UsageError: numpy has no such type, or it holds Python objects.
-        import numpy as np
-            kind = np.dtype(dtype)
-            if kind.hasobject or kind.itemsize == 0 or count < 0:
-                raise UsageError(f"memory has no {count} elements of {dtype!r}")
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"no numpy type: {dtype!r}") from error
-        return np.frombuffer(self.read(vaddr, kind.itemsize * count), dtype=kind)
 
     # -- inside -----------------------------------------------------------------------------
 
