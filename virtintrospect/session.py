@@ -468,6 +468,7 @@ class Session:
         target = cast("SupportsPause", self.target)
         pause = Pause(target.pause())
         try:
+            self.memory.expire()  # what was read of the running guest is not what stands still
             yield pause
         finally:
             if not self._closed:  # closing has let it go on already
