@@ -11,6 +11,7 @@ Everything that virtintrospect raises on purpose derives from :class:`VirtIntros
     │   ├── TargetGoneError                   the guest's VMM went away
     │   ├── EncryptedMemoryError              SEV, SEV-SNP, TDX: only ciphertext
     │   ├── FaultError                        no memory at this address
+    │   ├── NotWritableError                  memory that must not be changed, or did not change
     │   └── ImageFormatError                  a memory image is damaged or unknown
     ├── GuestNotRecognisedError      exit 5   no known kernel in this memory
     │   ├── MissingTypesError                 kernel found, its types are not
@@ -88,6 +89,22 @@ class FaultError(MemoryAccessError):
         super().__init__(f"no memory at {kind} address {address:#x} ({size} bytes)", hint=hint)
         self.address = address
         self.size = size
+        self.kind = kind
+
+
+class NotWritableError(MemoryAccessError):
+    """There is memory at an address, but it must not be written, or did not take what was.
+
+    :param address: first address that the problem is about.
+    :param problem: what is wrong with it.
+    :param kind: address space of ``address``, as shown to people.
+    """
+
+    def __init__(
+        self, address: int, problem: str, *, kind: str = "physical", hint: str = ""
+    ) -> None:
+        super().__init__(f"{kind} address {address:#x}: {problem}", hint=hint)
+        self.address = address
         self.kind = kind
 
 

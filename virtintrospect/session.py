@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import (
     READ_ONLY,
     Access,
+    Capability,
+    SupportsPause,
     Target,
     driver_for,
     driver_for_url,
     refuse_unknown,
 )
-from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageError
+from virtintrospect.errors import (
+    MemoryAccessError,
+    NoSuchTargetError,
+    UnsupportedError,
+    UsageError,
+)
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
 from virtintrospect.memory import PhysicalMemory
@@ -52,16 +61,30 @@ class ImageTarget(Target):
     live = False
     transport = "image"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, access: Access = READ_ONLY) -> None:
         from virtintrospect.memory.image import open_image
 
-        self._memory = open_image(path)
+        self._access = access
+        self._memory = open_image(path, in_place=access.write and access.in_place)
         self.architecture = _ARCHITECTURES.get(getattr(self._memory, "machine", ""), "")
 
     @property
     def memory(self) -> PhysicalMemory:
         """What the file holds."""
         return self._memory
+
+    def write(self, paddr: int, data: bytes) -> None:
+        """Change the file where it is; see :class:`~virtintrospect.driver.SupportsWrite`."""
+        self._memory.write(paddr, data)
+
+    def without(self, what: Capability) -> UnsupportedError:
+        """As of every target; says why an image cannot be changed though the user allows it."""
+        if what is Capability.WRITE and self._access.write and self._access.in_place:
+            return UnsupportedError(
+                "this image cannot be changed: its format does not hold memory as it is",
+                hint="raw, ELF and LiME images can be; unpack one that is compressed",
+            )
+        return super().without(what)
 
     def close(self) -> None:
         """Close the file."""
@@ -72,9 +95,14 @@ class CoreTarget(ImageTarget):
     """An image that has the CPUs' registers, too: an ELF core of QEMU's."""
 
     def __init__(
-        self, memory: PhysicalMemory, registers: list[dict[str, int]], architecture: str = ""
+        self,
+        memory: PhysicalMemory,
+        registers: list[dict[str, int]],
+        architecture: str = "",
+        access: Access = READ_ONLY,
     ) -> None:
         self._memory = memory
+        self._access = access
         self._registers = registers
         self.architecture = architecture
 
@@ -93,14 +121,36 @@ class CoreTarget(ImageTarget):
         return self._registers[vcpu]
 
 
-def open_image_target(path: Path) -> ImageTarget:
-    """A memory image, with what its format says of registers."""
+def open_image_target(path: Path, access: Access = READ_ONLY) -> ImageTarget:
+    """A memory image, with what its format says of registers.
+
+    :param access: with ``write`` and ``in_place`` the file itself may be changed.
+    """
     from virtintrospect.memory.cpunotes import registers
 
-    target = ImageTarget(path)
+    target = ImageTarget(path, access)
     machine = getattr(target.memory, "machine", "")
     found = registers(getattr(target.memory, "notes", ()), machine)
-    return CoreTarget(target.memory, found, target.architecture) if found else target
+    if not found:
+        return target
+    return CoreTarget(target.memory, found, target.architecture, access)
+
+
+class Pause:
+    """How long a guest stood still; made by :meth:`Session.paused`.
+
+    :param started: when it was asked to stop (:func:`time.monotonic`).
+    """
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        #: When it went on; ``None`` while it stands still.
+        self.ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From the request to stop until the guest is known to go on, or until now."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
 
 
 def _of_guest(
@@ -290,6 +340,52 @@ class Session:
             arguments = {"details": True} | arguments
         return arrays(find(name), self.table(name, **arguments), names)
 
+    def write(
+        self, address: int | str, data: bytes, *, pid: int | None = None, force: bool = False
+    ) -> None:
+        """Write to the kernel's memory, or to a process's.
+
+        See :meth:`AddressSpace.write <virtintrospect.space.AddressSpace.write>` for what is
+        refused, and for guest-physical addresses :meth:`PhysicalMemory.write
+        <virtintrospect.memory.base.PhysicalMemory.write>`.
+
+        :param address: virtual; or the name of a symbol.
+        :param pid: in the address space of this process.
+        :param force: also write where the guest's tables do not allow it.
+        :raises UnsupportedError: the target cannot be changed, or was not opened for writing.
+        :raises SymbolNotFoundError: the kernel has no symbol of that name.
+        :raises NoSuchTargetError: there is no such process.
+        """
+        with self.lock:
+            self.target.require(Capability.WRITE)
+            guest = self.guest
+            space = guest.kernel if pid is None else guest.process_space(pid)
+            where = guest.symbols.address(address) if isinstance(address, str) else address
+            space.write(where, data, force=force)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[Pause]:
+        """Let the guest stand still in a ``with`` block; it goes on at its end, however it ends.
+
+        A guest that was paused before stays so. Blocks may lie in each other.
+
+        :returns: the pause, which measures its length.
+        :raises UsageError: the session is closed.
+        :raises UnsupportedError: the target cannot stop its guest.
+        :raises AccessDeniedError: this user may not.
+        """
+        if self._closed:
+            raise UsageError("the session is closed", hint="use it inside its `with` block")
+        self.target.require(Capability.PAUSE)
+        target = cast("SupportsPause", self.target)
+        pause = Pause(target.pause())
+        try:
+            yield pause
+        finally:
+            if not self._closed:  # closing has let it go on already
+                target.resume()
+            pause.ended = time.monotonic()
+
     def follow_log(self, interval: float = 0.5) -> Iterator[LogBatch]:
         """The kernel's log, then what comes to it, for ever, through reboots.
 
@@ -345,7 +441,7 @@ def open_session(
     path = image_path(target)
     if path is not None:
         refuse_unknown(access, (ImageTarget.transport,), "a memory image")
-        return Session(open_image_target(path), store=store)
+        return Session(open_image_target(path, access), store=store)
     from virtintrospect.host import Host
 
     with Host(uri) as host:

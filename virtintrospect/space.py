@@ -15,9 +15,9 @@ from virtintrospect.arch.paging import (
     translator,
     walk,
 )
-from virtintrospect.errors import FaultError, UsageError
+from virtintrospect.errors import FaultError, NotWritableError, UsageError
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.memory.base import MAX_READ
+from virtintrospect.memory.base import MAX_READ, MAX_WRITE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,6 +253,53 @@ class AddressSpace:
             vaddr += step
         return pieces
 
+    # -- writing ----------------------------------------------------------------------------
+
+    def write(self, vaddr: int, data: bytes, *, force: bool = False) -> None:
+        """Write bytes, and make sure by reading them back.
+
+        Everything is checked before the first byte is written. A page that the guest's tables
+        map read-only is refused: it may be one that others share (the page of zeros, a page
+        of a file, memory after a fork), and writing past the tables would change it for all.
+
+        :param vaddr: where; the range may cross pages.
+        :param force: also write where the tables do not allow it.
+        :raises UsageError: the memory was not opened for writing, or there are more than
+            :data:`~virtintrospect.memory.base.MAX_WRITE` bytes.
+        :raises FaultError: a page of the range is not mapped or has no memory; its
+            ``address`` is virtual.
+        :raises NotWritableError: a page is mapped read-only or is absent; or what was written
+            is not what is read back. Its ``address`` is virtual where the tables forbid it.
+        """
+        if len(data) > MAX_WRITE:
+            raise UsageError(f"one write takes at most {MAX_WRITE} bytes", hint="write in pieces")
+        pieces: list[tuple[int, bytes]] = []
+        done = 0
+        while done < len(data):
+            found = self._writable_page(vaddr + done, len(data), force=force)
+            step = min(len(data) - done, found.page_size - ((vaddr + done) % found.page_size))
+            assert found.paddr is not None  # _writable_page has raised otherwise
+            self.memory.check_write(found.paddr, step)
+            pieces.append((found.paddr, data[done : done + step]))
+            done += step
+        for paddr, piece in pieces:
+            self.memory.write(paddr, piece)
+
+    def write_integer(
+        self, vaddr: int, value: int, size: int = 8, *, signed: bool = False, force: bool = False
+    ) -> None:
+        """Write a little-endian number of 1, 2, 4 or 8 bytes; raises as :meth:`write`.
+
+        :raises UsageError: there are no numbers of that size, or the value does not fit.
+        """
+        if size not in (1, 2, 4, 8):
+            raise UsageError(f"a number has 1, 2, 4 or 8 bytes, not {size}")
+        try:
+            data = value.to_bytes(size, "little", signed=signed)
+        except OverflowError as error:
+            raise UsageError(f"{value:#x} does not fit into {size} bytes") from error
+        self.write(vaddr, data, force=force)
+
     # -- inside -----------------------------------------------------------------------------
 
     def _page(self, vaddr: int, size: int) -> tuple[int, int]:
@@ -269,6 +316,28 @@ class AddressSpace:
         if paddr < 0:
             raise FaultError(vaddr, size, kind="virtual")
         return paddr, page_size
+
+    def _writable_page(self, vaddr: int, size: int, *, force: bool) -> Walk:
+        """The page behind ``vaddr``, walked for: linear ranges say nothing of rights."""
+        try:
+            found = self.walk(vaddr)
+        except FaultError as error:
+            raise FaultError(
+                vaddr,
+                size,
+                kind="virtual",
+                hint=f"its page table at {error.address:#x} has no memory",
+            ) from error
+        if found.paddr is None:
+            raise FaultError(vaddr, size, kind="virtual")
+        if not force and not (found.writable and found.present):
+            raise NotWritableError(
+                vaddr,
+                "the guest maps this page read-only, and others may share it",
+                kind="virtual",
+                hint="--force (force=True) writes to it all the same",
+            )
+        return found
 
     def _contiguous(self, vaddr: int, size: int) -> int:
         """Physical address of a range that lies in one piece; a FaultError where it does not."""

@@ -51,6 +51,13 @@ class Pagemap:
         end = min(-(-end // _CHUNK) * _CHUNK, len(self.present))
         self.present[first:end] = self._states(first, end)
 
+    def first_absent(self, offset: int, size: int) -> int | None:
+        """Offset of the first page of a range that is not allocated, asked anew."""
+        first, end = offset >> 12, ((offset + size - 1) >> 12) + 1
+        self.refresh(first, end)
+        found = self.present.find(0, first, end)
+        return None if found < 0 else max(offset, found << 12)
+
     def extents(self, offset: int, size: int) -> Iterator[Region]:
         """Allocated ranges, as offsets in the block.
 

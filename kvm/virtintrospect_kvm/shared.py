@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic_ns
 
+from virtintrospect.errors import MemoryAccessError
 from virtintrospect.memory import Region
 from virtintrospect_kvm.backing import BackingFile
 from virtintrospect_kvm.pagemap import Pagemap
@@ -148,6 +149,23 @@ class SharedBlock:
         if self._file.knows_holes:
             return self._file.extents(offset, size, self._process.check)
         return self._pagemap.extents(offset, size)
+
+    def first_absent(self, offset: int, size: int) -> int | None:
+        """Offset of the first page of a range that the host has not got."""
+        if self._file.knows_holes:
+            return self._file.first_hole(offset, size)
+        return self._pagemap.first_absent(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write to a range of which no page is absent.
+
+        :raises MemoryAccessError: it cannot be mapped for that.
+        """
+        self._process.check()
+        try:
+            self._file.write(offset, data)
+        except (OSError, ValueError) as error:
+            raise MemoryAccessError(f"the guest's RAM cannot be written: {error}") from error
 
     def forget(self) -> None:
         """Drop what is known of residency, and what of the mapping counts as our memory."""

@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from virtintrospect.driver import Access, Target
 from virtintrospect.errors import (
@@ -18,6 +18,8 @@ from virtintrospect.errors import (
     TargetGoneError,
     UsageError,
 )
+from virtintrospect_kvm.control import control_of_socket
+from virtintrospect_kvm.gdbtarget import GdbTarget, KvmReader
 from virtintrospect_kvm.layout import Layout, layout_of
 from virtintrospect_kvm.options import CommandLine
 from virtintrospect_kvm.process import NotHereError, QemuProcess
@@ -27,6 +29,8 @@ from virtintrospect_kvm.remote import MONITOR, PEEK, PulledTarget, regions_of
 from virtintrospect_kvm.saved import MonitorReader
 
 _log = logging.getLogger("virtintrospect.kvm")
+
+_T = TypeVar("_T")
 
 #: struct ucred of SO_PEERCRED: PID, UID, GID (unix(7)).
 _CREDENTIALS = struct.Struct("3i")
@@ -47,7 +51,7 @@ def open_qmp(path: str, access: Access, attach: Callable[[QemuProcess, Layout], 
     :raises MemoryAccessError: QEMU or its memory cannot be reached.
     """
     if not path:
-        raise UsageError("qmp: names no socket", hint="write qmp:/path/to/socket")
+        raise _no_socket()
     if access.transport == PEEK:
         raise UsageError(
             f"{PEEK} goes through libvirt, which does not know this QEMU", hint="omit --transport"
@@ -65,11 +69,36 @@ def open_qmp(path: str, access: Access, attach: Callable[[QemuProcess, Layout], 
         return _open_monitor(path)
 
 
+def open_qmp_stub(
+    path: str, access: Access, attach: Callable[[QemuProcess, Layout], KvmReader]
+) -> GdbTarget:
+    """The same guest through its gdb stub, which QEMU's monitor opens.
+
+    :param attach: opens the memory of a QEMU process, which it takes over.
+    :raises NoSuchTargetError: there is no such socket.
+    :raises MemoryAccessError: and its subclasses as of :func:`open_qmp` and
+        :class:`.gdbtarget.GdbTarget`.
+    """
+    if not path:
+        raise _no_socket()
+    reader: KvmReader | Layout
+    try:
+        reader = _open_process(path, attach)
+    except (AccessDeniedError, NotHereError, _NoQemuError):  # so QEMU reads it for us
+        with SocketMonitor(path) as monitor:
+            reader = layout_of(arguments_of(monitor))
+    return GdbTarget(f"qmp:{path}", control_of_socket(path), reader, access)
+
+
+def _no_socket() -> UsageError:
+    return UsageError("qmp: names no socket", hint="write qmp:/path/to/socket")
+
+
 class _NoQemuError(MemoryAccessError):
     """What listens on the socket does not look like a QEMU that has the guest's RAM."""
 
 
-def _open_process(path: str, attach: Callable[[QemuProcess, Layout], Target]) -> Target:
+def _open_process(path: str, attach: Callable[[QemuProcess, Layout], _T]) -> _T:
     with _connected(path) as connection:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid = _CREDENTIALS.unpack(raw)[0]
@@ -120,7 +149,8 @@ def _open_monitor(path: str) -> PulledTarget:
     except BaseException:
         reader.close()
         raise
-    return PulledTarget(MONITOR, memory, CommandLine(arguments).architecture)
+    control = control_of_socket(path, reader.monitor)
+    return PulledTarget(MONITOR, memory, CommandLine(arguments).architecture, control)
 
 
 def arguments_of(monitor: Monitor) -> list[str]:

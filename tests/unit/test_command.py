@@ -46,6 +46,7 @@ COMMANDS = [
     "translate",
     "types",
     "vmstat",
+    "write",
     "users",
     "logins",
     "guestinfo",

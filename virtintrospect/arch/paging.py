@@ -74,6 +74,8 @@ class PagingMode(NamedTuple):
     #: (arch/x86/include/asm/pgtable-invert.h, commit 6b28baca9b1f).
     none_bit: int = 1 << 8
     negated: int = 0
+    #: What forbids programs to execute a page of theirs, where that is another bit.
+    user_no_execute: int = 0
     hierarchical: bool = True
     #: Bits of the register that hold the top table's address; 0: those of ``frame``.
     root_bits: int = 0
@@ -170,7 +172,8 @@ def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Wal
             rights = entry ^ mode.negated
             writable = writable and bool(rights & mode.writable)
             user = user and bool(rights & mode.user)
-            executable = executable and not rights & mode.no_execute
+            theirs = mode.user_no_execute if rights & mode.user else 0
+            executable = executable and not rights & (theirs or mode.no_execute)
         present = present and not form.inverted
         if form.page_shift:
             size = 1 << form.page_shift

@@ -22,6 +22,7 @@ from virtintrospect.cli.sessions import attach, detach, sessions
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
 from virtintrospect.cli.triage import crash, hung
 from virtintrospect.cli.virsh import dommemstat, guestinfo
+from virtintrospect.cli.write import write
 from virtintrospect.errors import VirtIntrospectError
 
 #: numpy's linear algebra starts a thread for each core on import, which costs more CPU than
@@ -69,6 +70,7 @@ for command in (
     types,
     translate,
     read,
+    write,
     registers,
     hooks,
     doctor,

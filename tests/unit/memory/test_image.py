@@ -121,7 +121,7 @@ BROKEN = {
     "truncated header": (b"\x7fELF\x02\x01", 6),
     "big-endian": (b"\x7fELF\x02\x02" + bytes(5000), 4),
     "program": (elf([], kind=3), 16),
-    "arm64": (elf([(0, 4096, 0, 0)], machine=183), 18),
+    "powerpc": (elf([(0, 4096, 0, 0)], machine=21), 18),
     "no memory": (elf([]), 0),
     "absurd count": (elf([(0, 4096, 0, 0)], phnum=0xFFFF, sh_info=0xFFFFFFFF), 64),
     "table outside": (elf([(0, 4096, 0, 0)], phnum=5000), len(elf([(0, 4096, 0, 0)]))),

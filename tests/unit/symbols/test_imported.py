@@ -72,20 +72,12 @@ def test_nothing_is_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = store.imports.types(BUILD_ID)
     assert first is not None
     assert store.imports.types(BUILD_ID) is first
-    assert Store(tmp_path).types(BUILD_ID) is not None
+    assert Store(tmp_path).imports.types(BUILD_ID) is not None
     monkeypatch.undo()
     store.imports.add(replace(RAW, pointer_size=8), "kernel.btf")
     second = store.imports.types(BUILD_ID)
     assert second is not None
     assert second.pointer_size == 8
-
-
-def test_the_stores_own_words(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.add_types(BUILD_ID, BLOB, pointer_size=8)
-    assert store.types(BUILD_ID) is not None
-    assert store.remove_types(BUILD_ID)
-    assert not store.remove_types(BUILD_ID)
 
 
 @pytest.mark.parametrize("how", ["build id", "banner", "release"])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _FROM_KERNEL = 1 << 8
 
 
-class FramePointers(StackWalker):
+class FrameChain(StackWalker):
     """Walks by frame pointers."""
 
     SAVED: Mapping[str, str] = {"sp": "thread.sp", "fp": "thread.s[0]", "pc": "thread.ra"}

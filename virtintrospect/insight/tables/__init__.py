@@ -19,6 +19,7 @@ from virtintrospect.insight.tables.primitives import (
     TARGET,
     TRANSLATE,
     TYPES,
+    WRITE,
 )
 from virtintrospect.insight.tables.processes import (
     CONTAINERS,
@@ -89,6 +90,7 @@ __all__ = [
     "TYPES",
     "USERS",
     "VMSTAT",
+    "WRITE",
     "find",
     "guestinfo_table",
 ]
@@ -139,6 +141,7 @@ ALL = {
         TYPES,
         TRANSLATE,
         READ,
+        WRITE,
         REGISTERS,
     )
 }

@@ -79,4 +79,8 @@ TRANSLATE = Table(
 
 READ = Table("read", (Column("address", _A), Column("data", Unit.HEX), Column("text")))
 
+WRITE = Table(
+    "write", (Column("address", _A), Column("before", Unit.HEX), Column("data", Unit.HEX))
+)
+
 REGISTERS = Table("registers", (Column("vcpu", _N), Column("register"), Column("value", _A)))

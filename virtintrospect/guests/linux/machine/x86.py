@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode, walk
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
 from virtintrospect.memory import PhysicalMemory
@@ -64,8 +64,9 @@ class _X86(Machine):
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """The trampoline page table, and registers."""
         yield from by_trampoline(target.memory)
-        if isinstance(target, SupportsRegisters):
-            yield from by_registers(target.memory, target)
+        registers = registers_of(target)
+        if registers is not None:
+            yield from by_registers(target.memory, registers)
 
     def thorough(self, target: Target) -> Iterator[KernelMapping]:
         """VMCOREINFO, and any page table."""
