@@ -119,7 +119,7 @@ def _state(guest: Guest, scenario: Scenario) -> Iterator[None]:
 def _watch(session: Session, count: int = 9, step: float = 1.0) -> Facts:
     taken = []
     for _ in range(count):
-        taken.append(sample(session.guest))
+        taken.append(sample(session.guest, session.target))
         time.sleep(step)
     target = session.target
     resident = target.resident_size() if isinstance(target, SupportsResidentSize) else None
@@ -137,7 +137,7 @@ def _notice(guest: Guest) -> None:
     with _state(guest, Scenario("", "grow 10", 0)), open_session(guest.name) as session:
         start, taken = time.monotonic(), []
         while time.monotonic() - start < 60:
-            taken.append(sample(session.guest))
+            taken.append(sample(session.guest, session.target))
             facts = Facts(Window(taken), POLICY, session.domain)
             if any("likely leak" in hint.reason for hint in hints(facts)):
                 break
@@ -159,7 +159,9 @@ def _slowdown(guest: Guest) -> None:
         )
         domain = host.domain(guest.name)
         log = Path(folder, "log")
-        done = follow(hint, domain, host, POLICY, lambda: sample(session.guest), log)
+        done = follow(
+            hint, domain, host, POLICY, lambda: sample(session.guest, session.target), log
+        )
         after = _passes(guest)
         undo(domain, host, log)
     print(
@@ -186,10 +188,10 @@ def _word(guest: Guest) -> tuple[int, int]:
 def _cost() -> None:
     """CPU time of one sample, and what twenty guests once a second would take."""
     with Guest(_CONFIG) as guest, open_session(guest.name) as session:
-        sample(session.guest)
+        sample(session.guest, session.target)
         start = time.process_time()
         for _ in range(20):
-            sample(session.guest)
+            sample(session.guest, session.target)
         each = (time.process_time() - start) / 20
     print(f"a sample takes {1000 * each:.1f} ms: 20 guests a second {2000 * each:.0f} % of a core")
 

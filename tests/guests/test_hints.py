@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def load(guest: Guest, *arguments: str) -> Iterator[None]:
 def watch(session: Session, samples: int = 7, step: float = 0.5) -> Facts:
     taken = []
     for _ in range(samples):
-        taken.append(sample(session.guest))
+        taken.append(sample(session.guest, session.target))
         time.sleep(step)
     resident = session.target.resident_size()  # type: ignore[attr-defined]
     return Facts(Window(taken), POLICY, session.domain, resident)
@@ -185,6 +186,23 @@ def test_too_few_cpus(loads: Guest, session: Session) -> None:
 def test_too_many_cpus(session: Session) -> None:
     hint = one(hints(watch(session)), "cpu", "shrink")
     assert (hint.current, hint.recommended) == (2, 1)
+
+
+def test_two_vcpus_on_one_cpu_of_the_host(loads: Guest, session: Session) -> None:
+    threads = [int(path.name) for path in Path(f"/proc/{loads.pid}/task").iterdir()]
+    allowed = os.sched_getaffinity(loads.pid)
+    for thread in threads:
+        os.sched_setaffinity(thread, {min(allowed)})
+    try:
+        with load(loads, "spin", "2"):
+            found = [hint for hint in hints(watch(session)) if hint.action == "host"]
+    finally:
+        for thread in threads:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, allowed)
+    assert any("waited" in hint.reason for hint in found)
+    (share,) = [int(h.reason.split("waited ")[1].split()[0]) for h in found if "waited" in h.reason]
+    assert share >= 40  # each has half of that CPU at most
 
 
 def test_tasks_that_wait_for_a_slow_disk(loads: Guest, session: Session) -> None:
