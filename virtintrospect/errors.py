@@ -19,7 +19,8 @@ Everything that virtintrospect raises on purpose derives from :class:`VirtIntros
     ├── NotFoundError                exit 1
     │   ├── SymbolNotFoundError
     │   └── TypeNotFoundError                 type or member
-    └── CorruptDataError             exit 1   the guest's own data makes no sense
+    ├── CorruptDataError             exit 1   the guest's own data makes no sense
+    └── OutputError                  exit 1   a file of ours cannot be written
 
 The text of an error is one line that says what failed and where; ``hint`` says what to do
 next. Data that a program may want (an address, a path, an offset) are attributes.
@@ -166,3 +167,7 @@ class CorruptDataError(VirtIntrospectError):
     def __init__(self, problem: str, address: int, *, hint: str = "") -> None:
         super().__init__(f"{problem} (at {address:#x})", hint=hint)
         self.address = address
+
+
+class OutputError(VirtIntrospectError):
+    """A file that the user wants cannot be written: no space, no permission."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -22,6 +24,7 @@ from virtintrospect.driver import (
     refuse_unknown,
 )
 from virtintrospect.errors import (
+    GuestNotRecognisedError,
     MemoryAccessError,
     NoSuchTargetError,
     UnsupportedError,
@@ -30,7 +33,7 @@ from virtintrospect.errors import (
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace
+from virtintrospect.space import AddressSpace, physical_space
 from virtintrospect.symbols.store import Store, default_directory
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
@@ -38,7 +41,14 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from virtintrospect.acquire import Progress
     from virtintrospect.insight.follow import LogBatch
+    from virtintrospect.model import Match
+    from virtintrospect.model.acquisition import Acquisition
+
+_log = logging.getLogger(__name__)
+#: The guest's architecture in a domain's XML.
+_ARCHITECTURE = re.compile(r"<type\b[^>]*\barch='(\w{1,20})'")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -92,7 +102,7 @@ class ImageTarget(Target):
 
 
 class CoreTarget(ImageTarget):
-    """An image that has the CPUs' registers, too: an ELF core of QEMU's."""
+    """An image that has the CPUs' registers, too: an ELF core of QEMU's, of kdump's or of Xen's."""
 
     def __init__(
         self,
@@ -129,8 +139,10 @@ def open_image_target(path: Path, access: Access = READ_ONLY) -> ImageTarget:
     from virtintrospect.memory.cpunotes import registers
 
     target = ImageTarget(path, access)
-    machine = getattr(target.memory, "machine", "")
-    found = registers(getattr(target.memory, "notes", ()), machine)
+    found = getattr(target.memory, "registers", None)
+    if found is None:
+        machine = getattr(target.memory, "machine", "")
+        found = registers(getattr(target.memory, "notes", ()), machine)
     if not found:
         return target
     return CoreTarget(target.memory, found, target.architecture, access)
@@ -193,6 +205,7 @@ class Session:
         self.lock = threading.RLock()
         self._store = Store(default_directory()) if store is None else store
         self._guest: Guest | None = None
+        self._recognised = 0.0
         self._closed = False
 
     @property
@@ -232,7 +245,7 @@ class Session:
             if guest is None:
                 before = self._guest
                 guest = identify(self.target, self._store, previous=before, thorough=thorough)
-                self._guest = guest
+                self._guest, self._recognised = guest, time.monotonic()
             return guest
 
     info = _of_guest(Guest.info)
@@ -268,10 +281,12 @@ class Session:
     hung = _of_guest(Guest.hung)
     crash = _of_guest(Guest.crash)
     cpu_stacks = _of_guest(Guest.cpu_stacks)
+    page_owners = _of_guest(Guest.page_owners)
     layout = _of_guest(Guest.layout)
     entries = _of_guest(Guest.entries)
     module_types = _of_guest(Guest.module_types)
     process_space = _of_guest(Guest.process_space)
+    process_at = _of_guest(Guest.process_at)
     take_problems = _of_guest(Guest.take_problems)
 
     @property
@@ -293,6 +308,33 @@ class Session:
     def memory(self) -> PhysicalMemory:
         """Guest-physical memory."""
         return self.target.memory
+
+    @property
+    def physical(self) -> AddressSpace:
+        """Guest-physical memory as an address space: it reads numbers, strings and arrays, too.
+
+        No kernel needs to be recognised.
+        """
+        return physical_space(self.memory)
+
+    def forget(self) -> None:
+        """Drop all that is remembered of the guest: the next call looks anew.
+
+        Of live memory nothing is kept but where it is: which pages the host has, and which
+        kernel was recognised where. What belongs to a kernel's build, its symbols and types,
+        stays on disk (:class:`~virtintrospect.symbols.store.Store`).
+        """
+        with self.lock:
+            self.memory.forget()
+            self._guest = None
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the kernel was recognised: how old the oldest of what is kept can be.
+
+        ``None`` where none has been, or all was dropped by :meth:`forget`.
+        """
+        return None if self._guest is None else time.monotonic() - self._recognised
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -340,6 +382,52 @@ class Session:
             arguments = {"details": True} | arguments
         return arrays(find(name), self.table(name, **arguments), names)
 
+    def dump(
+        self,
+        path: str | Path,
+        format: str = "elf",  # noqa: A002 (it is what the user calls it)
+        *,
+        identity: str = "",
+        pause: bool = False,
+        resume: bool = False,
+        force: bool = False,
+        digest: bool = True,
+        progress: Progress | None = None,
+    ) -> Acquisition:
+        """Write the memory to a file, while the guest runs: sparse, and whole or not at all.
+
+        A guest that is not recognised is dumped, too; an ELF core then has no VMCOREINFO.
+
+        :param format: ``elf``, ``raw`` or ``lime``.
+        :param identity: what tells a target without a domain from others, for ``resume``.
+        :param pause: let the guest stand still meanwhile; it goes on whatever happens.
+        :param resume: go on with a dump that was interrupted.
+        :param force: replace a file of that name, and an unfinished dump to it.
+        :param digest: compute the SHA-256 of the file.
+        :param progress: called with bytes done and altogether, now and then.
+        :raises UsageError: the file is there already, or cannot be resumed; the target cannot
+            be paused; there is no such format.
+        :raises OutputError: the file cannot be written. What was copied stays in ``PATH.part``.
+        :raises MemoryAccessError: the guest's memory is gone. The same holds.
+        """
+        from virtintrospect.acquire import dump, origin_of
+
+        with self.lock:
+            try:
+                guest = self.guest
+            except GuestNotRecognisedError as error:
+                _log.warning("not recognised, and dumped all the same: %s", error)
+                guest = None
+            machine = ""
+            if self.domain is not None:
+                identity = f"{self.domain.uuid} {self.domain.id}"
+                found = _ARCHITECTURE.search(self.domain.xml)
+                machine = found[1] if found else ""
+            return dump(
+                origin_of(self.target, guest, identity, machine), Path(path), format,
+                pause=pause, resume=resume, force=force, digest=digest, progress=progress,
+            )  # fmt: skip
+
     def write(
         self, address: int | str, data: bytes, *, pid: int | None = None, force: bool = False
     ) -> None:
@@ -385,6 +473,48 @@ class Session:
             if not self._closed:  # closing has let it go on already
                 target.resume()
             pause.ended = time.monotonic()
+
+    def search(
+        self,
+        pattern: str | bytes,
+        kind: str = "text",
+        *,
+        ignore_case: bool = False,
+        pid: int | None = None,
+        context: int = 16,
+        progress: Progress | None = None,
+    ) -> Iterator[Match]:
+        """Every place in guest memory where something is, lowest address first.
+
+        Pages that the host does not hold are not touched. Without a process no kernel needs to
+        be recognised.
+
+        :param pattern: and ``kind``, as of
+            :func:`~virtintrospect.insight.patterns.compile_pattern`: ``text``, ``hex``,
+            ``regex`` or ``yara``.
+        :param ignore_case: of ASCII letters.
+        :param pid: only in the memory of this process; else in all guest-physical memory.
+        :param context: bytes before and behind a match that are given along with it.
+        :param progress: called with the bytes that are done, and those there are.
+        :raises UsageError: that is no such pattern.
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
+        from virtintrospect.insight.patterns import compile_pattern
+        from virtintrospect.insight.search import physical_spans, search, virtual_spans
+
+        def read(paddr: int, size: int) -> bytes:
+            with self.lock:
+                return self.memory.read(paddr, size)
+
+        compiled = compile_pattern(pattern, kind, ignore_case=ignore_case)
+        with self.lock:
+            if pid is None:
+                spans = physical_spans(self.memory)
+            else:
+                space = self.guest.process_space(pid)
+                spans = virtual_spans(space, 1 << (space.mode.virtual_bits - 1))
+        virtual = pid is not None
+        return search(read, spans, compiled, virtual=virtual, context=context, progress=progress)
 
     def follow_log(self, interval: float = 0.5) -> Iterator[LogBatch]:
         """The kernel's log, then what comes to it, for ever, through reboots.

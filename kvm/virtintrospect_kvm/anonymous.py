@@ -97,12 +97,12 @@ class ProcessBlock:
     def whole(self) -> None:
         """Never: another process's memory cannot be mapped."""
 
-    def extents(self, offset: int, size: int) -> Iterator[Region]:
-        """Offsets that hold data in RAM; swapped pages are left out."""
+    def extents(self, offset: int, size: int, *, swapped: bool = False) -> Iterator[Region]:
+        """Offsets that hold data in RAM; swapped pages only where they are asked for."""
         self._process.check()
         if self._file is not None and self._file.knows_holes:
             return self._file.extents(offset, size, self._process.check)
-        return self._pagemap.extents(offset, size)
+        return self._pagemap.extents(offset, size, swapped=swapped)
 
     def first_absent(self, offset: int, size: int) -> int | None:
         """Offset of the first page of a range that the host has not got."""

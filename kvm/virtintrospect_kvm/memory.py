@@ -125,9 +125,13 @@ class KvmMemory(PhysicalMemory):
         """
         return merge(self._resident())
 
-    def _resident(self) -> Iterator[Region]:
+    def populated(self) -> Iterator[Region]:
+        """As :meth:`resident`, and pages that the host swapped out: reading brings them in."""
+        return merge(self._resident(swapped=True))
+
+    def _resident(self, *, swapped: bool = False) -> Iterator[Region]:
         for start, end, block, shift in self._pieces:
-            for run in block.extents(start - shift, end - start):
+            for run in block.extents(start - shift, end - start, swapped=swapped):
                 yield Region(max(run.start + shift, start), min(run.end + shift, end))
 
     def forget(self) -> None:

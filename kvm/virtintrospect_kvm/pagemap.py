@@ -58,16 +58,19 @@ class Pagemap:
         found = self.present.find(0, first, end)
         return None if found < 0 else max(offset, found << 12)
 
-    def extents(self, offset: int, size: int) -> Iterator[Region]:
+    def extents(self, offset: int, size: int, *, swapped: bool = False) -> Iterator[Region]:
         """Allocated ranges, as offsets in the block.
 
-        Swapped pages are left out: whoever sweeps through memory must not bring them back in.
+        :param swapped: those of swapped pages, too. Left out unless asked for: whoever sweeps
+            through memory must not bring them back in.
         """
         end_page = (offset + size + 4095) >> 12
         for first in range(offset >> 12, end_page, _SWEEP):
             last = min(first + _SWEEP, end_page)
             states = self._states(first, last)
             self.present[first:last] = states
+            if swapped:
+                states = states.replace(bytes([SWAPPED]), bytes([PRESENT]))
             run = states.find(PRESENT)
             while run >= 0:
                 stop = run + _run_length(states, run)

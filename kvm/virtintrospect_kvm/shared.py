@@ -144,11 +144,14 @@ class SharedBlock:
         self._process.check()
         return self._whole
 
-    def extents(self, offset: int, size: int) -> Iterator[Region]:
-        """Offsets that hold data, as the file's own holes tell or else QEMU's page tables."""
+    def extents(self, offset: int, size: int, *, swapped: bool = False) -> Iterator[Region]:
+        """Offsets that hold data, as the file's own holes tell or else QEMU's page tables.
+
+        What the host swapped out of a memfd is no hole of it, whether asked for or not.
+        """
         if self._file.knows_holes:
             return self._file.extents(offset, size, self._process.check)
-        return self._pagemap.extents(offset, size)
+        return self._pagemap.extents(offset, size, swapped=swapped)
 
     def first_absent(self, offset: int, size: int) -> int | None:
         """Offset of the first page of a range that the host has not got."""

@@ -73,11 +73,12 @@ def session(loads: Guest) -> Iterator[Session]:
 
 
 @contextmanager
-def load(guest: Guest, *arguments: str) -> Iterator[None]:
-    """The guest while its program load.c runs."""
+def load(guest: Guest, *arguments: str, pinned: bool = False) -> Iterator[None]:
+    """The guest while its program load.c runs; ``pinned`` to its last CPU."""
+    on = "taskset 2 " if pinned else ""
     try:
         guest.run(
-            f"rm -f /tmp/load.ready; /tmp/load {' '.join(arguments)} >/dev/null 2>&1 & "
+            f"rm -f /tmp/load.ready; {on}/tmp/load {' '.join(arguments)} >/dev/null 2>&1 & "
             "for i in $(seq 600); do [ -e /tmp/load.ready ] && exit; usleep 50000; done; exit 1",
             60,
         )
@@ -166,7 +167,7 @@ def test_an_out_of_memory_kill(loads: Guest, session: Session) -> None:
 
 
 def test_one_thread_is_not_helped_by_more_cpus(loads: Guest, session: Session) -> None:
-    with load(loads, "spin", "1"):
+    with load(loads, "spin", "1", pinned=True):
         found = hints(watch(session))
     hint = one(found, "cpu", "watch")
     assert "more vCPUs would not help" in hint.reason

@@ -244,6 +244,10 @@ class PhysicalMemory(abc.ABC):
         """Ranges that hold data, in rising order; the rest of :attr:`regions` is zeros."""
         yield from self.regions
 
+    def populated(self) -> Iterator[Region]:
+        """As :meth:`resident`, and what the host has swapped out: for who must have all of it."""
+        return self.resident()
+
     def prefetch(self, paddrs: Sequence[int], size: int) -> None:  # noqa: B027
         """Say that ``size`` bytes at each of ``paddrs`` will be read soon, one by one.
 

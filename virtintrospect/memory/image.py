@@ -31,7 +31,10 @@ _FOREIGN = (
 
 def _elf(path: str, descriptor: int, size: int) -> PhysicalMemory:
     from virtintrospect.memory.elfcore import ElfCore
+    from virtintrospect.memory.xencore import XenCore, is_xen_core
 
+    if is_xen_core(os.pread(descriptor, 64, 0)):
+        return XenCore(path, descriptor, size)
     return ElfCore(path, descriptor, size)
 
 
