@@ -10,7 +10,7 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self, cast, runtime_checkable
+from typing import NamedTuple, Protocol, Self, cast, runtime_checkable
 
 from virtintrospect.domain import Domain
 from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
@@ -179,6 +179,23 @@ class SupportsResidentSize(Protocol):
 
     def resident_size(self) -> int:
         """Bytes of memory that this process has, the guest's RAM included."""
+
+
+class VcpuTime(NamedTuple):
+    """What a vCPU had of this host's CPUs, in nanoseconds since it was started."""
+
+    vcpu: int
+    ran: int
+    #: It could have run, and had to wait for a CPU.
+    waited: int
+
+
+@runtime_checkable
+class SupportsVcpuTimes(Protocol):
+    """A target of whose vCPUs this host's scheduler keeps times."""
+
+    def vcpu_times(self) -> list[VcpuTime]:
+        """The times of each vCPU; none where they cannot be told from other threads."""
 
 
 @runtime_checkable

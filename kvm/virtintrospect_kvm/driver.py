@@ -7,7 +7,7 @@ import logging
 import os
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target
+from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target, VcpuTime
 from virtintrospect.errors import (
     AccessDeniedError,
     EncryptedMemoryError,
@@ -18,6 +18,7 @@ from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
 from virtintrospect_kvm.backing import BackingFile
 from virtintrospect_kvm.control import Control, ControlledTarget, control_of, control_of_socket
+from virtintrospect_kvm.delays import vcpu_times
 from virtintrospect_kvm.firmware import find_firmware
 from virtintrospect_kvm.gdbtarget import GDBSTUB, GdbTarget
 from virtintrospect_kvm.layout import Layout, layout_of, shadow_of
@@ -129,6 +130,13 @@ class KvmTarget(ControlledTarget):
         except (OSError, IndexError) as error:
             raise self.process.gone() from error
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def vcpu_times(self) -> list[VcpuTime]:
+        """How long each vCPU ran, and waited for a CPU of this host.
+
+        :raises TargetGoneError: the guest ended.
+        """
+        return vcpu_times(self.process)
 
     def check(self) -> None:
         """Make sure that the guest still runs.

@@ -150,6 +150,20 @@ class QemuProcess:
         with os.fdopen(descriptor, "rb") as file:
             return file.read(limit)
 
+    def threads(self) -> list[int]:
+        """Thread ids, in no order.
+
+        :raises TargetGoneError: the process ended.
+        """
+        try:
+            folder = os.open("task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._directory)
+        except OSError as error:
+            raise self.gone() from error
+        try:
+            return [int(name) for name in os.listdir(folder)]  # noqa: PTH208
+        finally:
+            os.close(folder)
+
     def descriptors(self) -> dict[tuple[int, int], str]:
         """Files that the process holds open: (device, inode) to a name for :meth:`open_file`.
 
