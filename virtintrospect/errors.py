@@ -13,7 +13,8 @@ Everything that virtintrospect raises on purpose derives from :class:`VirtIntros
     │   ├── FaultError                        no memory at this address
     │   └── ImageFormatError                  a memory image is damaged or unknown
     ├── GuestNotRecognisedError      exit 5   no known kernel in this memory
-    │   └── MissingTypesError                 kernel found, its types are not
+    │   ├── MissingTypesError                 kernel found, its types are not
+    │   └── MissingSymbolsError               kernel found, its symbols are not
     ├── NotFoundError                exit 1
     │   ├── SymbolNotFoundError
     │   └── TypeNotFoundError                 type or member
@@ -111,6 +112,10 @@ class GuestNotRecognisedError(VirtIntrospectError):
 
 class MissingTypesError(GuestNotRecognisedError):
     """The kernel was found, but it carries no type information (BTF)."""
+
+
+class MissingSymbolsError(GuestNotRecognisedError):
+    """The kernel was found, but it carries no symbols, or none of its data."""
 
 
 class NotFoundError(VirtIntrospectError):

@@ -156,7 +156,7 @@ def split(machine: Options, ram_size: int) -> int:
     low = low_memory(kind, ram_size, parse_size(machine.get("max-ram-below-4g", "0")))
     if low is None:
         raise MemoryAccessError(
-            f"QEMU machine {kind or '(none)'!r}: its memory map is not known",
+            f"QEMU machine {kind[:64] or '(none)'!r}: its memory map is not known",
             hint="q35, pc, and virt of ARM and RISC-V are; for others use an image made by "
             "`virsh dump --memory-only`",
         )
@@ -173,7 +173,7 @@ def _refuse_encrypted(line: CommandLine, root: ElementTree.Element) -> None:
         found = _ENCRYPTED.get(options.get("qom-type", ""), found)
     if found:
         raise EncryptedMemoryError(
-            f"the guest's memory is encrypted ({found}): the host sees only ciphertext",
+            f"the guest's memory is encrypted ({found[:64]}): the host sees only ciphertext",
             hint="confidential guests are made to be opaque; use an agent inside the guest",
         )
 
@@ -198,7 +198,7 @@ def _boot_blocks(line: CommandLine, machine: Options, ram_size: int) -> list[Blo
         return [Block("pc.ram", ram_size, kind, path)]
     missing = [name for name in names if name not in objects]
     if missing:
-        raise MemoryAccessError(f"QEMU's command line has no -object of id {missing[0]!r}")
+        raise MemoryAccessError(f"QEMU's command line has no -object of id {missing[0][:64]!r}")
     return [_backend(name, objects[name]) for name in names]
 
 

@@ -14,7 +14,8 @@ from virtintrospect_kvm.layout import Block
 MAX_MAPS = 16 << 20
 
 _LINE = re.compile(
-    rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
+    rb"([0-9a-f]{1,16})-([0-9a-f]{1,16}) (\S{4}) ([0-9a-f]{1,16})"
+    rb" ([0-9a-f]{1,3}):([0-9a-f]{1,5}) (\d{1,20})(?: +(.*))?"
 )
 _DELETED = " (deleted)"
 
@@ -58,7 +59,7 @@ def parse_maps(text: bytes) -> list[Mapping]:
                 int(offset, 16),
                 os.makedev(int(major, 16), int(minor, 16)),
                 int(inode),
-                os.fsdecode(path),
+                os.fsdecode(path or b""),
             )
         )
     return found

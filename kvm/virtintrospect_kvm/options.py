@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 
 from virtintrospect.errors import MemoryAccessError
 
-_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+(?:\.[0-9]+)?)([bBkKmMgGtTpPeE]?)")
+#: No size has more digits; int() and float() refuse or round what has thousands.
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}(?:\.[0-9]{1,20})?)([bBkKmMgGtTpPeE]?)")
 _SHIFTS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 
 Options = dict[str, str]
@@ -103,7 +104,7 @@ def parse_size(text: str, *, unit: str = "b") -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise MemoryAccessError(f"QEMU's command line holds {text!r} where a size belongs")
+        raise MemoryAccessError(f"QEMU's command line holds {text[:64]!r} where a size belongs")
     number, suffix = match.groups()
     shift = _SHIFTS[(suffix or unit).lower()]
     if number[:2] in ("0x", "0X"):

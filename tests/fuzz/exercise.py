@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.mutate import Anatomy, Image, ImageTarget, Mutation
+from tests.fuzz.anatomy import Anatomy
+from tests.fuzz.memory import Image, ImageTarget
+from tests.fuzz.mutate import Mutation
 from virtintrospect.cli import output
 from virtintrospect.cli.escape import printable
 from virtintrospect.errors import VirtIntrospectError

@@ -17,7 +17,8 @@ import pytest
 
 from tests.fuzz.exercise import SECONDS, Fuzzer, steps
 from tests.fuzz.image import CONFIG, copy_ram
-from tests.fuzz.mutate import EXTRA, Image, ImageTarget, seeds
+from tests.fuzz.memory import EXTRA, Image, ImageTarget
+from tests.fuzz.mutate import seeds
 from virtintrospect.errors import CorruptDataError, VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux import maps

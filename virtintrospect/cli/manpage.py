@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from virtintrospect import __version__
+from virtintrospect.cli.imports import TargetOrCommand
 
 #: What roff takes for typography, and what it must print instead (groff_char(7), man(7)).
 _SPECIAL = {
@@ -102,6 +103,10 @@ def _command(command: click.Command, called: str, shared: Container[str | None])
     words += [_choices(argument) or (argument.name or "").upper() for argument in arguments]
     words += ["COMMAND", "[ARGUMENT...]"] if isinstance(command, click.Group) else []
     yield f".SS {_text(called)}"
+    if isinstance(command, TargetOrCommand):
+        target = [parameter.name or "" for parameter in command.default.params[:2]]
+        yield _synopsis(called, [word.upper() for word in target])
+        yield ".br"
     yield _synopsis(called, words)
     parts = _paragraphs(command)
     yield from _body((part for part in parts if not _is_example(part)), first=".PP")

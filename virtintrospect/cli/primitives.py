@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from virtintrospect.cli.imports import TargetOrCommand, forget, import_, imported
 from virtintrospect.cli.options import Settings, common, number, pass_settings, target_argument
 from virtintrospect.errors import SymbolNotFoundError, TypeNotFoundError, UsageError
 
@@ -27,8 +28,11 @@ _WILDCARDS = set("*?[")
 @click.argument("name")
 @common
 @pass_settings
-def symbols(settings: Settings, target: str, name: str) -> None:
+def _find_symbols(settings: Settings, target: str, name: str) -> None:
     """Find kernel symbols of TARGET by NAME, by shell pattern, or by address.
+
+    For kernels that carry no symbols or types of their own, its subcommands bring them. A domain
+    that is called like one of them is named by its id or UUID.
 
     \b
     virt-introspect symbols web01 init_task
@@ -39,6 +43,12 @@ def symbols(settings: Settings, target: str, name: str) -> None:
 
     with settings.open(target, SYMBOLS) as session:
         settings.show(SYMBOLS, list(_symbol_rows(session.guest, name)))
+
+
+symbols = TargetOrCommand("symbols", default=_find_symbols, help=_find_symbols.help)
+common(symbols)
+for command in (import_, imported, forget):
+    symbols.add_command(command)
 
 
 def _symbol_rows(guest: Guest, name: str) -> Iterator[dict[str, Any]]:

@@ -31,6 +31,7 @@ from virtintrospect.domain import Domain
 from virtintrospect.driver import SupportsAfterlife, driver_for
 from virtintrospect.errors import (
     GuestNotRecognisedError,
+    MissingSymbolsError,
     MissingTypesError,
     TargetGoneError,
     VirtIntrospectError,
@@ -50,7 +51,7 @@ _ARRIVING_SECONDS = 5.0
 _BOOT_WAIT = wait_chain(*[wait_fixed(0.25)] * 120, wait_exponential(multiplier=0.5, max=30))
 #: Seconds after which a kernel is also looked for where that costs more; and how much rarer.
 _THOROUGH_AFTER, _THOROUGH_FACTOR = 30.0, 50
-#: Seconds between two looks at a kernel whose types are missing: only a reboot helps it.
+#: Seconds between two looks at a kernel without types or symbols: a reboot helps it, or an import.
 _NO_TYPES = 60.0
 #: Seconds for which a session may believe what it knows of the residency of pages.
 _FORGET_SECONDS = 60.0
@@ -298,7 +299,7 @@ class DomainSession:
         self.os, self.kernel = info.os, info.release
 
     def _recognise_wait(self, attempt: RetryCallState) -> float:
-        if isinstance(_error(attempt), MissingTypesError):
+        if isinstance(_error(attempt), MissingTypesError | MissingSymbolsError):
             return _NO_TYPES
         # Half-booted kernels are parsed for nothing: at most a fifth of the time.
         return max(_BOOT_WAIT(attempt), 4 * self.cost.last)

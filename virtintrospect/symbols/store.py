@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import mmap
 import os
-import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from virtintrospect.errors import CorruptDataError, FaultError
+from virtintrospect.symbols.brought import Brought
 from virtintrospect.symbols.btf import Btf
-from virtintrospect.symbols.imported import MAX_BUILD_ID, SUFFIX, pack_types, unpack_types
+from virtintrospect.symbols.cachefiles import TEMPORARY, check_owner, map_file, prepare, write_file
+from virtintrospect.symbols.imported import MAX_BUILD_ID
+from virtintrospect.symbols.imports import Imports
 from virtintrospect.symbols.profile import (
     Header,
     Profile,
@@ -45,10 +46,8 @@ MAX_SIZE = 512 << 20
 #: Most profiles of one build id that are kept, and tried for a guest.
 MAX_VARIANTS = 4
 
-_MAX_FILE = 512 << 20
 _MAX_FILES = 4096
 _SUFFIX = ".profile"
-_TEMPORARY = ".new-"
 _STALE_SECONDS = 3600
 
 _log = logging.getLogger(__name__)
@@ -84,6 +83,8 @@ class Store:
     def __init__(self, directory: Path | None, *, max_size: int = MAX_SIZE) -> None:
         self.directory = directory
         self.max_size = max_size
+        #: What a person brought for kernels that do not explain themselves.
+        self.imports = Imports(directory)
 
     def find(self, build_id: bytes, read: Reader) -> Profile | None:
         """The profile of ``build_id`` that was made from the very bytes this guest has.
@@ -94,12 +95,14 @@ class Store:
         digests: dict[Sources, str | None] = {}
         for path in self._variants(build_id)[:MAX_VARIANTS]:
             try:
-                data = _map(path)
+                data = map_file(path)
                 header = unpack_header(data)
                 if header.sources not in digests:
                     digests[header.sources] = _digest_or_none(header.sources, read)
-                if header.build_id == build_id and header.digest == digests[header.sources]:
-                    profile = self._unpacked(data, header)
+                if not self._still_brought(header):
+                    path.unlink()
+                elif header.build_id == build_id and header.digest == digests[header.sources]:
+                    profile = self._unpacked(header)
                     _touch(path)
                     return profile
             except (OSError, CorruptDataError) as problem:
@@ -131,11 +134,11 @@ class Store:
         digest = source_digest(regions, lambda offset, size: contents[offset, size])
         path = self.directory / f"{build_id.hex()}-{digest[:8]}{_SUFFIX}"
         try:
-            _prepare(self.directory)
-            _write(path, pack(build_id, digest, regions, symbols, btf, metadata))
+            prepare(self.directory)
+            write_file(path, pack(build_id, digest, regions, symbols, btf, metadata))
             self._evict(build_id, path)
-            data = _map(path)
-            return self._unpacked(data, unpack_header(data))
+            data = map_file(path)
+            return self._unpacked(unpack_header(data))
         except (OSError, CorruptDataError) as problem:
             _log.warning("profile %s is not kept: %s", path, problem)
         return memory
@@ -149,7 +152,7 @@ class Store:
         seen = set()
         for path, _ in self._files():
             try:
-                header = unpack_header(_map(path))
+                header = unpack_header(map_file(path))
             except (OSError, CorruptDataError):  # find() will say so, when it matters
                 continue
             found = (header.metadata.get("note"), header.build_id)
@@ -165,47 +168,29 @@ class Store:
         :raises CorruptDataError: this is no BTF, or no build id or size of a pointer.
         :raises OSError: there is no cache, or it cannot be written.
         """
-        if not 0 < len(build_id) <= MAX_BUILD_ID:
-            raise CorruptDataError(f"a build id of {len(build_id)} bytes", 0)
-        pieces = pack_types(blob, pointer_size)
-        if self.directory is None:
-            raise FileNotFoundError("there is no cache directory to keep types in")
-        _prepare(self.directory)
-        _write(self._types_path(self.directory, build_id), pieces)
+        if not build_id:
+            raise CorruptDataError("types of no build id", 0)
+        brought = Brought("BTF", bytes(blob), pointer_size=pointer_size, build_id=build_id)
+        self.imports.add(brought, "")
 
     def types(self, build_id: bytes) -> Btf | None:
-        """The types that were added for ``build_id``; ``None`` where there are none to use."""
-        if self.directory is None or not 0 < len(build_id) <= MAX_BUILD_ID:
-            return None
-        path = self._types_path(self.directory, build_id)
-        try:
-            _check_owner(self.directory.stat(), self.directory, 0o022)
-            return unpack_types(_map(path))
-        except FileNotFoundError:
-            return None
-        except (OSError, CorruptDataError) as problem:
-            _log.warning("types %s are not used: %s", path, problem)
-            return None
+        """The types that were brought for ``build_id``; ``None`` where there are none to use."""
+        return self.imports.types(build_id)
 
     def remove_types(self, build_id: bytes) -> bool:
-        """Forget what was added for ``build_id``; whether there was something.
+        """Forget what was brought for ``build_id``; whether there was something.
 
         :raises OSError: the cache cannot be written.
         """
-        if self.directory is None or not 0 < len(build_id) <= MAX_BUILD_ID:
-            return False
-        try:
-            self._types_path(self.directory, build_id).unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        return 0 < len(build_id) <= MAX_BUILD_ID and bool(self.imports.forget(build_id.hex()))
 
-    @staticmethod
-    def _types_path(directory: Path, build_id: bytes) -> Path:
-        return directory / f"{build_id.hex()}{SUFFIX}"
+    def _still_brought(self, header: Header) -> bool:
+        """Whether symbols that a person brought, where a profile has such, are still kept."""
+        brought = header.metadata.get("brought")
+        return brought is None or self.imports.has(str(brought[0]), int(brought[1]))
 
-    def _unpacked(self, data: memoryview, header: Header) -> Profile:
-        return unpack(data, header)
+    def _unpacked(self, header: Header) -> Profile:
+        return unpack(header)
 
     def _variants(self, build_id: bytes) -> list[Path]:
         """Profiles that claim to be of ``build_id``, the most recently used first."""
@@ -218,7 +203,7 @@ class Store:
             return []
         found = []
         try:
-            _check_owner(self.directory.stat(), self.directory, 0o022)
+            check_owner(self.directory.stat(), self.directory)
             with os.scandir(self.directory) as entries:
                 for entry, _ in zip(entries, range(_MAX_FILES), strict=False):
                     if entry.name.endswith(_SUFFIX) and entry.is_file(follow_symlinks=False):
@@ -240,7 +225,7 @@ class Store:
             if path != newest and (total > self.max_size or crowded):
                 path.unlink(missing_ok=True)
                 total -= status.st_size
-        for path in newest.parent.glob(f"{_TEMPORARY}*"):
+        for path in newest.parent.glob(f"{TEMPORARY}*"):
             try:
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
@@ -262,13 +247,13 @@ class SharedStore(Store):
         super().__init__(directory, max_size=max_size)
         self._profiles: dict[tuple[bytes, str, Sources], Profile] = {}
 
-    def _unpacked(self, data: memoryview, header: Header) -> Profile:
+    def _unpacked(self, header: Header) -> Profile:
         key = (header.build_id, header.digest, header.sources)
         profile = self._profiles.get(key)
         if profile is None:
             if len(self._profiles) >= self._KEPT:
                 self._profiles.clear()
-            profile = self._profiles[key] = super()._unpacked(data, header)
+            profile = self._profiles[key] = super()._unpacked(header)
         return profile
 
 
@@ -294,49 +279,9 @@ def _digest_or_none(sources: Sources, read: Reader) -> str | None:
         return None
 
 
-def _check_owner(status: os.stat_result, path: Path, forbidden: int) -> None:
-    """Refuse what others could have written: they would decide what this host believes."""
-    if status.st_uid not in (0, os.geteuid()) or stat.S_IMODE(status.st_mode) & forbidden:
-        raise PermissionError(f"others than its owner may write {path}")
-
-
-def _map(path: Path) -> memoryview:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        _check_owner(status, path, 0o022)
-        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _MAX_FILE:
-            raise CorruptDataError("no profile, or an empty one", 0)
-        return memoryview(mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ))
-    finally:
-        os.close(descriptor)
-
-
 def _touch(path: Path) -> None:
     """Note the use, for eviction; a cache that cannot be written still serves."""
     try:
         os.utime(path)
     except OSError:
         _log.debug("the use of %s cannot be noted", path)
-
-
-def _prepare(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_owner(directory.stat(), directory, 0o022)
-
-
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a file that is there whole or not at all, whoever else writes it meanwhile."""
-    import tempfile  # it draws in shutil and random, which a warm start does not need
-
-    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

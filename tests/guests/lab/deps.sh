@@ -46,6 +46,7 @@ need dpkg has dpkg-deb
 need debootstrap test -e /usr/sbin/debootstrap
 need e2fsprogs test -e /usr/sbin/mke2fs
 need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
+need bpftool test -x /usr/sbin/bpftool
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 
 [ -n "$missing" ] || exit 0

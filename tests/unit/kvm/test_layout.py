@@ -157,3 +157,15 @@ def test_other_architectures(architecture: str, machine: str, start: int) -> Non
     assert layout_of([*command, "-m", "8G"]).pieces == (Piece(start, start + 8 * GIB, 0, 0),)
     with pytest.raises(MemoryAccessError, match="memory map is not known"):
         layout_of([command[0], "-machine", "raspi3b", "-m", "1G"])
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 5000, "1." + "0" * 5000, "0x" + "f" * 5000, "9" * 400 + ".5"]
+)
+def test_numbers_of_thousands_of_digits(text: str) -> None:
+    with pytest.raises(MemoryAccessError) as caught:
+        parse_size(text)
+    assert len(caught.value.message) < 200
+    with pytest.raises(MemoryAccessError) as caught:
+        layout_of(["qemu", "-machine", text, "-m", "1G"])
+    assert len(caught.value.message) < 200

@@ -17,6 +17,7 @@ from virtintrospect.errors import (
     CorruptDataError,
     FaultError,
     GuestNotRecognisedError,
+    MissingSymbolsError,
     MissingTypesError,
     NotFoundError,
     UnsupportedError,
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 #: An ELF note of type NT_GNU_BUILD_ID with 20 bytes (SHA-1), the name GNU, as ld writes it.
 _NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 _BUILD_ID_SIZE = 20
+#: How ``linux_banner`` begins.
+_BANNER = b"Linux version "
 #: The kernel's own notes are a few hundred bytes.
 _LARGEST_NOTES = 64 << 10
 _CHUNK = 4 << 20
@@ -55,6 +58,7 @@ def identify(
     :param thorough: see :func:`~virtintrospect.guests.linux.locate.candidates`.
     :raises GuestNotRecognisedError: there is none; says what was tried and where it stopped.
     :raises MissingTypesError: there is one, without type information.
+    :raises MissingSymbolsError: there is one, without symbols of its data.
     """
     problems: list[VirtIntrospectError] = []
     deadline = time.monotonic() + _PATIENCE
@@ -77,6 +81,9 @@ def identify(
         except (GuestNotRecognisedError, NotFoundError, CorruptDataError, FaultError) as error:
             _log.info("not it: %s", error)
             problems.append(error)
+    for problem in problems:
+        if isinstance(problem, MissingSymbolsError):
+            raise problem
     if problems:
         raise GuestNotRecognisedError(
             f"a kernel image was found, but not understood: {problems[0]}",
@@ -112,13 +119,16 @@ class _Identification:
         profile, build_id = self._profile()
         base = self.mapping.image.start
         symbols = profile.symbols.slid(base)
-        types = profile.types or self.store.types(build_id)
+        types = profile.types
         if types is None:
-            raise _no_types(self._banner(symbols), build_id)
+            banner = self._banner(symbols)
+            types = self.store.imports.types(build_id, banner)
+            if types is None:
+                raise _no_types(banner, build_id)
         guest = LinuxGuest(
             self.memory, self.mapping, symbols, types, build_id, live=self.target.live
         )
-        if "prb" not in symbols and "log_buf" not in symbols:
+        if not _has_data(symbols):
             guest.symbols = symbols.extended(Searched(guest))
             guest.functions_only = True
         if isinstance(self.target, SupportsRegisters):
@@ -137,8 +147,16 @@ class _Identification:
         for build_id in self._known_build_ids():
             profile = self.store.find(build_id, self.read)
             if profile is not None:
-                return profile, build_id
-        return self._parse()
+                # Better than functions alone is what somebody brought meanwhile.
+                brought = None if _has_data(profile.symbols) else self._brought()
+                return brought or (profile, build_id)
+        try:
+            return self._parse()
+        except (GuestNotRecognisedError, NotFoundError, CorruptDataError):
+            found = self._brought()
+            if found is None:
+                raise
+            return found
 
     def _known_build_ids(self) -> Iterator[bytes]:
         """Build ids of cached kernels that this image has in the same place as they do."""
@@ -153,12 +171,21 @@ class _Identification:
 
         image = self._private_copy()
         base = self.mapping.image.start
-        tables = kallsyms.find_tables(image, base)
+        try:
+            tables = kallsyms.find_tables(image, base)
+        except GuestNotRecognisedError as problem:
+            raise _no_symbols(image, "no symbols (kallsyms)") or problem from problem
         symbols = Symbols(kallsyms.decode(image, tables), base)
         sources = list(tables.sources(image))
         if "init_task" not in symbols:  # no CONFIG_KALLSYMS_ALL
+            brought = self._brought()
+            if brought is not None:
+                return brought
             symbols, more = with_data(image, base, symbols)
             sources = sources and sources + more
+        if "linux_banner" not in symbols:
+            missing = _no_symbols(image, "symbols of functions only")
+            raise missing or GuestNotRecognisedError("kallsyms has no linux_banner")
         offset, build_id = self._own_note(symbols)
         types = None
         extent = self._btf(symbols)
@@ -168,6 +195,25 @@ class _Identification:
             sources.append((extent[0], blob))
         profile = self.store.save(build_id, sources, symbols, types, {"note": offset})
         return profile, build_id
+
+    def _brought(self) -> tuple[Profile, bytes] | None:
+        """Symbols that a person brought, of a kernel that carries none; types where it has them."""
+        base = self.mapping.image.start
+        for about, linked in self.store.imports.symbols(self.read):
+            symbols = linked.slid(base)
+            offset, build_id = self._own_note(symbols)
+            banner_at = symbols.address("linux_banner") - base
+            places = [(offset, len(_NOTE) + _BUILD_ID_SIZE), (banner_at, len(_BANNER))]
+            sources: list[tuple[int, bytes]] = [(at, self.read(at, size)) for at, size in places]
+            types, extent = None, self._btf(symbols)
+            if extent is not None:
+                blob = self.read(*extent)
+                types = Btf.parse(blob)
+                sources.append((extent[0], blob))
+            _log.info("symbols from %s fit", about.source)
+            metadata = {"note": offset, "brought": [about.kernel, about.checksum]}
+            return self.store.save(build_id, sources, symbols, types, metadata), build_id
+        return None
 
     def _private_copy(self) -> memoryview:
         """A copy of the image that the guest cannot change while it is parsed.
@@ -207,17 +253,36 @@ class _Identification:
 
     def _verify(self, guest: LinuxGuest) -> None:
         """The proof that all of it fits: two places that only a running Linux has like this."""
-        if not guest.banner.startswith(b"Linux version "):
+        if not guest.banner.startswith(_BANNER):
             raise GuestNotRecognisedError("linux_banner holds no kernel version")
         comm = guest.read_global("init_task", ["comm"], text=("comm",))["comm"]
         if not comm.startswith(b"swapper"):
             raise GuestNotRecognisedError("init_task is not the idle task: still booting")
 
 
+def _has_data(symbols: Symbols) -> bool:
+    """Whether symbols are more than those of functions: every kernel has one of these."""
+    return "prb" in symbols or "log_buf" in symbols
+
+
+def _no_symbols(image: memoryview, what: str) -> MissingSymbolsError | None:
+    """What to say of a kernel whose symbols are missing; ``None`` where there is no kernel."""
+    text = bytes(image)
+    at = text.find(_BANNER)
+    if at < 0:
+        return None
+    release = text[at + len(_BANNER) : at + 128].split(b" ", 1)[0]
+    return MissingSymbolsError(
+        f"the guest's kernel carries {what}: {release[:64]!r}",
+        hint="bring its vmlinux from the distribution's debug package, or its System.map: "
+        "virt-introspect symbols import FILE",
+    )
+
+
 def _no_types(banner: bytes, build_id: bytes) -> MissingTypesError:
     return MissingTypesError(
         f"the guest's kernel carries no type information (BTF): {banner[:80]!r}",
         hint="kernels built with CONFIG_DEBUG_INFO_BTF have it (Debian 11, RHEL 8, Ubuntu 20.10 "
-        f"and later do); for this one, bring the BTF of build id {build_id.hex()} "
-        "(docs/kernels-without-btf.md)",
+        f"and later do); for this one, bring the vmlinux of build id {build_id.hex()}: "
+        "virt-introspect symbols import FILE",
     )

@@ -12,6 +12,7 @@ from virtintrospect.insight.tables.hints import HINTS
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
 from virtintrospect.insight.tables.primitives import (
+    IMPORTED,
     READ,
     REGISTERS,
     SYMBOLS,
@@ -57,6 +58,7 @@ __all__ = [
     "FILES",
     "HINTS",
     "HUNG",
+    "IMPORTED",
     "INFO",
     "INTERFACES",
     "LIST",

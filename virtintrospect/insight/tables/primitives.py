@@ -30,6 +30,21 @@ SYMBOLS = Table(
     (Column("address", _A), Column("type"), Column("name"), Column("offset", _N)),
 )
 
+IMPORTED = Table(
+    "symbols imported",
+    (
+        Column("kernel"),
+        Column("release"),
+        Column("holds"),
+        Column("count", _N),
+        Column("pointer_size", _B, brief=False),
+        Column("format"),
+        Column("source"),
+        Column("imported", Unit.EPOCH),
+        Column("banner", brief=False),
+    ),
+)
+
 TYPES = Table(
     "types",
     (
