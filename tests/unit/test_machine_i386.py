@@ -14,7 +14,7 @@ from virtintrospect.arch import X86_LEGACY, X86_PAE, PagingMode
 from virtintrospect.guests.linux.machine.i386 import TRAMPOLINE, by_trampoline
 from virtintrospect.guests.linux.machine.lowmem import image_range, page_offset
 from virtintrospect.guests.linux.unwind import Stack, State
-from virtintrospect.guests.linux.unwind_i386 import FramePointers
+from virtintrospect.guests.linux.unwind_i386 import BasePointers
 from virtintrospect.space import LinearRange
 from virtintrospect.symbols.btf import Btf
 
@@ -111,7 +111,7 @@ IP, CS, SP, BP = (4 * REGISTERS.index(name) for name in ("ip", "cs", "sp", "bp")
 
 
 @pytest.fixture
-def walker() -> FramePointers:
+def walker() -> BasePointers:
     blob = Blob()
     word = blob.integer("unsigned long", 4)
     blob.struct("pt_regs", 68, [(name, word, 32 * n, 0) for n, name in enumerate(REGISTERS)])
@@ -123,7 +123,7 @@ def walker() -> FramePointers:
     text: Any = SimpleNamespace(
         is_code=lambda a: TEXT <= a < TEXT + 0x10000, in_image=lambda a: TEXT <= a < TEXT + 0x10000
     )
-    return FramePointers(guest, text)
+    return BasePointers(guest, text)
 
 
 def stack(words: dict[int, int]) -> Stack:
@@ -136,7 +136,7 @@ def stack(words: dict[int, int]) -> Stack:
 @pytest.mark.parametrize("padding", [8, 16])
 @pytest.mark.parametrize("moved", [0, 4, 12])
 def test_a_system_call_ends_at_the_registers_above(
-    walker: FramePointers, padding: int, moved: int
+    walker: BasePointers, padding: int, moved: int
 ) -> None:
     regs = 8192 - padding - 68
     outer = regs - 8 - moved
@@ -156,7 +156,7 @@ def test_a_system_call_ends_at_the_registers_above(
     assert frames[-1].sp == 0xBF80_1200
 
 
-def test_a_program_whose_base_pointer_looks_like_registers(walker: FramePointers) -> None:
+def test_a_program_whose_base_pointer_looks_like_registers(walker: BasePointers) -> None:
     """Below 2 GiB a program's ebp has no top bit, either: its frame is told by its place."""
     regs = 8192 - 8 - 68
     copy = stack(
@@ -169,7 +169,7 @@ def test_a_program_whose_base_pointer_looks_like_registers(walker: FramePointers
     assert (frames[-1].found_by, frames[-1].address, broken) == ("user", 0x0804_0549, "")
 
 
-def test_interrupted_code_and_the_end_of_a_kernel_thread(walker: FramePointers) -> None:
+def test_interrupted_code_and_the_end_of_a_kernel_thread(walker: BasePointers) -> None:
     regs, last = 200, 8192 - 8 - 68
     copy = stack(
         {
@@ -198,12 +198,12 @@ def test_interrupted_code_and_the_end_of_a_kernel_thread(walker: FramePointers) 
         ({100: 0x1234, 104: TEXT + 4}, "on no stack"),
     ],
 )
-def test_lies(walker: FramePointers, words: dict[int, int], why: str) -> None:
+def test_lies(walker: BasePointers, words: dict[int, int], why: str) -> None:
     _, broken = walker.frames(State(TEXT + 0x100, STACK + 96, STACK + 100), [stack(words)])
     assert why in broken
 
 
-def test_a_task_that_has_never_run(walker: FramePointers) -> None:
+def test_a_task_that_has_never_run(walker: BasePointers) -> None:
     copy = stack({500: 0, 516: STACK + 600, 520: TEXT + 0x10})
     saved = walker.saved({"sp": STACK + 500}, Stack(STACK + 500, copy.data[500:]))
     assert (saved.ip, saved.bp, saved.sp, saved.signal) == (

@@ -32,7 +32,7 @@ _REALIGNED = 12
 _LARGEST_FRAME = 1024
 
 
-class FramePointers(StackWalker):
+class BasePointers(StackWalker):
     """Walks by the chain of ``ebp``."""
 
     SAVED: Mapping[str, str] = {"sp": "thread.sp"}
