@@ -131,14 +131,14 @@ class QemuProcess:
             raise self.gone()
         self.check_at = time.monotonic_ns() + CHECK_INTERVAL_NS
 
-    def open_file(self, name: str) -> int:
-        """Open ``/proc/PID/name`` read-only; the caller closes the descriptor.
+    def open_file(self, name: str, mode: int = os.O_RDONLY) -> int:
+        """Open ``/proc/PID/name``, read-only by default; the caller closes the descriptor.
 
         :raises AccessDeniedError: privileges are missing.
         :raises TargetGoneError: the process ended.
         """
         try:
-            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+            return os.open(name, mode | os.O_CLOEXEC, dir_fd=self._directory)
         except PermissionError as error:
             raise self.denied(error) from error
         except (FileNotFoundError, ProcessLookupError) as error:

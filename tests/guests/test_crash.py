@@ -85,10 +85,13 @@ def check(record: Crash, guest: Guest) -> None:
     assert record.state == "panicked"
     assert record.message == b"sysrq triggered crash"
     assert record.release.decode() == guest.release
-    assert (record.cpus, record.panic_timeout, record.taint_letters) == (2, 0, "")
+    assert (record.cpus, record.panic_timeout) == (2, 0)
     assert record.name == b"sh"
     assert record.log[-1]
     text = b"\n".join(record.log).decode("utf-8", "replace")
+    # A 32-bit kernel holds against the emulated processor that it may be one of two.
+    tainted = re.search(r"Tainted: ([A-Z ]+) [0-9]", text)
+    assert record.taint_letters == re.sub("[ G]", "", tainted[1] if tainted else "")
     match = re.search(r"CPU: (\d+) (?:UID: \d+ )?PID: (\d+) Comm: sh", text)
     assert match is not None
     assert (record.cpu, record.tid) == (int(match[1]), int(match[2]))

@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.images import BuiltMemory
 from virtintrospect.arch import X86_LEGACY, X86_PAE, PagingMode, Walk, walk
+from virtintrospect.arch.leaves import EXECUTABLE, PRESENT, USER, leaves
 from virtintrospect.arch.paging import NOT_MAPPED, translate_many, translator
 from virtintrospect.errors import FaultError
 from virtintrospect.space import AddressSpace
@@ -141,3 +142,15 @@ def test_pointers_of_32_bits() -> None:
     with pytest.raises(FaultError):
         space.read_pointer(page + 0xFFE)
     assert space.last == 0xFFFF_FFFF
+
+
+@pytest.mark.parametrize("mode", [X86_LEGACY, X86_PAE], ids=lambda mode: mode.name)
+def test_all_pages_at_once(mode: PagingMode) -> None:
+    memory, root = built(mode, 0, 0x0876_5065)
+    batches = [found for _, found in leaves(memory, mode, [root], 0, 1 << 32, 16)]
+    pages = [
+        (int(v), int(p), int(s), int(r))
+        for found in batches
+        for v, p, s, r in zip(found.vaddr, found.paddr, found.shift, found.rights, strict=True)
+    ]
+    assert pages == [(VADDR & -4096, 0x0876_5000, 12, USER | EXECUTABLE | PRESENT)]

@@ -1,7 +1,8 @@
 """Page-table walks.
 
 A paging mode is data (:class:`PagingMode`); :func:`walk` follows one address and tells every
-step, :func:`translate` does the same for speed, :func:`translate_many` does it for whole arrays.
+step, :func:`translator` makes a function that does the same for speed, :func:`translate_many`
+does it for whole arrays.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class PagingMode(NamedTuple):
     #: (arch/x86/include/asm/pgtable-invert.h, commit 6b28baca9b1f).
     none_bit: int = 1 << 8
     negated: int = 0
+    #: What forbids programs to execute a page of theirs, where that is another bit.
+    user_no_execute: int = 0
     hierarchical: bool = True
     #: Bytes of an entry, 4 or 8.
     entry_size: int = 8
@@ -123,6 +126,10 @@ class PagingMode(NamedTuple):
         if entry & self.none_bit:
             return ~entry & self.frame
         return -1
+
+
+#: No tables: for physical addresses, which an address space then has in a linear range.
+UNTRANSLATED = PagingMode(name="physical", levels=(), virtual_bits=64)
 
 
 class Step(NamedTuple):
@@ -174,7 +181,8 @@ def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Wal
             rights = entry ^ mode.negated
             writable = writable and bool(rights & mode.writable)
             user = user and bool(rights & mode.user)
-            executable = executable and not rights & mode.no_execute
+            theirs = mode.user_no_execute if rights & mode.user else 0
+            executable = executable and not rights & (theirs or mode.no_execute)
         present = present and not (form.inverted or form.absent)
         if form.page_shift:
             page = 1 << form.page_shift

@@ -47,6 +47,9 @@ need debootstrap test -e /usr/sbin/debootstrap
 need e2fsprogs test -e /usr/sbin/mke2fs
 need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 need bpftool test -x /usr/sbin/bpftool
+need crash has crash
+need binutils has readelf
+need libfuse3-3 installed libfuse3-3
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 
 [ -n "$missing" ] || exit 0

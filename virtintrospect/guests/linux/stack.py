@@ -294,9 +294,9 @@ def _walker(guest: LinuxGuest, text: KernelText, budget: Budget) -> StackWalker:
 
         return FrameRecords(guest, text)
     if "riscv64" in guest.machine.architectures:
-        from virtintrospect.guests.linux.unwind_riscv import FramePointers
+        from virtintrospect.guests.linux.unwind_riscv import FrameChain
 
-        return FramePointers(guest, text)
+        return FrameChain(guest, text)
     raise UnsupportedError(f"kernel stacks of {guest.machine.name} cannot be read yet")
 
 

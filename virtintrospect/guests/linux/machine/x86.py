@@ -7,7 +7,8 @@ Four ways, cheapest first; each yields candidates, and identification decides:
    entry is that of the kernel's own. 256 pages to try, whatever the size of the guest.
 2. **Registers**: CR3 of any vCPU, where the target can read it.
 3. **VMCOREINFO**: the text block that the kernel keeps for crash dumps names
-   ``swapper_pg_dir`` and ``phys_base`` (kernel/vmcore_info.c). A scan of resident pages.
+   ``swapper_pg_dir`` and ``phys_base`` (kernel/vmcore_info.c). An image may have it as a note;
+   else a scan of resident pages, for lack of a cheaper way.
 4. **Any page table**: every resident page is tried as a top table. A process's table has the
    kernel's entries too, so any one will do.
 """
@@ -20,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode, walk
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
 from virtintrospect.memory import PhysicalMemory
@@ -64,8 +65,12 @@ class _X86(Machine):
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """The trampoline page table, and registers."""
         yield from by_trampoline(target.memory)
-        if isinstance(target, SupportsRegisters):
-            yield from by_registers(target.memory, target)
+        registers = registers_of(target)
+        if registers is not None:
+            yield from by_registers(target.memory, registers)
+        for note in getattr(target.memory, "notes", ()):
+            if note.name == "VMCOREINFO":
+                yield from _by_text(target.memory, note.desc)
 
     def thorough(self, target: Target) -> Iterator[KernelMapping]:
         """VMCOREINFO, and any page table."""
@@ -135,7 +140,9 @@ def by_trampoline(memory: PhysicalMemory) -> Iterator[KernelMapping]:
 
 def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[KernelMapping]:
     """Try CR3 of the first vCPU; with KPTI the user's half has bit 12 set."""
-    cr3 = target.registers(0).get("cr3", 0)
+    cr3 = target.registers(0).get("cr3")
+    if cr3 is None:  # the notes of /proc/vmcore have none
+        return
     for root in (cr3 & ~0x1FFF, cr3 & ~0xFFF):
         yield from _try_root(memory, root, "CR3")
 
@@ -145,14 +152,21 @@ def by_vmcoreinfo(memory: PhysicalMemory) -> Iterator[KernelMapping]:
     from virtintrospect.symbols import vmcoreinfo
 
     for _, text in islice(vmcoreinfo.find(memory), _MAX_TRIES):
-        try:
-            info = vmcoreinfo.parse(text)
-            names = ("init_top_pgt", "swapper_pg_dir")
-            name = next((n for n in names if f"SYMBOL({n})" in info.fields), names[0])
-            paddr = info.symbol(name) - KERNEL_MAP + info.number("phys_base")
-        except (CorruptDataError, NotFoundError):
-            continue
-        yield from _try_root(memory, paddr, "VMCOREINFO")
+        yield from _by_text(memory, text)
+
+
+def _by_text(memory: PhysicalMemory, text: bytes) -> Iterator[KernelMapping]:
+    """The top table that a text of VMCOREINFO names."""
+    from virtintrospect.symbols import vmcoreinfo
+
+    try:
+        info = vmcoreinfo.parse(text)
+        names = ("init_top_pgt", "swapper_pg_dir")
+        name = next((n for n in names if f"SYMBOL({n})" in info.fields), names[0])
+        paddr = info.symbol(name) - KERNEL_MAP + info.number("phys_base")
+    except (CorruptDataError, NotFoundError):
+        return
+    yield from _try_root(memory, paddr, "VMCOREINFO")
 
 
 def by_any_page_table(memory: PhysicalMemory) -> Iterator[KernelMapping]:
