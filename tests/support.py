@@ -25,6 +25,8 @@ from virtintrospect.session import Session
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 RECORD = os.environ.get("SUPPORT_RECORD", "") not in ("", "0")
+#: Commands to look at, when not all: for a new one.
+ONLY = os.environ.get("SUPPORT_ONLY", "").split()
 
 YES = "yes"
 #: What a command is given behind its TARGET; ``FILE`` is a new file in a folder for that.
@@ -32,7 +34,10 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "maps": ("1",), "env": ("1",), "stack": ("1",), "symbols": ("init_task",),
     "types": ("task_struct",), "translate": ("linux_banner",), "read": ("linux_banner",),
     "search": ("Linux version", "--limit", "3"), "sysctl": ("kernel.ostype",),
-    "dump": ("FILE", "--no-hash"), "hints": ("--for", "1s"), "map": ("--plot", "FILE.png"),
+    "dump": ("FILE", "--no-hash"), "hints": ("--for", "1s"),
+    # The same bytes that are there.
+    "write": ("linux_banner", "--text", "Linux", "--force", "--allow-write"),
+    "map": ("--plot", "FILE.png"),
 }  # fmt: skip
 #: These answer for the daemon, or go on until they are ended.
 EXCLUDED = {"attach", "detach", "mount"}
@@ -82,9 +87,11 @@ def look(target: str, options: tuple[str, ...], folder: Path) -> dict[str, str]:
     """
     found = {}
     with _kept_open():
-        for name in commands():
+        for name in ONLY or commands():
             files = [a.replace("FILE", str(folder / name)) for a in ARGUMENTS.get(name, ())]
             words = [name, "--no-daemon", *options, target, *files]
+            if name == "write" and Path(target).is_file():
+                words.append("--in-place")
             out, complaint = io.TextIOWrapper(io.BytesIO()), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaint):
                 code = run(words)
@@ -103,7 +110,8 @@ def check(column: str, target: str, folder: Path, *, options: tuple[str, ...] = 
     ours = look(target, options, folder)
     recorded = parse(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     if RECORD:
-        PAGE.write_text(render({**recorded, column: ours}), encoding="utf-8")
+        both = {**(recorded.get(column, {}) if ONLY else {}), **ours}
+        PAGE.write_text(render({**recorded, column: both}), encoding="utf-8")
         return
     assert column in recorded, f"docs/support.md has no column {column!r}: run `make support`"
     expected = recorded[column]

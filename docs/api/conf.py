@@ -22,7 +22,7 @@ nitpick_ignore_regex = [
     # What is behind these pages, and may change.
     ("py:.*", r"virtintrospect\.(symbols\.(btf|index|container)|insight\.columns)\b.*"),
     ("py:.*", r"_\w+|Table|Btf|Progress|Types\.node"),
-    ("py:.*", r"(np|npt|numpy|collections|typing|pathlib|enum|abc|contextlib)\..*"),
+    ("py:.*", r"(np|npt|numpy|time|collections|typing|pathlib|enum|abc|contextlib)\..*"),
     ("py:.*", r"(Path|Any|Self|Callable|Iterator|Iterable|Sequence|Mapping|Collection|Protocol)"),
     (
         "py:.*",

@@ -119,6 +119,11 @@ KINDS = (
         "a running domain through QEMU's monitor, with `--allow-taint`",
         lambda made: made.domain(TAINTED, "--transport", "monitor", "--allow-taint"),
     ),
+    Kind(
+        "gdbstub",
+        "a running domain through QEMU's gdb stub, with `--allow-taint`",
+        lambda made: made.domain(TAINTED, "--transport", "gdbstub", "--allow-taint"),
+    ),
     Kind("qmp", "a QEMU without libvirt; Linux 6.1", lambda made: made.standalone()),
     Kind("ELF", "`virsh dump --memory-only`", lambda made: (made.core,)),
     Kind(

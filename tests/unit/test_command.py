@@ -17,12 +17,12 @@ COMMANDS = [
     "crash",
     "detach",
     "dmesg",
-    "dump",
     "dommemstat",
+    "dump",
     "env",
     "files",
-    "hints",
     "guestinfo",
+    "hints",
     "hung",
     "info",
     "interfaces",
@@ -52,10 +52,9 @@ COMMANDS = [
     "timers",
     "translate",
     "types",
-    "vmstat",
-    "write",
     "users",
     "vmstat",
+    "write",
 ]
 
 
