@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _PAGE = 4096
 #: Pages that one call looks up at most: 64 GiB.
 _MAX_PAGES = 1 << 24
-_U64 = struct.Struct("<Q")
 
 
 def as_addresses(values: npt.ArrayLike) -> npt.NDArray[np.uint64]:
@@ -74,9 +73,10 @@ class AddressSpace:
 
     :param memory: guest-physical memory.
     :param mode: format of the page tables.
-    :param root: physical address of the top table, as in CR3 (low 12 bits are ignored).
+    :param root: physical address of the top table, as in CR3 (what else CR3 holds is ignored).
     :param linear: ranges known to be linear (direct map, kernel image); the walker serves the
         rest, and nothing of what it finds is kept: a guest may change its tables at any time.
+    :param pointer_size: bytes of a pointer and of an ``unsigned long``, 4 or 8.
     """
 
     def __init__(
@@ -86,18 +86,27 @@ class AddressSpace:
         root: int,
         *,
         linear: Iterable[LinearRange] = (),
+        pointer_size: int = 8,
     ) -> None:
         self.memory = memory
         self.mode = mode
         self.root = root & mode.root_mask
         self.linear = tuple(linear)
-        self._translate = translator(memory.reader_u64(), mode)
+        self.pointer_size = pointer_size
+        self._translate = translator(memory.reader(mode.entry_size), mode)
         #: Reads the 64-bit number at a virtual address.
-        self.read_u64: Callable[[int], int] = self._compile_read_u64()
+        self.read_u64: Callable[[int], int] = self._compile_read(8)
+        #: Reads the pointer, or ``unsigned long``, at a virtual address.
+        self.read_pointer: Callable[[int], int] = (
+            self.read_u64 if pointer_size == 8 else self._compile_read(pointer_size)
+        )
+        self._pointer = "Q" if pointer_size == 8 else "I"
+        #: The highest address; sums of addresses wrap around behind it.
+        self.last = (1 << 8 * pointer_size) - 1
 
     def with_root(self, root: int) -> AddressSpace:
         """The same memory and mode under another top table, without linear ranges."""
-        return AddressSpace(self.memory, self.mode, root)
+        return AddressSpace(self.memory, self.mode, root, pointer_size=self.pointer_size)
 
     # -- translation ------------------------------------------------------------------------
 
@@ -247,6 +256,21 @@ class AddressSpace:
         if not patches and -1 not in paddrs:
             return self.memory.gather(paddrs, size, faults)
         return self._patched(vaddrs, paddrs, size, patches, faults)
+
+    def pointers(self, vaddr: int, count: int) -> tuple[int, ...]:
+        """``count`` pointers, or numbers of that size, one behind the other.
+
+        :raises FaultError: as :meth:`read`.
+        """
+        data = self.read(vaddr, count * self.pointer_size)
+        return struct.unpack(f"<{count}{self._pointer}", data)
+
+    def gather_pointers(
+        self, vaddrs: Sequence[int], faults: list[int] | None = None
+    ) -> tuple[int, ...]:
+        """The pointer at each of ``vaddrs``; ``faults`` is as that of :meth:`gather`."""
+        data = self.gather(vaddrs, self.pointer_size, faults)
+        return struct.unpack(f"<{len(vaddrs)}{self._pointer}", data)
 
     def string(self, vaddr: int, limit: int = 4096) -> bytes:
         """The NUL-terminated string at ``vaddr``, without its NUL, cut at ``limit`` bytes.
@@ -498,7 +522,7 @@ class AddressSpace:
             faults.extend(whole[index] for index in inner)
         return bytes(out)
 
-    def _compile_read_u64(self) -> Callable[[int], int]:
+    def _compile_read(self, size: int) -> Callable[[int], int]:
         """A function for the most frequent read, with everything it needs bound once."""
         # There are two linear ranges at most, direct map and image; a loop over them would cost
         # as much as the read.
@@ -506,23 +530,23 @@ class AddressSpace:
         first, second, *_ = (*self.linear, none, none)
         first_start, first_end, first_shift = first.start, first.end, first.paddr - first.start
         start, end, shift = second.start, second.end, second.paddr - second.start
-        read_physical = self.memory.reader_u64()
+        read_physical = self.memory.reader(size)
         translate = self.translate
         read = self.read
-        unpack: Any = _U64.unpack
+        last = _PAGE - size
 
-        def read_u64(vaddr: int) -> int:
+        def read_number(vaddr: int) -> int:
             if first_start <= vaddr < first_end:
                 paddr = vaddr + first_shift
             elif start <= vaddr < end:
                 paddr = vaddr + shift
-            elif vaddr & (_PAGE - 1) > _PAGE - 8:
-                return int(unpack(read(vaddr, 8))[0])
+            elif vaddr & (_PAGE - 1) > last:
+                return int.from_bytes(read(vaddr, size), "little")
             else:
                 paddr = -1
             try:
                 return read_physical(translate(vaddr) if paddr < 0 else paddr)
             except FaultError as error:
-                raise FaultError(vaddr, 8, kind="virtual") from error
+                raise FaultError(vaddr, size, kind="virtual") from error
 
-        return read_u64
+        return read_number

@@ -20,7 +20,7 @@ from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.nested import Nested
 
-GUESTS = (*matrix.MATRIX, matrix.ARM64)
+GUESTS = (*matrix.MATRIX, matrix.ARM64, *matrix.I386)
 
 
 class Lab:

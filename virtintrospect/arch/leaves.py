@@ -23,8 +23,6 @@ WRITABLE, USER, EXECUTABLE, PRESENT = 1, 2, 4, 8
 
 #: Tables that are read at once: 4 MiB of them.
 _AT_ONCE = 1024
-#: Bytes of an entry.
-_ENTRY = 8
 
 
 class Leaves(NamedTuple):
@@ -115,10 +113,10 @@ def _read(
 
     level = mode.levels[chunk.level]
     count = 1 << level.bits
-    data = memory.gather(chunk.table.tolist(), count * _ENTRY, [])
-    entries = np.frombuffer(data, dtype="<u8").reshape(-1, count)
+    data = memory.gather(chunk.table.tolist(), count * mode.entry_size, [])
+    entries = np.frombuffer(data, dtype=f"<u{mode.entry_size}").reshape(-1, count)
     tables, slots = np.nonzero(entries)
-    entries = entries[tables, slots]
+    entries = entries[tables, slots].astype(np.uint64)
     vaddrs = chunk.vaddr[tables] | (slots.astype(np.uint64) << np.uint64(level.shift))
     if chunk.level == 0:
         vaddrs = _extended(mode, vaddrs)
@@ -193,14 +191,14 @@ def _rights(mode: PagingMode, form: Form, entry: Array, above: Array) -> Array:
     """The rights of all levels together; see :class:`~virtintrospect.arch.paging.Walk`."""
     import numpy as np
 
-    if not (mode.hierarchical or form.page_shift):
+    if not form.page_shift and (form.bare or not mode.hierarchical):
         return above
     flags = entry ^ np.uint64(mode.negated)
     own = np.zeros(len(entry), dtype=np.uint8)
     own |= np.where(flags & np.uint64(mode.writable), np.uint8(WRITABLE), np.uint8(0))
     own |= np.where(flags & np.uint64(mode.user), np.uint8(USER), np.uint8(0))
     own |= np.where(flags & np.uint64(mode.no_execute), np.uint8(0), np.uint8(EXECUTABLE))
-    if not form.inverted:
+    if not (form.inverted or form.absent):
         own |= np.uint8(PRESENT)
     result: Array = own & above
     return result

@@ -214,6 +214,16 @@ class PhysicalMemory(abc.ABC):
         """
         return self.read_u64
 
+    def reader(self, size: int) -> Callable[[int], int]:
+        """A function that reads the little-endian number of 4 or 8 bytes at an address.
+
+        It raises as :meth:`read`.
+        """
+        if size == 8:
+            return self.reader_u64()
+        read = self.read
+        return lambda paddr: int.from_bytes(read(paddr, size), "little")
+
     def gather_u64(self, paddrs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """64-bit little-endian numbers at ``paddrs``; 0 where there is no memory."""
         import numpy as np

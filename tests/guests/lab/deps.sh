@@ -27,6 +27,8 @@ else
 fi
 need gcc has gcc
 need libc6-dev test -e /usr/include/stdlib.h
+need gcc-i686-linux-gnu has i686-linux-gnu-gcc
+need libc6-dev-i386-cross test -e /usr/i686-linux-gnu/include/stdlib.h
 need pkg-config has pkg-config
 need libvirt-dev pkg-config --exists libvirt
 need libvirt-daemon-system installed libvirt-daemon-system

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -424,14 +423,15 @@ class LinuxGuest(Guest):
         return layout.read(self.kernel, self.symbols.address(symbol))
 
     def pointer(self, symbol: str) -> int:
-        """The pointer, or 64-bit number, that a global variable holds."""
-        return self.kernel.read_u64(self.symbols.address(symbol))
+        """The pointer, or number of that size, that a global variable holds."""
+        return self.kernel.read_pointer(self.symbols.address(symbol))
 
     def user_space(self, pgd: int) -> AddressSpace:
         """The address space behind ``mm_struct.pgd``, a kernel virtual address."""
         kernel = self.kernel
         mode = self.machine.user_mode(kernel.mode)
-        return AddressSpace(self.memory, mode, kernel.translate(pgd))
+        root = kernel.translate(pgd)
+        return AddressSpace(self.memory, mode, root, pointer_size=kernel.pointer_size)
 
     def without(self, what: str) -> NotFoundError:
         """What to raise where the symbols of a part of the kernel are not there."""
@@ -479,20 +479,22 @@ class LinuxGuest(Guest):
         """What to add to a per-CPU address, for each possible CPU (``__per_cpu_offset``)."""
         table = self.symbols.address("__per_cpu_offset")
         cpus = bitmap.read(self, "__cpu_possible_mask")
-        data = self.kernel.gather([table + 8 * cpu for cpu in cpus], 8)
-        return list(struct.unpack(f"<{len(cpus)}Q", data))
+        size = self.kernel.pointer_size
+        return list(self.kernel.gather_pointers([table + size * cpu for cpu in cpus]))
 
     def _kernel_space(self) -> AddressSpace:
         """The kernel's address space, its two linear ranges checked against the tables."""
-        image, mode = self.mapping.image, self.mapping.mode
-        partial = AddressSpace(self.memory, mode, self.mapping.root, linear=[image])
+        image, mode, size = self.mapping.image, self.mapping.mode, self.types.pointer_size
+        partial = AddressSpace(
+            self.memory, mode, self.mapping.root, linear=[image], pointer_size=size
+        )
         root = self.machine.kernel_root(self.symbols, partial, self.mapping)
         walked = AddressSpace(self.memory, mode, root)
         linear = [image] if walked.verify(image) else []
         direct = self.machine.direct_map(self.symbols, partial, self.mapping)
         if direct is not None and self._direct_map_holds(walked, direct):
             linear.insert(0, direct)
-        return AddressSpace(self.memory, mode, root, linear=linear)
+        return AddressSpace(self.memory, mode, root, linear=linear, pointer_size=size)
 
     def _direct_map_holds(self, walked: AddressSpace, direct: LinearRange) -> bool:
         """Whether the tables map the direct map as we compute it, at both ends of RAM."""

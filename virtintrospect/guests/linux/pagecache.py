@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a file that are read unless the caller wants fewer.
 LIMIT = 1 << 20
-#: A ``struct page`` has 64 bytes; kernels for debugging have more.
-_PAGE_SIZES = range(32, 257, 8)
+#: A ``struct page`` has 64 bytes, of 32-bit kernels 32 or 40; kernels for debugging have more.
+_PAGE_SIZES = range(32, 257, 4)
 
 
 class CachedFile(NamedTuple):

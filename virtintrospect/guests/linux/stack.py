@@ -280,6 +280,10 @@ def _walker(guest: LinuxGuest, text: KernelText, budget: Budget) -> StackWalker:
 
     :raises UnsupportedError: nothing does.
     """
+    if guest.machine.name == "i386":
+        from virtintrospect.guests.linux.unwind_i386 import BasePointers
+
+        return BasePointers(guest, text)
     if "x86_64" in guest.machine.architectures:
         from virtintrospect.guests.linux.orc import Orc, has_orc
         from virtintrospect.guests.linux.unwind_x86 import Unwinder
