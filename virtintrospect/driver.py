@@ -31,6 +31,9 @@ class Access:
     taint: bool = False
     #: An image file may be changed where it is (``--in-place``).
     in_place: bool = False
+    #: Where no transport is named: one may be taken whose reads last milliseconds each, and for
+    #: which libvirt and QEMU must work. Who looks all the time does not want it.
+    slow: bool = True
 
 
 #: Look, and leave everything as it is.

@@ -33,7 +33,7 @@ from virtintrospect.errors import (
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace
+from virtintrospect.space import AddressSpace, physical_space
 from virtintrospect.symbols.store import Store, default_directory
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from virtintrospect.acquire import Progress
     from virtintrospect.insight.follow import LogBatch
+    from virtintrospect.model import Match
     from virtintrospect.model.acquisition import Acquisition
 
 _log = logging.getLogger(__name__)
@@ -204,6 +205,7 @@ class Session:
         self.lock = threading.RLock()
         self._store = Store(default_directory()) if store is None else store
         self._guest: Guest | None = None
+        self._recognised = 0.0
         self._closed = False
 
     @property
@@ -243,7 +245,7 @@ class Session:
             if guest is None:
                 before = self._guest
                 guest = identify(self.target, self._store, previous=before, thorough=thorough)
-                self._guest = guest
+                self._guest, self._recognised = guest, time.monotonic()
             return guest
 
     info = _of_guest(Guest.info)
@@ -279,10 +281,12 @@ class Session:
     hung = _of_guest(Guest.hung)
     crash = _of_guest(Guest.crash)
     cpu_stacks = _of_guest(Guest.cpu_stacks)
+    page_owners = _of_guest(Guest.page_owners)
     layout = _of_guest(Guest.layout)
     entries = _of_guest(Guest.entries)
     module_types = _of_guest(Guest.module_types)
     process_space = _of_guest(Guest.process_space)
+    process_at = _of_guest(Guest.process_at)
     take_problems = _of_guest(Guest.take_problems)
 
     @property
@@ -304,6 +308,33 @@ class Session:
     def memory(self) -> PhysicalMemory:
         """Guest-physical memory."""
         return self.target.memory
+
+    @property
+    def physical(self) -> AddressSpace:
+        """Guest-physical memory as an address space: it reads numbers, strings and arrays, too.
+
+        No kernel needs to be recognised.
+        """
+        return physical_space(self.memory)
+
+    def forget(self) -> None:
+        """Drop all that is remembered of the guest: the next call looks anew.
+
+        Of live memory nothing is kept but where it is: which pages the host has, and which
+        kernel was recognised where. What belongs to a kernel's build, its symbols and types,
+        stays on disk (:class:`~virtintrospect.symbols.store.Store`).
+        """
+        with self.lock:
+            self.memory.forget()
+            self._guest = None
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the kernel was recognised: how old the oldest of what is kept can be.
+
+        ``None`` where none has been, or all was dropped by :meth:`forget`.
+        """
+        return None if self._guest is None else time.monotonic() - self._recognised
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -442,6 +473,48 @@ class Session:
             if not self._closed:  # closing has let it go on already
                 target.resume()
             pause.ended = time.monotonic()
+
+    def search(
+        self,
+        pattern: str | bytes,
+        kind: str = "text",
+        *,
+        ignore_case: bool = False,
+        pid: int | None = None,
+        context: int = 16,
+        progress: Progress | None = None,
+    ) -> Iterator[Match]:
+        """Every place in guest memory where something is, lowest address first.
+
+        Pages that the host does not hold are not touched. Without a process no kernel needs to
+        be recognised.
+
+        :param pattern: and ``kind``, as of
+            :func:`~virtintrospect.insight.patterns.compile_pattern`: ``text``, ``hex``,
+            ``regex`` or ``yara``.
+        :param ignore_case: of ASCII letters.
+        :param pid: only in the memory of this process; else in all guest-physical memory.
+        :param context: bytes before and behind a match that are given along with it.
+        :param progress: called with the bytes that are done, and those there are.
+        :raises UsageError: that is no such pattern.
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
+        from virtintrospect.insight.patterns import compile_pattern
+        from virtintrospect.insight.search import physical_spans, search, virtual_spans
+
+        def read(paddr: int, size: int) -> bytes:
+            with self.lock:
+                return self.memory.read(paddr, size)
+
+        compiled = compile_pattern(pattern, kind, ignore_case=ignore_case)
+        with self.lock:
+            if pid is None:
+                spans = physical_spans(self.memory)
+            else:
+                space = self.guest.process_space(pid)
+                spans = virtual_spans(space, 1 << (space.mode.virtual_bits - 1))
+        virtual = pid is not None
+        return search(read, spans, compiled, virtual=virtual, context=context, progress=progress)
 
     def follow_log(self, interval: float = 0.5) -> Iterator[LogBatch]:
         """The kernel's log, then what comes to it, for ever, through reboots.

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from virtintrospect.arch.leaves import Leaves, leaves, no_leaves
 from virtintrospect.arch.paging import (
     NOT_MAPPED,
+    UNTRANSLATED,
     PagingMode,
     Walk,
     translate_many,
     translator,
     walk,
 )
-from virtintrospect.errors import FaultError, NotWritableError, UsageError
+from virtintrospect.errors import CorruptDataError, FaultError, NotWritableError, UsageError
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.memory.base import MAX_READ, MAX_WRITE
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _PAGE = 4096
+#: Pages that one call looks up at most: 64 GiB.
+_MAX_PAGES = 1 << 24
 _U64 = struct.Struct("<Q")
 
 
@@ -50,6 +54,19 @@ class LinearRange(NamedTuple):
     start: int
     end: int
     paddr: int
+
+
+def physical_space(memory: PhysicalMemory) -> AddressSpace:
+    """Guest-physical memory with all that an address space can do: numbers, strings, arrays."""
+    return AddressSpace(memory, UNTRANSLATED, 0, linear=[LinearRange(0, memory.end, 0)])
+
+
+class Run(NamedTuple):
+    """Virtual memory that is contiguous in guest-physical memory, too."""
+
+    vaddr: int
+    paddr: int
+    size: int
 
 
 class AddressSpace:
@@ -120,6 +137,56 @@ class AddressSpace:
     def walk(self, vaddr: int) -> Walk:
         """Translate through the page tables alone and tell every step."""
         return walk(self.memory, self.mode, self.root, vaddr)
+
+    def runs(self, vaddr: int, size: int) -> list[Run]:
+        """The parts of a range that have pages, those that follow on each other joined.
+
+        :param size: bytes; a range of any length, whose pages are looked up all at once.
+        :returns: in rising order; what has no page is left out. Whether there is memory at
+            the physical address is not asked.
+        :raises UsageError: the range is not one of 64-bit addresses, or has more than 2^24 pages.
+        """
+        import numpy as np
+
+        first, last = vaddr // _PAGE, (vaddr + max(size, 0) - 1) // _PAGE
+        if vaddr < 0 or vaddr + size > 1 << 64 or last - first >= _MAX_PAGES:
+            raise UsageError(f"no range of addresses: {size} bytes at {vaddr:#x}")
+        pages = np.arange(first, last + 1, dtype=np.uint64) * np.uint64(_PAGE)
+        found = self.translate_many(pages)
+        there = np.flatnonzero(found != np.uint64(NOT_MAPPED))
+        if not len(there):
+            return []
+        gap = (np.diff(there) != 1) | (np.diff(found[there]) != np.uint64(_PAGE))
+        starts = np.concatenate(([0], np.flatnonzero(gap) + 1))
+        ends = np.concatenate((starts[1:], [len(there)]))
+        runs = []
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            low = max(vaddr, (first + int(there[start])) * _PAGE)
+            high = min(vaddr + size, (first + int(there[end - 1]) + 1) * _PAGE)
+            runs.append(Run(low, int(found[there[start]]) + low % _PAGE, high - low))
+        return runs
+
+    def pages(self, start: int = 0, end: int = 1 << 64, *, limit: int = 1 << 16) -> Leaves:
+        """Every page that the tables map in a range, lowest address first, as arrays.
+
+        The linear ranges are not asked, the tables alone are. For a process
+        ``pages(end=1 << 47)`` leaves the kernel's half out.
+
+        :param limit: page tables that are read at most. A process has one for each 2 MiB that
+            it uses; a hostile guest's tables may have no end.
+        :raises CorruptDataError: there are more tables than that.
+        """
+        import numpy as np
+
+        found, read = [no_leaves()], 0
+        for tables, some in leaves(self.memory, self.mode, [self.root], start, end, limit + 1):
+            read += len(tables.paddr)
+            found.append(some)
+        if read > limit:
+            raise CorruptDataError(f"more than {limit} page tables", self.root)
+        columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        order = np.argsort(columns[1], kind="stable")
+        return Leaves(*(column[order] for column in columns))
 
     def verify(self, linear: LinearRange) -> bool:
         """Whether the page tables agree with a linear range at its start."""
@@ -229,6 +296,30 @@ class AddressSpace:
         text = self.read(int.from_bytes(header[8:], "little"), length) if length else b""
         return text.decode("utf-16-le", "replace").encode()
 
+    def wide_string(self, vaddr: int, limit: int = 8192) -> bytes:
+        """The UTF-16 string at ``vaddr`` that ends with a zero character, as UTF-8.
+
+        :param limit: bytes in memory that are read at most. What is no UTF-16 becomes U+FFFD.
+        :raises FaultError: its first character cannot be read; where memory ends later, what
+            is there is given.
+        """
+        text = b""
+        while len(text) < limit:
+            step = min(limit - len(text), _PAGE - (vaddr & (_PAGE - 1)), 256)
+            try:
+                # A character may lie on two pages, if its address is odd.
+                text += self.read(vaddr, max(step & ~1, 2))
+            except FaultError:
+                if not text:
+                    raise
+                break
+            end = next((i for i in range(0, len(text), 2) if text[i : i + 2] == b"\0\0"), -1)
+            if end >= 0:
+                text = text[:end]
+                break
+            vaddr += max(step & ~1, 2)
+        return text.decode("utf-16-le", "replace").encode()
+
     def strings(self, vaddrs: Sequence[int], limit: int = 256) -> list[bytes | None]:
         """The strings at many addresses; ``None`` where one cannot be read."""
         result: list[bytes | None] = []
@@ -252,6 +343,36 @@ class AddressSpace:
                 pieces.append((vaddr, self.read(vaddr, step)))
             vaddr += step
         return pieces
+
+    def view(self, vaddr: int, size: int) -> memoryview | None:
+        """A zero-copy, read-only window on live memory, or ``None`` where none can be had.
+
+        As :meth:`PhysicalMemory.view <virtintrospect.memory.base.PhysicalMemory.view>`; the
+        range must also be contiguous in guest-physical memory.
+
+        :raises FaultError: a page of the range is not mapped.
+        """
+        runs = self.runs(vaddr, size)
+        if sum(run.size for run in runs) < size:
+            end = next((run.vaddr + run.size for run in runs if run.vaddr == vaddr), vaddr)
+            raise FaultError(end, size, kind="virtual")
+        return self.memory.view(runs[0].paddr, size) if len(runs) == 1 else None
+
+    def array(self, vaddr: int, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+        """``count`` elements of any numpy type from ``vaddr`` on, as a copy.
+
+        :raises FaultError: a page of the range is not mapped or has no memory.
+        :raises UsageError: numpy has no such type, or it holds Python objects.
+        """
+        import numpy as np
+
+        try:
+            kind = np.dtype(dtype)
+            if kind.hasobject or kind.itemsize == 0 or count < 0:
+                raise UsageError(f"memory has no {count} elements of {dtype!r}")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"no numpy type: {dtype!r}") from error
+        return np.frombuffer(self.read(vaddr, kind.itemsize * count), dtype=kind)
 
     # -- writing ----------------------------------------------------------------------------
 

@@ -217,7 +217,7 @@ class KvmDriver(Driver):
         try:
             return open_process(domain, access)
         except (AccessDeniedError, NotHereError) as error:
-            if access.transport is not None:
+            if access.transport is not None or not access.slow:
                 raise
             return self._open_by_libvirt(domain, access, error)
 

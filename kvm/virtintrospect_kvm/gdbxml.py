@@ -27,7 +27,10 @@ _ORDERS = {
 }  # fmt: skip
 _MACHINES = {"i386:x86-64": "x86_64", "riscv:rv64": "riscv64", "s390:64-bit": "s390x"}
 #: Names that the stub has for what others call otherwise.
-_NAMES = {"eflags": "rflags", "k_gs_base": "kernel_gs_base"}
+_NAMES = {
+    "i386:x86-64": {"eflags": "rflags", "k_gs_base": "kernel_gs_base"},
+    "aarch64": {"cpsr": "pstate"},
+}
 _FLOATS = ("ieee", "float", "i387_ext", "bfloat16")
 
 
@@ -74,8 +77,7 @@ def describe(fetch: Callable[[str], bytes]) -> Description:
         kind = element.get("type", "int")
         if 0 < size <= 64 and size % 8 == 0 and not kind.startswith(_FLOATS):
             name = element.get("name", "").lower()
-            if architecture == "i386:x86-64":
-                name = _NAMES.get(name, name)
+            name = _NAMES.get(architecture, {}).get(name, name)
             registers.append(Register(name, number, size // 8))
     if not registers:
         raise MemoryAccessError("the gdb stub's description has no registers")

@@ -36,6 +36,12 @@ _T = TypeVar("_T")
 _CREDENTIALS = struct.Struct("3i")
 #: More memory devices than a QEMU may have slots (hw/i386/acpi-build.c: 256).
 _MOST_DEVICES = 256
+#: Kinds of plugged memory (MemoryDeviceInfo in qapi/machine.json): driver, and the names of its
+#: address and of its size; addresses are called the same on the command line.
+_PLUGGED = {
+    "dimm": ("pc-dimm", "addr", "size"),
+    "virtio-mem": ("virtio-mem-pci", "memaddr", "max-size"),
+}
 
 
 def open_qmp(path: str, access: Access, attach: Callable[[QemuProcess, Layout], Target]) -> Target:
@@ -199,21 +205,15 @@ def _memory_devices(monitor: Monitor) -> Iterator[str]:
     except MonitorError:
         return
     for number, item in enumerate((listed if isinstance(listed, list) else [])[:_MOST_DEVICES]):
-        data = item.get("data") if isinstance(item, dict) else None
-        kind, address, size = (
-            ("pc-dimm", "addr", "size")
-            if item.get("type") == "dimm"
-            else (("virtio-mem-pci", "memaddr", "max-size"))
-        )
-        if not isinstance(data, dict) or item.get("type") not in ("dimm", "virtio-mem"):
+        if not isinstance(item, dict) or not isinstance(data := item.get("data"), dict):
             continue
-        if _is_size(data.get(size)) and _is_size(data.get(address)):
-            yield from ("-object", f"memory-backend-ram,id=backend{number},size={data[size]}")
-            option = "addr" if kind == "pc-dimm" else "memaddr"
-            yield from (
-                "-device",
-                f"{kind},id=plugged{number},memdev=backend{number},{option}={data[address]}",
-            )
+        device, option, size = _PLUGGED.get(_text(item.get("type")), ("", "", ""))
+        length, address = data.get(size), data.get(option)
+        if device and _is_size(length) and _is_size(address):
+            backend = f"backend{number}"
+            yield from ("-object", f"memory-backend-ram,id={backend},size={length}")
+            place = f"memdev={backend},{option}={address}"
+            yield from ("-device", f"{device},id=plugged{number},{place}")
 
 
 def _property(monitor: Monitor, path: str, name: str) -> Any:

@@ -473,7 +473,7 @@ def test_a_task_on_a_cpu_has_a_stack(ours: Guest) -> None:
         (
             "aarch64",
             ["-M", "virt", "-cpu", "max"],
-            {"x0", "pc", "ttbr0_el1", "ttbr1_el1", "tcr_el1"},
+            {"x0", "pc", "pstate", "ttbr0_el1", "ttbr1_el1", "tcr_el1"},
         ),
         ("arm", ["-M", "virt", "-cpu", "cortex-a15"], {"r0", "pc", "ttbr0", "ttbr1"}),
         ("i386", ["-M", "pc"], {"eax", "eip", "cr3"}),

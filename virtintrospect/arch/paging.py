@@ -1,7 +1,8 @@
 """Page-table walks.
 
 A paging mode is data (:class:`PagingMode`); :func:`walk` follows one address and tells every
-step, :func:`translate` does the same for speed, :func:`translate_many` does it for whole arrays.
+step, :func:`translator` makes a function that does the same for speed, :func:`translate_many`
+does it for whole arrays.
 """
 
 from __future__ import annotations
@@ -122,6 +123,10 @@ class PagingMode(NamedTuple):
         if entry & self.none_bit:
             return ~entry & self.frame
         return -1
+
+
+#: No tables: for physical addresses, which an address space then has in a linear range.
+UNTRANSLATED = PagingMode(name="physical", levels=(), virtual_bits=64)
 
 
 class Step(NamedTuple):

@@ -17,8 +17,11 @@ from virtintrospect.cli.hints import hints
 from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.info import info
 from virtintrospect.cli.listing import list_
+from virtintrospect.cli.map import map_
+from virtintrospect.cli.mount import mount
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, registers, symbols, translate, types
+from virtintrospect.cli.search import search
 from virtintrospect.cli.sessions import attach, detach, sessions
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
 from virtintrospect.cli.triage import crash, hung
@@ -74,6 +77,9 @@ for command in (
     write,
     registers,
     dump,
+    map_,
+    search,
+    mount,
     hooks,
     doctor,
     sessions,

@@ -28,7 +28,7 @@ from virtintrospect.daemon.log import event
 from virtintrospect.daemon.state import Machine, State
 from virtintrospect.daemon.work import Cost, Workers
 from virtintrospect.domain import Domain
-from virtintrospect.driver import SupportsAfterlife, driver_for
+from virtintrospect.driver import Access, SupportsAfterlife, driver_for
 from virtintrospect.errors import (
     GuestNotRecognisedError,
     MissingSymbolsError,
@@ -261,7 +261,8 @@ class DomainSession:
 
     def _open_memory(self, domain: Domain) -> None:
         driver = driver_for(domain)
-        self._session = Session(driver.open(domain), domain, self._context.store)
+        target = driver.open(domain, Access(slow=False))
+        self._session = Session(target, domain, self._context.store)
         self.driver, self.transport = driver.name, self._session.target.transport
 
     async def _recognise(self) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Namespace,
         Neighbour,
         OpenFile,
+        PageOwners,
         Pressure,
         Problem,
         Process,
@@ -239,6 +240,13 @@ class Guest(abc.ABC):
         """The kernel stacks of the tasks that the CPUs were running, as far as they can be told."""
 
     @abc.abstractmethod
+    def page_owners(self) -> PageOwners:
+        """What each page of guest-physical memory is used for, and by whom: arrays by page.
+
+        :raises UnsupportedError: the guest has too much memory for such arrays.
+        """
+
+    @abc.abstractmethod
     def layout(
         self,
         name: str,
@@ -291,6 +299,16 @@ class Guest(abc.ABC):
         """The types of a loaded kernel module, along with the kernel's own.
 
         :raises NoSuchTargetError: there is no such module, or it carries no types.
+        """
+
+    @abc.abstractmethod
+    def process_at(self, root: int) -> int:
+        """The process whose page tables these are.
+
+        :param root: physical address of the top table, or CR3 as a CPU has it: its low bits,
+            and those that page-table isolation sets in user mode, do not matter.
+        :returns: its number, as of ``ps``; the first one's where several share their memory.
+        :raises NoSuchTargetError: no process has such tables; those of the kernel are nobody's.
         """
 
     @abc.abstractmethod

@@ -219,10 +219,12 @@ class SharedStore(Store):
 
     def __init__(self, directory: Path | None, *, max_size: int = MAX_SIZE) -> None:
         super().__init__(directory, max_size=max_size)
-        self._profiles: dict[tuple[bytes, str, Sources], Profile] = {}
+        self._profiles: dict[tuple[bytes, str, Sources, str], Profile] = {}
 
     def _unpacked(self, header: Header) -> Profile:
-        key = (header.build_id, header.digest, header.sources)
+        # Brought symbols are not among the sources: others may have taken their place.
+        brought = str(header.metadata.get("brought"))
+        key = (header.build_id, header.digest, header.sources, brought)
         profile = self._profiles.get(key)
         if profile is None:
             if len(self._profiles) >= self._KEPT:

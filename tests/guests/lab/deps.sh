@@ -47,6 +47,7 @@ need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.g
 need bpftool test -x /usr/sbin/bpftool
 need crash has crash
 need binutils has readelf
+need libfuse3-3 installed libfuse3-3
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 
 [ -n "$missing" ] || exit 0

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Namespace,
         Neighbour,
         OpenFile,
+        PageOwners,
         Pressure,
         Process,
         Route,
@@ -299,6 +300,12 @@ class LinuxGuest(Guest):
 
         return cpu_stacks(self)
 
+    def page_owners(self) -> PageOwners:
+        """Owners of pages: :mod:`~virtintrospect.guests.linux.pageowners`."""
+        from virtintrospect.guests.linux.pageowners import page_owners
+
+        return page_owners(self)
+
     def users(self) -> list[User]:
         """Credentials in use: :mod:`~virtintrospect.guests.linux.users`."""
         from virtintrospect.guests.linux.users import users
@@ -351,6 +358,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.process import find_user_process
 
         return self.user_space(find_user_process(self, pid, {})["pgd"])
+
+    def process_at(self, root: int) -> int:
+        """By ``mm_struct.pgd``: :mod:`~virtintrospect.guests.linux.process`."""
+        from virtintrospect.guests.linux.process import process_at
+
+        return process_at(self, root)
 
     def module_types(self, name: str) -> Types:
         """The types of a loaded module: its own, and the kernel's.

@@ -9,6 +9,7 @@ from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.hints import HINTS
+from virtintrospect.insight.tables.memory import MAP, MAP_PROCESSES, MAP_RANGES, SEARCH
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
 from virtintrospect.insight.tables.primitives import (
@@ -67,7 +68,10 @@ __all__ = [
     "LIST",
     "LOAD",
     "LOGINS",
+    "MAP",
     "MAPS",
+    "MAP_PROCESSES",
+    "MAP_RANGES",
     "MEMORY",
     "MODULES",
     "MOUNTS",
@@ -80,6 +84,7 @@ __all__ = [
     "REGISTERS",
     "ROUTES",
     "RUNQUEUES",
+    "SEARCH",
     "SESSIONS",
     "SLABS",
     "SOCKETS",
@@ -146,6 +151,8 @@ ALL = {
         WRITE,
         REGISTERS,
         DUMP,
+        MAP,
+        SEARCH,
     )
 }
 
