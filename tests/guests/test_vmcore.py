@@ -17,7 +17,10 @@ from .lab.guest import Guest
 from .lab.initramfs import initramfs, program
 from .lab.kernels import kernel
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="real guests need root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="real guests need root"),
+    pytest.mark.timeout(600),  # two kernels boot one after the other
+]
 MIB = 1 << 20
 #: Large enough for the crash kernel wherever KASLR puts the first one.
 CONFIG = Config("6.1", ram_mib=512, cmdline="crashkernel=192M lab.workload=0", pti=False)
