@@ -438,6 +438,23 @@ def test_qemu_gone_behind_an_open_stub() -> None:
             session.target.registers(0)
 
 
+def test_dump_has_the_registers_of_its_moment(ours: Guest, tmp_path: Path) -> None:
+    """With them, stacks of tasks that run are sure, in an image of a guest that goes on."""
+    path = tmp_path / "core"
+    with opened(ours, TAINT) as session:
+        session.dump(path, pause=True, digest=False)
+    assert state(ours) == "running"
+    with open_session(str(path)) as image:
+        assert isinstance(image.target, SupportsRegisters)
+        assert image.target.vcpus == 2
+        top = image.guest.kernel.root
+        roots = [image.target.registers(vcpu)["cr3"] & ~0x1FFF for vcpu in range(2)]
+        assert all(image.memory.read_u64(root + 511 * 8) for root in (*roots, top))
+        frames = image.cpu_stacks()
+        assert {frame.cpu for frame in frames if frame.found_by == "registers"} <= {0, 1}
+        assert not any(frame.found_by in ("scan", "searched") for frame in frames)
+
+
 def test_a_task_on_a_cpu_has_a_stack(ours: Guest) -> None:
     """Registers and memory of one moment: what a running task is at can be told."""
     pid = int(ours.run("sh -c 'while :; do :; done' >&- 2>&- & echo $!"))
