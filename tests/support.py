@@ -89,7 +89,7 @@ def look(target: str, options: tuple[str, ...], folder: Path) -> dict[str, str]:
     with _kept_open():
         for name in ONLY or commands():
             files = [a.replace("FILE", str(folder / name)) for a in ARGUMENTS.get(name, ())]
-            words = [name, "--no-daemon", *options, target, *files]
+            words = [name, "--no-daemon", target, *files, *options]
             if name == "write" and Path(target).is_file():
                 words.append("--in-place")
             out, complaint = io.TextIOWrapper(io.BytesIO()), io.StringIO()
@@ -134,7 +134,7 @@ def _reason(text: str, target: str, code: int) -> str:
 
 @contextlib.contextmanager
 def _kept_open() -> Iterator[None]:
-    """Commands share a session for each way in which they open the target."""
+    """Commands share a session, as long as they open the target in the same way."""
     opened: dict[Any, Session] = {}
     real = sessions.open_session
 
@@ -143,6 +143,8 @@ def _kept_open() -> Iterator[None]:
     ) -> Session:
         key = target, access
         if key not in opened:
+            while opened:  # some ways exclude each other
+                Session.close(opened.popitem()[1])
             session = opened[key] = real(target, uri, store, access)
             session.close = lambda: None  # type: ignore[method-assign]
         return opened[key]

@@ -157,10 +157,6 @@ KINDS = (
         Kind(f"Linux {kernel}", f"a running domain with Debian's {kernel} kernel", None)
         for kernel in dict.fromkeys(config.kernel for config in (*matrix.MATRIX, matrix.ARM64))
     ),
-    # These are opened by test_architectures.py.
-    Kind("Linux 7.2-arm64", "AArch64, 52 bits of address", None),
-    Kind("Linux 6.1-arm64", "AArch64, a kernel with symbols of its functions only", None),
-    Kind("Linux 6.12-riscv64", "RISC-V, Sv57", None),
 )
 
 
