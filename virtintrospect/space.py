@@ -91,7 +91,7 @@ class AddressSpace:
         self.mode = mode
         self.root = root & mode.root_mask
         self.linear = tuple(linear)
-        self._translate = translator(memory.reader_u64(), mode)
+        self._translate = translator(memory.reader_u64(), mode, memory.frames)
         #: Reads the 64-bit number at a virtual address.
         self.read_u64: Callable[[int], int] = self._compile_read_u64()
 

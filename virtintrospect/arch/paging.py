@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from virtintrospect.memory.base import MachineFrames
+
 _U64 = struct.Struct("<Q")
 
 #: What :func:`translate_many` gives for an address that has no page.
@@ -173,6 +175,8 @@ def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Wal
         if form is None:
             break
         table = _address(form, entry)
+        if memory.frames is not None:
+            table = memory.frames.physical(table)
         if mode.hierarchical or form.page_shift:
             rights = entry ^ mode.negated
             writable = writable and bool(rights & mode.writable)
@@ -198,12 +202,14 @@ def _address(form: Form, entry: int) -> int:
 
 
 def translator(
-    read_u64: Callable[[int], int], mode: PagingMode
+    read_u64: Callable[[int], int], mode: PagingMode, frames: MachineFrames | None = None
 ) -> Callable[[int, int], tuple[int, int]]:
     """Compile a mode into a function ``(root, vaddr) -> (paddr, page_size)``.
 
     The function gives ``(-1, 0)`` for an address without a page. ``read_u64`` reads a physical
     address and may raise :exc:`~virtintrospect.errors.FaultError`.
+
+    :param frames: :attr:`PhysicalMemory.frames` of the memory that ``read_u64`` reads.
     """
     root_mask, canonical = mode.root_mask, mode.canonical
     levels = [
@@ -227,6 +233,8 @@ def translator(
             for mask, value, frame, page_shift, odd in forms:
                 if entry & mask == value:
                     table = entry & frame if odd is None else _address(odd, entry)
+                    if frames is not None:
+                        table = frames.physical(table)
                     if page_shift:
                         size = 1 << page_shift
                         return table | (vaddr & (size - 1)), size
@@ -275,6 +283,8 @@ def translate_many(
             frames = found & np.uint64(form.frame)
             for bits, left in form.scattered:
                 frames |= (found & np.uint64(bits)) << np.uint64(left)
+            if memory.frames is not None:
+                frames = memory.frames.physical_many(frames)
             if form.page_shift:
                 done = todo[hit]
                 result[done] = frames | (vaddrs[done] & np.uint64((1 << form.page_shift) - 1))
