@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man api support clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-remove bench man api support clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -41,12 +41,16 @@ format: $(STAMP) ## rewrite the sources as ruff wants them
 
 kernels: $(STAMP) ## fetch the Debian kernels that the tests boot
 	@$(BIN)/python -m tests.guests.lab.kernels
+	@$(BIN)/python -m tests.xen.lab.packages
 
 test: check kernels ## everything: checks, unit tests, real guests (TESTS=… for some of them)
 	$(BIN)/python -m pytest --durations=15 $(TESTS)
 
 test-unit: $(STAMP) ## unit tests only
 	$(BIN)/python -m pytest -q tests/unit
+
+test-xen: kernels ## the Xen driver in an emulated dom0: everything, kernels 6.1 and 6.12
+	VIRTINTROSPECT_XEN_WHOLE=1 $(BIN)/python -m pytest -s tests/xen
 
 fuzz: kernels ## bad input for all parsers, then for a real guest's memory (FUZZ_SECONDS=600 each)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --only-binary :all: --group fuzz || \

@@ -133,9 +133,9 @@ def domains(uri: str | None = None, *, active_only: bool = True) -> list[Domain]
     :param active_only: leave out those that are shut off.
     :raises MemoryAccessError: libvirt cannot be reached.
     """
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
 
-    with Host(uri) as host:
+    with connect(uri) as host:
         return list(host.domains(active_only=active_only))
 
 

@@ -7,12 +7,12 @@ Drivers are found through the entry point group ``virtintrospect.drivers``; each
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol, Self, cast, runtime_checkable
 
-from virtintrospect.domain import Domain
+from virtintrospect.domain import Domain, Event
 from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
 from virtintrospect.memory import PhysicalMemory
 
@@ -253,8 +253,32 @@ WAYS: dict[Capability, str] = {
     "virsh dump --memory-only",
     Capability.SET_REGISTERS: "a running KVM guest can: "
     "--transport gdbstub --allow-taint --allow-write",
-    Capability.PAUSE: "a running KVM guest can",
+    Capability.PAUSE: "a running guest can",
 }
+
+
+class DomainSource(Protocol):
+    """Who knows the domains of a host: libvirt, or a driver that can do without it."""
+
+    @property
+    def uri(self) -> str:
+        """How the user names it."""
+
+    def domains(self, *, active_only: bool = False) -> Iterable[Domain]:
+        """Every domain, running ones first."""
+
+    def domain(self, target: str) -> Domain:
+        """The domain with this id, name or UUID.
+
+        :raises NoSuchTargetError: there is none.
+        """
+
+    def close(self) -> None:
+        """Close it; twice is harmless."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
 
 
 class Driver(abc.ABC):
@@ -293,6 +317,21 @@ class Driver(abc.ABC):
         :raises MemoryAccessError: as of :meth:`open`.
         """
         raise UsageError(f"driver {self.name} opens nothing by {scheme}:")
+
+    def source(
+        self,
+        scheme: str,
+        on_event: Callable[[Event], None] | None = None,  # noqa: ARG002
+        on_close: Callable[[], None] | None = None,  # noqa: ARG002
+    ) -> DomainSource:
+        """The domains of this host without libvirt, where ``-c`` names one of :attr:`schemes`.
+
+        :param on_event: called, in a thread of the source's own, when a domain comes or goes.
+        :param on_close: called once when it cannot tell any more.
+        :raises UsageError: this driver needs libvirt for that.
+        :raises MemoryAccessError: what would tell cannot be reached.
+        """
+        raise UsageError(f"driver {self.name} does not list domains by {scheme}:")
 
     def check(self, access: Access) -> None:
         """Refuse what this driver has no use for, before anything is opened.
@@ -343,6 +382,22 @@ def driver_for(domain: Domain) -> Driver:
         f"no driver for domain {domain.name!r} on {domain.hypervisor} ({domain.uri})",
         hint="install the driver's package; virtintrospect ships those for QEMU/KVM and Xen",
     )
+
+
+def source_for(
+    uri: str | None,
+    on_event: Callable[[Event], None] | None = None,
+    on_close: Callable[[], None] | None = None,
+) -> DomainSource | None:
+    """What tells of a host's domains without libvirt, for a URI such as ``xen:``.
+
+    :returns: ``None`` for what is libvirt's.
+    """
+    claimed = driver_for_url(uri or "")
+    if claimed is None or claimed[2]:
+        return None
+    driver, scheme, _ = claimed
+    return driver.source(scheme, on_event, on_close)
 
 
 def driver_for_url(target: str) -> tuple[Driver, str, str] | None:

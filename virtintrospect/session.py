@@ -573,9 +573,9 @@ def open_session(
     if path is not None:
         refuse_unknown(access, (ImageTarget.transport,), "a memory image")
         return Session(open_image_target(path, access), store=store)
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
 
-    with Host(uri) as host:
+    with connect(uri) as host:
         return open_domain(host.domain(target), store, access)
 
 

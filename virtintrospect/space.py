@@ -93,7 +93,7 @@ class AddressSpace:
         self.root = root & mode.root_mask
         self.linear = tuple(linear)
         self.pointer_size = pointer_size
-        self._translate = translator(memory.reader(mode.entry_size), mode)
+        self._translate = translator(memory.reader(mode.entry_size), mode, memory.frames)
         #: Reads the 64-bit number at a virtual address.
         self.read_u64: Callable[[int], int] = self._compile_read(8)
         #: Reads the pointer, or ``unsigned long``, at a virtual address.

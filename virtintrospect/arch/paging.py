@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from virtintrospect.memory.base import MachineFrames
+
 #: What :func:`translate_many` gives for an address that has no page.
 NOT_MAPPED = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -177,6 +179,8 @@ def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Wal
         if form is None:
             break
         table = _address(form, entry)
+        if memory.frames is not None:
+            table = memory.frames.physical(table)
         if form.page_shift or (mode.hierarchical and not form.bare):
             rights = entry ^ mode.negated
             writable = writable and bool(rights & mode.writable)
@@ -202,13 +206,15 @@ def _address(form: Form, entry: int) -> int:
 
 
 def translator(
-    read_entry: Callable[[int], int], mode: PagingMode
+    read_entry: Callable[[int], int], mode: PagingMode, frames: MachineFrames | None = None
 ) -> Callable[[int, int], tuple[int, int]]:
     """Compile a mode into a function ``(root, vaddr) -> (paddr, page_size)``.
 
     The function gives ``(-1, 0)`` for an address without a page. ``read_entry`` reads as many
     bytes as an entry has at a physical address, and may raise
     :exc:`~virtintrospect.errors.FaultError`.
+
+    :param frames: :attr:`PhysicalMemory.frames` of the memory that ``read_entry`` reads.
     """
     root_mask, canonical, entry_size = mode.root_mask, mode.canonical, mode.entry_size
     levels = [
@@ -232,6 +238,8 @@ def translator(
             for mask, value, frame, page_shift, odd in forms:
                 if entry & mask == value:
                     table = entry & frame if odd is None else _address(odd, entry)
+                    if frames is not None:
+                        table = frames.physical(table)
                     if page_shift:
                         size = 1 << page_shift
                         return table | (vaddr & (size - 1)), size
@@ -280,6 +288,8 @@ def translate_many(
             frames = found & np.uint64(form.frame)
             for bits, left in form.scattered:
                 frames |= (found & np.uint64(bits)) << np.uint64(left)
+            if memory.frames is not None:
+                frames = memory.frames.physical_many(frames)
             if form.page_shift:
                 done = todo[hit]
                 result[done] = frames | (vaddrs[done] & np.uint64((1 << form.page_shift) - 1))

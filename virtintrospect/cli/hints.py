@@ -143,11 +143,11 @@ def _of_all(
 ) -> Iterator[_Named]:
     from contextlib import ExitStack
 
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
     from virtintrospect.session import open_domain
 
     with ExitStack() as stack:
-        with Host(settings.uri) as host:
+        with connect(settings.uri) as host:
             domains = list(host.domains(active_only=True))
         sessions = []
         for domain in domains:

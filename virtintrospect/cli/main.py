@@ -42,8 +42,8 @@ def cli(context: click.Context) -> None:
     """Show what runs inside the guests of this libvirt host, from the outside.
 
     No agent in the guest, no debug symbols, no pause. TARGET is a domain's name, id or UUID,
-    the path of a memory image (with a slash in it: ./guest.core), or qmp:/path/to/socket of a
-    QEMU without libvirt.
+    the path of a memory image (with a slash in it: ./guest.core), or, without libvirt,
+    qmp:/path/to/socket of a QEMU, or xen:NAME of a guest of Xen.
 
     \b
     virt-introspect list

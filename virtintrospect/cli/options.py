@@ -199,11 +199,11 @@ def complete_target(
 
     if "/" in incomplete or incomplete.startswith("."):
         return [CompletionItem(incomplete, type="file")]
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
 
     settings = context.find_object(Settings)
     try:
-        with Host(settings.uri if settings else None) as host:
+        with connect(settings.uri if settings else None) as host:
             names = [domain.name for domain in host.domains(active_only=True)]
     except VirtIntrospectError:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from virtintrospect.errors import FaultError, NotWritableError, UsageError
 
@@ -48,6 +48,19 @@ class Mapped(NamedTuple):
     present: bytearray
 
 
+class MachineFrames(Protocol):
+    """What turns the addresses in page tables and CR3 into guest-physical ones.
+
+    Only where these differ: a Xen PV guest's tables hold the machine's own frame numbers.
+    """
+
+    def physical(self, address: int) -> int:
+        """The guest-physical address of ``address``; one where nothing lies when there is none."""
+
+    def physical_many(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """As :meth:`physical`, for an array."""
+
+
 class PhysicalMemory(abc.ABC):
     """Guest-physical memory: live RAM or a memory image.
 
@@ -73,6 +86,8 @@ class PhysicalMemory(abc.ABC):
     rom: tuple[Region, ...] = ()
     #: Whether :meth:`write` may be used: the user allowed it, and this kind of memory can.
     writable: bool = False
+    #: Where page tables hold other addresses than guest-physical ones: what turns them round.
+    frames: MachineFrames | None = None
 
     @abc.abstractmethod
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:

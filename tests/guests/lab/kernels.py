@@ -85,6 +85,11 @@ KERNELS = {
         architecture="arm64",
     ),
     "6.12-riscv64": Source("trixie", r"linux-image-6\.12\.[^-]*-riscv64", architecture="riscv64"),
+    "6.1-dom0": Source(  # for tests/xen
+        "bookworm",
+        r"linux-image-6\.1\.[^-]*-\d+-amd64",
+        more=("xen_privcmd", "xen_evtchn", "xenfs", "xen_gntdev", "xen_gntalloc"),
+    ),
 }
 
 #: Modules kept from the packages, with all that they depend on. The first four are how a

@@ -64,7 +64,8 @@ class _X86(Machine):
 
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """The trampoline page table, and registers."""
-        yield from by_trampoline(target.memory)
+        if target.memory.frames is None:  # Xen boots no CPU of a PV guest in real mode
+            yield from by_trampoline(target.memory)
         registers = registers_of(target)
         if registers is not None:
             yield from by_registers(target.memory, registers)
@@ -143,6 +144,9 @@ def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[
     cr3 = target.registers(0).get("cr3")
     if cr3 is None:  # the notes of /proc/vmcore have none
         return
+    if memory.frames is not None:
+        yield from _try_root(memory, memory.frames.physical(cr3 & ~0xFFF), "CR3")
+        return
     for root in (cr3 & ~0x1FFF, cr3 & ~0xFFF):
         yield from _try_root(memory, root, "CR3")
 
@@ -215,10 +219,12 @@ def image_range(memory: PhysicalMemory, mode: PagingMode, root: int) -> LinearRa
         entry = memory.read_u64(table + 8 * ((KERNEL_MAP >> level.shift) & 511))
         if not entry & mode.present or (level.large and entry & mode.leaf):
             return None
-        table = entry & mode.frame
+        table = _frame(memory, mode, entry)
     entries = _TABLE.unpack(memory.read(table, 4096))
     mapped = [index for index, entry in enumerate(entries) if entry & mode.present]
-    if not mapped or not any(entries[index] & mode.leaf for index in mapped):
+    # Xen gives PV guests no large pages.
+    small = memory.frames is None and not any(entries[index] & mode.leaf for index in mapped)
+    if not mapped or small:
         return None
     first, count = mapped[0], _run_length(mapped)
     start = _large_page(memory, mode, entries[first])
@@ -247,11 +253,17 @@ def _large_page(memory: PhysicalMemory, mode: PagingMode, entry: int) -> int:
     """
     if entry & mode.leaf:
         return entry & mode.frame & -_LARGE_PAGE
-    table: tuple[int, ...] = _TABLE.unpack(memory.read(entry & mode.frame, 4096))
+    table: tuple[int, ...] = _TABLE.unpack(memory.read(_frame(memory, mode, entry), 4096))
     for index, small in enumerate(table):
         if small & mode.present:
-            return (small & mode.frame) - index * 4096
+            return _frame(memory, mode, small) - index * 4096
     return -1
+
+
+def _frame(memory: PhysicalMemory, mode: PagingMode, entry: int) -> int:
+    """Guest-physical address in an entry."""
+    address = entry & mode.frame
+    return address if memory.frames is None else memory.frames.physical(address)
 
 
 def read_only_data(memory: PhysicalMemory, mapping: KernelMapping) -> list[LinearRange]:
