@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 NOT_MAPPED = 0xFFFF_FFFF_FFFF_FFFF
 
 
+class Rights(NamedTuple):
+    """Where the rights of one kind of page are, if elsewhere than in the mode's others.
+
+    As in :class:`PagingMode`.
+    """
+
+    writable: int
+    user: int
+    no_execute: int
+    negated: int
+    user_no_execute: int = 0
+
+
 class Form(NamedTuple):
     """One kind of entry: what ``entry & mask == value`` means.
 
@@ -39,6 +52,7 @@ class Form(NamedTuple):
     inverted: bool = False
     absent: bool = False
     bare: bool = False
+    rights: Rights | None = None
 
 
 class Level(NamedTuple):
@@ -182,11 +196,12 @@ def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Wal
         if memory.frames is not None:
             table = memory.frames.physical(table)
         if form.page_shift or (mode.hierarchical and not form.bare):
-            rights = entry ^ mode.negated
-            writable = writable and bool(rights & mode.writable)
-            user = user and bool(rights & mode.user)
-            theirs = mode.user_no_execute if rights & mode.user else 0
-            executable = executable and not rights & (theirs or mode.no_execute)
+            where = form.rights or mode
+            rights = entry ^ where.negated
+            writable = writable and bool(rights & where.writable)
+            user = user and bool(rights & where.user)
+            theirs = where.user_no_execute if rights & where.user else 0
+            executable = executable and not rights & (theirs or where.no_execute)
         present = present and not (form.inverted or form.absent)
         if form.page_shift:
             page = 1 << form.page_shift
