@@ -134,6 +134,8 @@ def _read(
         rights = _rights(mode, form, entry, chunk.rights[tables[hit]])
         root = chunk.root[tables[hit]]
         address = _addresses(form, entry)
+        if memory.frames is not None:
+            address = memory.frames.physical_many(address)
         if not form.page_shift:
             onward.append((root, address, vaddrs[hit], rights))
             continue
@@ -197,7 +199,12 @@ def _rights(mode: PagingMode, form: Form, entry: Array, above: Array) -> Array:
     own = np.zeros(len(entry), dtype=np.uint8)
     own |= np.where(flags & np.uint64(mode.writable), np.uint8(WRITABLE), np.uint8(0))
     own |= np.where(flags & np.uint64(mode.user), np.uint8(USER), np.uint8(0))
-    own |= np.where(flags & np.uint64(mode.no_execute), np.uint8(0), np.uint8(EXECUTABLE))
+    forbids = np.where(
+        flags & np.uint64(mode.user),
+        np.uint64(mode.user_no_execute or mode.no_execute),
+        np.uint64(mode.no_execute),
+    )
+    own |= np.where(flags & forbids, np.uint8(0), np.uint8(EXECUTABLE))
     if not (form.inverted or form.absent):
         own |= np.uint8(PRESENT)
     result: Array = own & above
