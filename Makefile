@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit fuzz demo demo-remove bench man clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-remove bench man api support clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -41,12 +41,16 @@ format: $(STAMP) ## rewrite the sources as ruff wants them
 
 kernels: $(STAMP) ## fetch the Debian kernels that the tests boot
 	@$(BIN)/python -m tests.guests.lab.kernels
+	@$(BIN)/python -m tests.xen.lab.packages
 
 test: check kernels ## everything: checks, unit tests, real guests (TESTS=… for some of them)
 	$(BIN)/python -m pytest --durations=15 $(TESTS)
 
 test-unit: $(STAMP) ## unit tests only
 	$(BIN)/python -m pytest -q tests/unit
+
+test-xen: kernels ## the Xen driver in an emulated dom0: everything, kernels 6.1 and 6.12
+	VIRTINTROSPECT_XEN_WHOLE=1 $(BIN)/python -m pytest -s tests/xen
 
 fuzz: kernels ## bad input for all parsers, then for a real guest's memory (FUZZ_SECONDS=600 each)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --only-binary :all: --group fuzz || \
@@ -60,11 +64,18 @@ demo: $(STAMP) ## boot a small guest and look into it (KEEP=1 keeps the guest)
 demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
 	@$(BIN)/python -m tests.guests.lab.demo remove
 
-bench: $(STAMP) ## the figures of docs/performance.md (BENCH=small or scale: some of them)
+bench: $(STAMP) ## the figures of docs/performance.md and others (BENCH=small: some of them)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
 	@$(BIN)/python -m virtintrospect.cli.manpage docs/virt-introspect.1
+
+api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in build/api
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs/api build/api
+	@echo "build/api/index.html"
+
+support: kernels ## docs/support.md anew: what works where (SUPPORT='-k raw', SUPPORT_ONLY=dump: some of it)
+	SUPPORT_RECORD=1 $(BIN)/python -m pytest -q tests/guests/test_support.py $(SUPPORT)
 
 clean-lab: ## the lab's kernels and packages
 	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"

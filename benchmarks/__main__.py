@@ -1,4 +1,4 @@
-"""``python -m benchmarks [small|scale]``: every figure of docs/performance.md."""
+"""``python -m benchmarks [MODE …]``: the figures of docs/performance.md and of other pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import scale
+from benchmarks import acquire, pause, scale, transports, whole
 from benchmarks.figures import Figure, show
 from benchmarks.measure import command, commands, per_call, program
 from tests.guests.lab import libvirtd
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
-_MODES = ("small", "scale")
+_MODES = ("small", "scale", "acquire", "pause", "whole", "transports")
 
 
 def main() -> None:
@@ -40,6 +40,14 @@ def main() -> None:
             _small()
         if "scale" in modes:
             scale.main()
+        if "acquire" in modes:
+            acquire.main()
+        if "pause" in modes:
+            pause.main()
+        if "whole" in modes:
+            whole.main()
+        if "transports" in modes:
+            transports.main()
 
 
 def _small() -> None:

@@ -25,6 +25,8 @@ from virtintrospect.errors import (
     MissingTypesError,
     NoSuchTargetError,
     NotFoundError,
+    NotWritableError,
+    OutputError,
     SymbolNotFoundError,
     TargetGoneError,
     TypeNotFoundError,
@@ -55,6 +57,8 @@ __all__ = [
     "MissingTypesError",
     "NoSuchTargetError",
     "NotFoundError",
+    "NotWritableError",
+    "OutputError",
     "Session",
     "SymbolNotFoundError",
     "TargetGoneError",
@@ -129,9 +133,9 @@ def domains(uri: str | None = None, *, active_only: bool = True) -> list[Domain]
     :param active_only: leave out those that are shut off.
     :raises MemoryAccessError: libvirt cannot be reached.
     """
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
 
-    with Host(uri) as host:
+    with connect(uri) as host:
         return list(host.domains(active_only=active_only))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 #: Bytes of the units that libvirt writes (docs/formatdomain: memory); KiB where it names none.
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -32,6 +33,18 @@ class Domain:
     def active(self) -> bool:
         """Whether there is a VMM process with memory behind the domain."""
         return self.id is not None
+
+
+class Event(NamedTuple):
+    """Something that happened to a domain."""
+
+    #: A lifecycle event by its name in ``virsh event``; reboot, device-added, device-removed,
+    #: memory-size.
+    what: str
+    name: str
+    uuid: str
+    #: virDomainEvent…DetailType of a lifecycle event.
+    detail: int = 0
 
 
 def current_memory(xml: str) -> int | None:

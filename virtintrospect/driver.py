@@ -7,12 +7,12 @@ Drivers are found through the entry point group ``virtintrospect.drivers``; each
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self, cast, runtime_checkable
 
-from virtintrospect.domain import Domain
+from virtintrospect.domain import Domain, Event
 from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
 from virtintrospect.memory import PhysicalMemory
 
@@ -31,6 +31,9 @@ class Access:
     taint: bool = False
     #: An image file may be changed where it is (``--in-place``).
     in_place: bool = False
+    #: Where no transport is named: one may be taken whose reads last milliseconds each, and for
+    #: which libvirt and QEMU must work. Who looks all the time does not want it.
+    slow: bool = True
 
 
 #: Look, and leave everything as it is.
@@ -79,11 +82,13 @@ class Target(abc.ABC):
         without notes) takes it away here.
         """
         memory = type(self.memory)
-        found = {what for what, protocol in PROTOCOLS.items() if isinstance(self, protocol)}
+        found = {what for what, protocol in PROTOCOLS.items() if _satisfies(type(self), protocol)}
         if memory.gather is not PhysicalMemory.gather:
             found.add(Capability.GATHER)
         if memory.view is not PhysicalMemory.view:
             found.add(Capability.VIEW)
+        if not self.memory.writable:
+            found.discard(Capability.WRITE)
         return frozenset(found)
 
     def require(self, what: Capability) -> None:
@@ -109,12 +114,18 @@ class Target(abc.ABC):
 
 @runtime_checkable
 class SupportsWrite(Protocol):
-    """A target whose memory can be changed, when it was opened with ``Access(write=True)``."""
+    """A target whose memory can be changed, when it was opened with ``Access(write=True)``.
+
+    Its memory then is ``writable``; what it refuses is the memory's word
+    (:meth:`PhysicalMemory.write <virtintrospect.memory.base.PhysicalMemory.write>`).
+    """
 
     def write(self, paddr: int, data: bytes) -> None:
         """Write at a guest-physical address, and make sure by reading it back.
 
-        :raises FaultError: some byte of the range has no RAM, or is ROM; nothing was written.
+        :raises FaultError: some byte of the range has no RAM; nothing was written.
+        :raises NotWritableError: some byte is ROM or on a page that the host has not got, and
+            nothing was written; or it reads back as something else.
         :raises UsageError: the target was not opened for writing.
         """
 
@@ -151,8 +162,12 @@ class SupportsPause(Protocol):
     the target, and the end of this process, let it go on.
     """
 
-    def pause(self) -> None:
-        """Stop all vCPUs; returns when they stand still."""
+    def pause(self) -> float:
+        """Stop all vCPUs; returns when they stand still.
+
+        :returns: when they were asked to (:func:`time.monotonic`): the way to the VMM may have
+            to be opened first, and takes longer than the pause. Now, where they stood already.
+        """
 
     def resume(self) -> None:
         """Undo one :meth:`pause`."""
@@ -164,6 +179,23 @@ class SupportsResidentSize(Protocol):
 
     def resident_size(self) -> int:
         """Bytes of memory that this process has, the guest's RAM included."""
+
+
+class VcpuTime(NamedTuple):
+    """What a vCPU had of this host's CPUs, in nanoseconds since it was started."""
+
+    vcpu: int
+    ran: int
+    #: It could have run, and had to wait for a CPU.
+    waited: int
+
+
+@runtime_checkable
+class SupportsVcpuTimes(Protocol):
+    """A target of whose vCPUs this host's scheduler keeps times."""
+
+    def vcpu_times(self) -> list[VcpuTime]:
+        """The times of each vCPU; none where they cannot be told from other threads."""
 
 
 @runtime_checkable
@@ -182,6 +214,23 @@ PROTOCOLS: dict[Capability, type] = {
     Capability.PAUSE: SupportsPause,
 }
 
+
+def _satisfies(target: type[Target], protocol: type) -> bool:
+    """Whether a class has what a protocol names.
+
+    ``isinstance`` would ask the object for its properties, and one may be found out by asking
+    the VMM.
+    """
+    return all(hasattr(target, name) for name in vars(protocol) if not name.startswith("_"))
+
+
+def registers_of(target: Target) -> SupportsRegisters | None:
+    """The target as one that has registers, where it has them; the VMM is not asked for it."""
+    if Capability.REGISTERS not in target.capabilities():
+        return None
+    return cast("SupportsRegisters", target)
+
+
 #: "TARGET cannot …"
 SAYS = {
     Capability.GATHER: "read many ranges at once",
@@ -197,8 +246,39 @@ SAYS = {
 WAYS: dict[Capability, str] = {
     Capability.GATHER: "a running KVM guest can, and so can kdump and AVML images",
     Capability.VIEW: "a running KVM guest with shared memory can (memoryBacking: memfd)",
-    Capability.REGISTERS: "an ELF core with QEMU's notes can: virsh dump --memory-only",
+    Capability.WRITE: "with --allow-write a running KVM guest can; with --in-place, too, raw, "
+    "ELF and LiME images",
+    Capability.REGISTERS: "a running KVM guest can with --allow-taint (x86), or with "
+    "--transport gdbstub --allow-taint; so can an ELF core with QEMU's notes: "
+    "virsh dump --memory-only",
+    Capability.SET_REGISTERS: "a running KVM guest can: "
+    "--transport gdbstub --allow-taint --allow-write",
+    Capability.PAUSE: "a running guest can",
 }
+
+
+class DomainSource(Protocol):
+    """Who knows the domains of a host: libvirt, or a driver that can do without it."""
+
+    @property
+    def uri(self) -> str:
+        """How the user names it."""
+
+    def domains(self, *, active_only: bool = False) -> Iterable[Domain]:
+        """Every domain, running ones first."""
+
+    def domain(self, target: str) -> Domain:
+        """The domain with this id, name or UUID.
+
+        :raises NoSuchTargetError: there is none.
+        """
+
+    def close(self) -> None:
+        """Close it; twice is harmless."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
 
 
 class Driver(abc.ABC):
@@ -237,6 +317,21 @@ class Driver(abc.ABC):
         :raises MemoryAccessError: as of :meth:`open`.
         """
         raise UsageError(f"driver {self.name} opens nothing by {scheme}:")
+
+    def source(
+        self,
+        scheme: str,
+        on_event: Callable[[Event], None] | None = None,  # noqa: ARG002
+        on_close: Callable[[], None] | None = None,  # noqa: ARG002
+    ) -> DomainSource:
+        """The domains of this host without libvirt, where ``-c`` names one of :attr:`schemes`.
+
+        :param on_event: called, in a thread of the source's own, when a domain comes or goes.
+        :param on_close: called once when it cannot tell any more.
+        :raises UsageError: this driver needs libvirt for that.
+        :raises MemoryAccessError: what would tell cannot be reached.
+        """
+        raise UsageError(f"driver {self.name} does not list domains by {scheme}:")
 
     def check(self, access: Access) -> None:
         """Refuse what this driver has no use for, before anything is opened.
@@ -287,6 +382,22 @@ def driver_for(domain: Domain) -> Driver:
         f"no driver for domain {domain.name!r} on {domain.hypervisor} ({domain.uri})",
         hint="install the driver's package; virtintrospect ships those for QEMU/KVM and Xen",
     )
+
+
+def source_for(
+    uri: str | None,
+    on_event: Callable[[Event], None] | None = None,
+    on_close: Callable[[], None] | None = None,
+) -> DomainSource | None:
+    """What tells of a host's domains without libvirt, for a URI such as ``xen:``.
+
+    :returns: ``None`` for what is libvirt's.
+    """
+    claimed = driver_for_url(uri or "")
+    if claimed is None or claimed[2]:
+        return None
+    driver, scheme, _ = claimed
+    return driver.source(scheme, on_event, on_close)
 
 
 def driver_for_url(target: str) -> tuple[Driver, str, str] | None:

@@ -11,6 +11,7 @@ Everything that virtintrospect raises on purpose derives from :class:`VirtIntros
     │   ├── TargetGoneError                   the guest's VMM went away
     │   ├── EncryptedMemoryError              SEV, SEV-SNP, TDX: only ciphertext
     │   ├── FaultError                        no memory at this address
+    │   ├── NotWritableError                  memory that must not be changed, or did not change
     │   └── ImageFormatError                  a memory image is damaged or unknown
     ├── GuestNotRecognisedError      exit 5   no known kernel in this memory
     │   ├── MissingTypesError                 kernel found, its types are not
@@ -18,7 +19,8 @@ Everything that virtintrospect raises on purpose derives from :class:`VirtIntros
     ├── NotFoundError                exit 1
     │   ├── SymbolNotFoundError
     │   └── TypeNotFoundError                 type or member
-    └── CorruptDataError             exit 1   the guest's own data makes no sense
+    ├── CorruptDataError             exit 1   the guest's own data makes no sense
+    └── OutputError                  exit 1   a file of ours cannot be written
 
 The text of an error is one line that says what failed and where; ``hint`` says what to do
 next. Data that a program may want (an address, a path, an offset) are attributes.
@@ -91,6 +93,22 @@ class FaultError(MemoryAccessError):
         self.kind = kind
 
 
+class NotWritableError(MemoryAccessError):
+    """There is memory at an address, but it must not be written, or did not take what was.
+
+    :param address: first address that the problem is about.
+    :param problem: what is wrong with it.
+    :param kind: address space of ``address``, as shown to people.
+    """
+
+    def __init__(
+        self, address: int, problem: str, *, kind: str = "physical", hint: str = ""
+    ) -> None:
+        super().__init__(f"{kind} address {address:#x}: {problem}", hint=hint)
+        self.address = address
+        self.kind = kind
+
+
 class ImageFormatError(MemoryAccessError):
     """A memory image is truncated, contradicts itself, or has no known format.
 
@@ -149,3 +167,7 @@ class CorruptDataError(VirtIntrospectError):
     def __init__(self, problem: str, address: int, *, hint: str = "") -> None:
         super().__init__(f"{problem} (at {address:#x})", hint=hint)
         self.address = address
+
+
+class OutputError(VirtIntrospectError):
+    """A file that the user wants cannot be written: no space, no permission."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from virtintrospect.connection import connection_error, load_libvirt
 from virtintrospect.domain import Domain
+from virtintrospect.driver import DomainSource, source_for
 from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, VirtIntrospectError
 
 #: virDomainState, as `virsh list` prints it.
@@ -36,6 +37,16 @@ def default_uri() -> str | None:
         if value := os.environ.get(variable):
             return value
     return None
+
+
+def connect(uri: str | None = None) -> DomainSource:
+    """Whoever knows the domains of a host: libvirt, or a driver (``xen:``).
+
+    :param uri: ``None`` for the default of virsh.
+    :raises MemoryAccessError: it cannot be reached.
+    """
+    source = source_for(uri or default_uri())
+    return Host(uri) if source is None else source
 
 
 class Host:

@@ -1,4 +1,4 @@
-"""libvirt's events: a connection that tells when something happens to a domain."""
+"""Events: a connection that tells when something happens to a domain."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from virtintrospect.connection import load_libvirt
+from virtintrospect.domain import Event
+from virtintrospect.driver import DomainSource, source_for
 from virtintrospect.errors import VirtIntrospectError
-from virtintrospect.host import Host
+from virtintrospect.host import Host, default_uri
 
 #: libvirt is thought dead after so many unanswered questions, so many seconds apart.
 _KEEPALIVE_SECONDS, _KEEPALIVE_COUNT = 5, 5
@@ -20,18 +22,6 @@ _LIFECYCLE = (
     "defined", "undefined", "started", "suspended", "resumed", "stopped", "shutdown",
     "pmsuspended", "crashed",
 )  # fmt: skip
-
-
-class Event(NamedTuple):
-    """Something that happened to a domain."""
-
-    #: A lifecycle event by its name in ``virsh event``; reboot, device-added, device-removed,
-    #: memory-size.
-    what: str
-    name: str
-    uuid: str
-    #: virDomainEvent…DetailType of a lifecycle event.
-    detail: int = 0
 
 
 class EventHost(Host):
@@ -110,6 +100,17 @@ class EventHost(Host):
             self._on_event(Event(what, domain.name(), domain.UUIDString()))
 
         return callback
+
+
+def listen(
+    uri: str | None, on_event: Callable[[Event], None], on_close: Callable[[], None]
+) -> DomainSource:
+    """An :class:`EventHost`, or a driver's own word of its domains (``xen:``).
+
+    :raises MemoryAccessError: libvirt, or what the driver asks, cannot be reached.
+    """
+    source = source_for(uri or default_uri(), on_event, on_close)
+    return EventHost(uri, on_event, on_close) if source is None else source
 
 
 _loop: list[threading.Thread] = []

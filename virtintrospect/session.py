@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+import re
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import (
     READ_ONLY,
     Access,
+    Capability,
+    SupportsPause,
     Target,
     driver_for,
     driver_for_url,
     refuse_unknown,
 )
-from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, UsageError
+from virtintrospect.errors import (
+    GuestNotRecognisedError,
+    MemoryAccessError,
+    NoSuchTargetError,
+    UnsupportedError,
+    UsageError,
+)
 from virtintrospect.guests import identify
 from virtintrospect.guests.base import Guest
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace
+from virtintrospect.space import AddressSpace, physical_space
 from virtintrospect.symbols.store import Store, default_directory
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
@@ -29,7 +41,14 @@ from virtintrospect.symbols.types import Types
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from virtintrospect.acquire import Progress
     from virtintrospect.insight.follow import LogBatch
+    from virtintrospect.model import Match
+    from virtintrospect.model.acquisition import Acquisition
+
+_log = logging.getLogger(__name__)
+#: The guest's architecture in a domain's XML.
+_ARCHITECTURE = re.compile(r"<type\b[^>]*\barch='(\w{1,20})'")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -52,10 +71,11 @@ class ImageTarget(Target):
     live = False
     transport = "image"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, access: Access = READ_ONLY) -> None:
         from virtintrospect.memory.image import open_image
 
-        self._memory = open_image(path)
+        self._access = access
+        self._memory = open_image(path, in_place=access.write and access.in_place)
         self.architecture = _ARCHITECTURES.get(getattr(self._memory, "machine", ""), "")
 
     @property
@@ -63,18 +83,36 @@ class ImageTarget(Target):
         """What the file holds."""
         return self._memory
 
+    def write(self, paddr: int, data: bytes) -> None:
+        """Change the file where it is; see :class:`~virtintrospect.driver.SupportsWrite`."""
+        self._memory.write(paddr, data)
+
+    def without(self, what: Capability) -> UnsupportedError:
+        """As of every target; says why an image cannot be changed though the user allows it."""
+        if what is Capability.WRITE and self._access.write and self._access.in_place:
+            return UnsupportedError(
+                "this image cannot be changed: its format does not hold memory as it is",
+                hint="raw, ELF and LiME images can be; unpack one that is compressed",
+            )
+        return super().without(what)
+
     def close(self) -> None:
         """Close the file."""
         self._memory.close()
 
 
 class CoreTarget(ImageTarget):
-    """An image that has the CPUs' registers, too: an ELF core of QEMU's."""
+    """An image that has the CPUs' registers, too: an ELF core of QEMU's, of kdump's or of Xen's."""
 
     def __init__(
-        self, memory: PhysicalMemory, registers: list[dict[str, int]], architecture: str = ""
+        self,
+        memory: PhysicalMemory,
+        registers: list[dict[str, int]],
+        architecture: str = "",
+        access: Access = READ_ONLY,
     ) -> None:
         self._memory = memory
+        self._access = access
         self._registers = registers
         self.architecture = architecture
 
@@ -93,14 +131,38 @@ class CoreTarget(ImageTarget):
         return self._registers[vcpu]
 
 
-def open_image_target(path: Path) -> ImageTarget:
-    """A memory image, with what its format says of registers."""
+def open_image_target(path: Path, access: Access = READ_ONLY) -> ImageTarget:
+    """A memory image, with what its format says of registers.
+
+    :param access: with ``write`` and ``in_place`` the file itself may be changed.
+    """
     from virtintrospect.memory.cpunotes import registers
 
-    target = ImageTarget(path)
-    machine = getattr(target.memory, "machine", "")
-    found = registers(getattr(target.memory, "notes", ()), machine)
-    return CoreTarget(target.memory, found, target.architecture) if found else target
+    target = ImageTarget(path, access)
+    found = getattr(target.memory, "registers", None)
+    if found is None:
+        machine = getattr(target.memory, "machine", "")
+        found = registers(getattr(target.memory, "notes", ()), machine)
+    if not found:
+        return target
+    return CoreTarget(target.memory, found, target.architecture, access)
+
+
+class Pause:
+    """How long a guest stood still; made by :meth:`Session.paused`.
+
+    :param started: when it was asked to stop (:func:`time.monotonic`).
+    """
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        #: When it went on; ``None`` while it stands still.
+        self.ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From the request to stop until the guest is known to go on, or until now."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
 
 
 def _of_guest(
@@ -143,6 +205,7 @@ class Session:
         self.lock = threading.RLock()
         self._store = Store(default_directory()) if store is None else store
         self._guest: Guest | None = None
+        self._recognised = 0.0
         self._closed = False
 
     @property
@@ -182,7 +245,7 @@ class Session:
             if guest is None:
                 before = self._guest
                 guest = identify(self.target, self._store, previous=before, thorough=thorough)
-                self._guest = guest
+                self._guest, self._recognised = guest, time.monotonic()
             return guest
 
     info = _of_guest(Guest.info)
@@ -218,10 +281,12 @@ class Session:
     hung = _of_guest(Guest.hung)
     crash = _of_guest(Guest.crash)
     cpu_stacks = _of_guest(Guest.cpu_stacks)
+    page_owners = _of_guest(Guest.page_owners)
     layout = _of_guest(Guest.layout)
     entries = _of_guest(Guest.entries)
     module_types = _of_guest(Guest.module_types)
     process_space = _of_guest(Guest.process_space)
+    process_at = _of_guest(Guest.process_at)
     take_problems = _of_guest(Guest.take_problems)
 
     @property
@@ -243,6 +308,33 @@ class Session:
     def memory(self) -> PhysicalMemory:
         """Guest-physical memory."""
         return self.target.memory
+
+    @property
+    def physical(self) -> AddressSpace:
+        """Guest-physical memory as an address space: it reads numbers, strings and arrays, too.
+
+        No kernel needs to be recognised.
+        """
+        return physical_space(self.memory)
+
+    def forget(self) -> None:
+        """Drop all that is remembered of the guest: the next call looks anew.
+
+        Of live memory nothing is kept but where it is: which pages the host has, and which
+        kernel was recognised where. What belongs to a kernel's build, its symbols and types,
+        stays on disk (:class:`~virtintrospect.symbols.store.Store`).
+        """
+        with self.lock:
+            self.memory.forget()
+            self._guest = None
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the kernel was recognised: how old the oldest of what is kept can be.
+
+        ``None`` where none has been, or all was dropped by :meth:`forget`.
+        """
+        return None if self._guest is None else time.monotonic() - self._recognised
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -289,6 +381,141 @@ class Session:
         if name == PS.name and not PS_DETAILS.isdisjoint(PS_DETAILS if names is None else names):
             arguments = {"details": True} | arguments
         return arrays(find(name), self.table(name, **arguments), names)
+
+    def dump(
+        self,
+        path: str | Path,
+        format: str = "elf",  # noqa: A002 (it is what the user calls it)
+        *,
+        identity: str = "",
+        pause: bool = False,
+        resume: bool = False,
+        force: bool = False,
+        digest: bool = True,
+        progress: Progress | None = None,
+    ) -> Acquisition:
+        """Write the memory to a file, while the guest runs: sparse, and whole or not at all.
+
+        A guest that is not recognised is dumped, too; an ELF core then has no VMCOREINFO.
+
+        :param format: ``elf``, ``raw`` or ``lime``.
+        :param identity: what tells a target without a domain from others, for ``resume``.
+        :param pause: let the guest stand still meanwhile; it goes on whatever happens.
+        :param resume: go on with a dump that was interrupted.
+        :param force: replace a file of that name, and an unfinished dump to it.
+        :param digest: compute the SHA-256 of the file.
+        :param progress: called with bytes done and altogether, now and then.
+        :raises UsageError: the file is there already, or cannot be resumed; the target cannot
+            be paused; there is no such format.
+        :raises OutputError: the file cannot be written. What was copied stays in ``PATH.part``.
+        :raises MemoryAccessError: the guest's memory is gone. The same holds.
+        """
+        from virtintrospect.acquire import dump, origin_of
+
+        with self.lock:
+            try:
+                guest = self.guest
+            except GuestNotRecognisedError as error:
+                _log.warning("not recognised, and dumped all the same: %s", error)
+                guest = None
+            machine = ""
+            if self.domain is not None:
+                identity = f"{self.domain.uuid} {self.domain.id}"
+                found = _ARCHITECTURE.search(self.domain.xml)
+                machine = found[1] if found else ""
+            return dump(
+                origin_of(self.target, guest, identity, machine), Path(path), format,
+                pause=pause, resume=resume, force=force, digest=digest, progress=progress,
+            )  # fmt: skip
+
+    def write(
+        self, address: int | str, data: bytes, *, pid: int | None = None, force: bool = False
+    ) -> None:
+        """Write to the kernel's memory, or to a process's.
+
+        See :meth:`AddressSpace.write <virtintrospect.space.AddressSpace.write>` for what is
+        refused, and for guest-physical addresses :meth:`PhysicalMemory.write
+        <virtintrospect.memory.base.PhysicalMemory.write>`.
+
+        :param address: virtual; or the name of a symbol.
+        :param pid: in the address space of this process.
+        :param force: also write where the guest's tables do not allow it.
+        :raises UnsupportedError: the target cannot be changed, or was not opened for writing.
+        :raises SymbolNotFoundError: the kernel has no symbol of that name.
+        :raises NoSuchTargetError: there is no such process.
+        """
+        with self.lock:
+            self.target.require(Capability.WRITE)
+            guest = self.guest
+            space = guest.kernel if pid is None else guest.process_space(pid)
+            where = guest.symbols.address(address) if isinstance(address, str) else address
+            space.write(where, data, force=force)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[Pause]:
+        """Let the guest stand still in a ``with`` block; it goes on at its end, however it ends.
+
+        A guest that was paused before stays so. Blocks may lie in each other.
+
+        :returns: the pause, which measures its length.
+        :raises UsageError: the session is closed.
+        :raises UnsupportedError: the target cannot stop its guest.
+        :raises AccessDeniedError: this user may not.
+        """
+        if self._closed:
+            raise UsageError("the session is closed", hint="use it inside its `with` block")
+        self.target.require(Capability.PAUSE)
+        target = cast("SupportsPause", self.target)
+        pause = Pause(target.pause())
+        try:
+            self.memory.expire()  # what was read of the running guest is not what stands still
+            yield pause
+        finally:
+            if not self._closed:  # closing has let it go on already
+                target.resume()
+            pause.ended = time.monotonic()
+
+    def search(
+        self,
+        pattern: str | bytes,
+        kind: str = "text",
+        *,
+        ignore_case: bool = False,
+        pid: int | None = None,
+        context: int = 16,
+        progress: Progress | None = None,
+    ) -> Iterator[Match]:
+        """Every place in guest memory where something is, lowest address first.
+
+        Pages that the host does not hold are not touched. Without a process no kernel needs to
+        be recognised.
+
+        :param pattern: and ``kind``, as of
+            :func:`~virtintrospect.insight.patterns.compile_pattern`: ``text``, ``hex``,
+            ``regex`` or ``yara``.
+        :param ignore_case: of ASCII letters.
+        :param pid: only in the memory of this process; else in all guest-physical memory.
+        :param context: bytes before and behind a match that are given along with it.
+        :param progress: called with the bytes that are done, and those there are.
+        :raises UsageError: that is no such pattern.
+        :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
+        """
+        from virtintrospect.insight.patterns import compile_pattern
+        from virtintrospect.insight.search import physical_spans, search, virtual_spans
+
+        def read(paddr: int, size: int) -> bytes:
+            with self.lock:
+                return self.memory.read(paddr, size)
+
+        compiled = compile_pattern(pattern, kind, ignore_case=ignore_case)
+        with self.lock:
+            if pid is None:
+                spans = physical_spans(self.memory)
+            else:
+                space = self.guest.process_space(pid)
+                spans = virtual_spans(space, 1 << (space.mode.virtual_bits - 1))
+        virtual = pid is not None
+        return search(read, spans, compiled, virtual=virtual, context=context, progress=progress)
 
     def follow_log(self, interval: float = 0.5) -> Iterator[LogBatch]:
         """The kernel's log, then what comes to it, for ever, through reboots.
@@ -345,10 +572,10 @@ def open_session(
     path = image_path(target)
     if path is not None:
         refuse_unknown(access, (ImageTarget.transport,), "a memory image")
-        return Session(open_image_target(path), store=store)
-    from virtintrospect.host import Host
+        return Session(open_image_target(path, access), store=store)
+    from virtintrospect.host import connect
 
-    with Host(uri) as host:
+    with connect(uri) as host:
         return open_domain(host.domain(target), store, access)
 
 

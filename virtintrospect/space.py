@@ -7,24 +7,27 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from virtintrospect.arch.leaves import Leaves, leaves, no_leaves
 from virtintrospect.arch.paging import (
     NOT_MAPPED,
+    UNTRANSLATED,
     PagingMode,
     Walk,
     translate_many,
     translator,
     walk,
 )
-from virtintrospect.errors import FaultError, UsageError
+from virtintrospect.errors import CorruptDataError, FaultError, NotWritableError, UsageError
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.memory.base import MAX_READ
+from virtintrospect.memory.base import MAX_READ, MAX_WRITE
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 _PAGE = 4096
-_U64 = struct.Struct("<Q")
+#: Pages that one call looks up at most: 64 GiB.
+_MAX_PAGES = 1 << 24
 
 
 def as_addresses(values: npt.ArrayLike) -> npt.NDArray[np.uint64]:
@@ -52,14 +55,28 @@ class LinearRange(NamedTuple):
     paddr: int
 
 
+def physical_space(memory: PhysicalMemory) -> AddressSpace:
+    """Guest-physical memory with all that an address space can do: numbers, strings, arrays."""
+    return AddressSpace(memory, UNTRANSLATED, 0, linear=[LinearRange(0, memory.end, 0)])
+
+
+class Run(NamedTuple):
+    """Virtual memory that is contiguous in guest-physical memory, too."""
+
+    vaddr: int
+    paddr: int
+    size: int
+
+
 class AddressSpace:
     """The virtual memory behind one top table.
 
     :param memory: guest-physical memory.
     :param mode: format of the page tables.
-    :param root: physical address of the top table, as in CR3 (low 12 bits are ignored).
+    :param root: physical address of the top table, as in CR3 (what else CR3 holds is ignored).
     :param linear: ranges known to be linear (direct map, kernel image); the walker serves the
         rest, and nothing of what it finds is kept: a guest may change its tables at any time.
+    :param pointer_size: bytes of a pointer and of an ``unsigned long``, 4 or 8.
     """
 
     def __init__(
@@ -69,18 +86,27 @@ class AddressSpace:
         root: int,
         *,
         linear: Iterable[LinearRange] = (),
+        pointer_size: int = 8,
     ) -> None:
         self.memory = memory
         self.mode = mode
         self.root = root & mode.root_mask
         self.linear = tuple(linear)
-        self._translate = translator(memory.reader_u64(), mode)
+        self.pointer_size = pointer_size
+        self._translate = translator(memory.reader(mode.entry_size), mode, memory.frames)
         #: Reads the 64-bit number at a virtual address.
-        self.read_u64: Callable[[int], int] = self._compile_read_u64()
+        self.read_u64: Callable[[int], int] = self._compile_read(8)
+        #: Reads the pointer, or ``unsigned long``, at a virtual address.
+        self.read_pointer: Callable[[int], int] = (
+            self.read_u64 if pointer_size == 8 else self._compile_read(pointer_size)
+        )
+        self._pointer = "Q" if pointer_size == 8 else "I"
+        #: The highest address; sums of addresses wrap around behind it.
+        self.last = (1 << 8 * pointer_size) - 1
 
     def with_root(self, root: int) -> AddressSpace:
         """The same memory and mode under another top table, without linear ranges."""
-        return AddressSpace(self.memory, self.mode, root)
+        return AddressSpace(self.memory, self.mode, root, pointer_size=self.pointer_size)
 
     # -- translation ------------------------------------------------------------------------
 
@@ -120,6 +146,56 @@ class AddressSpace:
     def walk(self, vaddr: int) -> Walk:
         """Translate through the page tables alone and tell every step."""
         return walk(self.memory, self.mode, self.root, vaddr)
+
+    def runs(self, vaddr: int, size: int) -> list[Run]:
+        """The parts of a range that have pages, those that follow on each other joined.
+
+        :param size: bytes; a range of any length, whose pages are looked up all at once.
+        :returns: in rising order; what has no page is left out. Whether there is memory at
+            the physical address is not asked.
+        :raises UsageError: the range is not one of 64-bit addresses, or has more than 2^24 pages.
+        """
+        import numpy as np
+
+        first, last = vaddr // _PAGE, (vaddr + max(size, 0) - 1) // _PAGE
+        if vaddr < 0 or vaddr + size > 1 << 64 or last - first >= _MAX_PAGES:
+            raise UsageError(f"no range of addresses: {size} bytes at {vaddr:#x}")
+        pages = np.arange(first, last + 1, dtype=np.uint64) * np.uint64(_PAGE)
+        found = self.translate_many(pages)
+        there = np.flatnonzero(found != np.uint64(NOT_MAPPED))
+        if not len(there):
+            return []
+        gap = (np.diff(there) != 1) | (np.diff(found[there]) != np.uint64(_PAGE))
+        starts = np.concatenate(([0], np.flatnonzero(gap) + 1))
+        ends = np.concatenate((starts[1:], [len(there)]))
+        runs = []
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            low = max(vaddr, (first + int(there[start])) * _PAGE)
+            high = min(vaddr + size, (first + int(there[end - 1]) + 1) * _PAGE)
+            runs.append(Run(low, int(found[there[start]]) + low % _PAGE, high - low))
+        return runs
+
+    def pages(self, start: int = 0, end: int = 1 << 64, *, limit: int = 1 << 16) -> Leaves:
+        """Every page that the tables map in a range, lowest address first, as arrays.
+
+        The linear ranges are not asked, the tables alone are. For a process
+        ``pages(end=1 << 47)`` leaves the kernel's half out.
+
+        :param limit: page tables that are read at most. A process has one for each 2 MiB that
+            it uses; a hostile guest's tables may have no end.
+        :raises CorruptDataError: there are more tables than that.
+        """
+        import numpy as np
+
+        found, read = [no_leaves()], 0
+        for tables, some in leaves(self.memory, self.mode, [self.root], start, end, limit + 1):
+            read += len(tables.paddr)
+            found.append(some)
+        if read > limit:
+            raise CorruptDataError(f"more than {limit} page tables", self.root)
+        columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        order = np.argsort(columns[1], kind="stable")
+        return Leaves(*(column[order] for column in columns))
 
     def verify(self, linear: LinearRange) -> bool:
         """Whether the page tables agree with a linear range at its start."""
@@ -181,6 +257,21 @@ class AddressSpace:
             return self.memory.gather(paddrs, size, faults)
         return self._patched(vaddrs, paddrs, size, patches, faults)
 
+    def pointers(self, vaddr: int, count: int) -> tuple[int, ...]:
+        """``count`` pointers, or numbers of that size, one behind the other.
+
+        :raises FaultError: as :meth:`read`.
+        """
+        data = self.read(vaddr, count * self.pointer_size)
+        return struct.unpack(f"<{count}{self._pointer}", data)
+
+    def gather_pointers(
+        self, vaddrs: Sequence[int], faults: list[int] | None = None
+    ) -> tuple[int, ...]:
+        """The pointer at each of ``vaddrs``; ``faults`` is as that of :meth:`gather`."""
+        data = self.gather(vaddrs, self.pointer_size, faults)
+        return struct.unpack(f"<{len(vaddrs)}{self._pointer}", data)
+
     def string(self, vaddr: int, limit: int = 4096) -> bytes:
         """The NUL-terminated string at ``vaddr``, without its NUL, cut at ``limit`` bytes.
 
@@ -229,6 +320,30 @@ class AddressSpace:
         text = self.read(int.from_bytes(header[8:], "little"), length) if length else b""
         return text.decode("utf-16-le", "replace").encode()
 
+    def wide_string(self, vaddr: int, limit: int = 8192) -> bytes:
+        """The UTF-16 string at ``vaddr`` that ends with a zero character, as UTF-8.
+
+        :param limit: bytes in memory that are read at most. What is no UTF-16 becomes U+FFFD.
+        :raises FaultError: its first character cannot be read; where memory ends later, what
+            is there is given.
+        """
+        text = b""
+        while len(text) < limit:
+            step = min(limit - len(text), _PAGE - (vaddr & (_PAGE - 1)), 256)
+            try:
+                # A character may lie on two pages, if its address is odd.
+                text += self.read(vaddr, max(step & ~1, 2))
+            except FaultError:
+                if not text:
+                    raise
+                break
+            end = next((i for i in range(0, len(text), 2) if text[i : i + 2] == b"\0\0"), -1)
+            if end >= 0:
+                text = text[:end]
+                break
+            vaddr += max(step & ~1, 2)
+        return text.decode("utf-16-le", "replace").encode()
+
     def strings(self, vaddrs: Sequence[int], limit: int = 256) -> list[bytes | None]:
         """The strings at many addresses; ``None`` where one cannot be read."""
         result: list[bytes | None] = []
@@ -253,6 +368,83 @@ class AddressSpace:
             vaddr += step
         return pieces
 
+    def view(self, vaddr: int, size: int) -> memoryview | None:
+        """A zero-copy, read-only window on live memory, or ``None`` where none can be had.
+
+        As :meth:`PhysicalMemory.view <virtintrospect.memory.base.PhysicalMemory.view>`; the
+        range must also be contiguous in guest-physical memory.
+
+        :raises FaultError: a page of the range is not mapped.
+        """
+        runs = self.runs(vaddr, size)
+        if sum(run.size for run in runs) < size:
+            end = next((run.vaddr + run.size for run in runs if run.vaddr == vaddr), vaddr)
+            raise FaultError(end, size, kind="virtual")
+        return self.memory.view(runs[0].paddr, size) if len(runs) == 1 else None
+
+    def array(self, vaddr: int, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+        """``count`` elements of any numpy type from ``vaddr`` on, as a copy.
+
+        :raises FaultError: a page of the range is not mapped or has no memory.
+        :raises UsageError: numpy has no such type, or it holds Python objects.
+        """
+        import numpy as np
+
+        try:
+            kind = np.dtype(dtype)
+            if kind.hasobject or kind.itemsize == 0 or count < 0:
+                raise UsageError(f"memory has no {count} elements of {dtype!r}")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"no numpy type: {dtype!r}") from error
+        return np.frombuffer(self.read(vaddr, kind.itemsize * count), dtype=kind)
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def write(self, vaddr: int, data: bytes, *, force: bool = False) -> None:
+        """Write bytes, and make sure by reading them back.
+
+        Everything is checked before the first byte is written. A page that the guest's tables
+        map read-only is refused: it may be one that others share (the page of zeros, a page
+        of a file, memory after a fork), and writing past the tables would change it for all.
+
+        :param vaddr: where; the range may cross pages.
+        :param force: also write where the tables do not allow it.
+        :raises UsageError: the memory was not opened for writing, or there are more than
+            :data:`~virtintrospect.memory.base.MAX_WRITE` bytes.
+        :raises FaultError: a page of the range is not mapped or has no memory; its
+            ``address`` is virtual.
+        :raises NotWritableError: a page is mapped read-only or is absent; or what was written
+            is not what is read back. Its ``address`` is virtual where the tables forbid it.
+        """
+        if len(data) > MAX_WRITE:
+            raise UsageError(f"one write takes at most {MAX_WRITE} bytes", hint="write in pieces")
+        pieces: list[tuple[int, bytes]] = []
+        done = 0
+        while done < len(data):
+            found = self._writable_page(vaddr + done, len(data), force=force)
+            step = min(len(data) - done, found.page_size - ((vaddr + done) % found.page_size))
+            assert found.paddr is not None  # _writable_page has raised otherwise
+            self.memory.check_write(found.paddr, step)
+            pieces.append((found.paddr, data[done : done + step]))
+            done += step
+        for paddr, piece in pieces:
+            self.memory.write(paddr, piece)
+
+    def write_integer(
+        self, vaddr: int, value: int, size: int = 8, *, signed: bool = False, force: bool = False
+    ) -> None:
+        """Write a little-endian number of 1, 2, 4 or 8 bytes; raises as :meth:`write`.
+
+        :raises UsageError: there are no numbers of that size, or the value does not fit.
+        """
+        if size not in (1, 2, 4, 8):
+            raise UsageError(f"a number has 1, 2, 4 or 8 bytes, not {size}")
+        try:
+            data = value.to_bytes(size, "little", signed=signed)
+        except OverflowError as error:
+            raise UsageError(f"{value:#x} does not fit into {size} bytes") from error
+        self.write(vaddr, data, force=force)
+
     # -- inside -----------------------------------------------------------------------------
 
     def _page(self, vaddr: int, size: int) -> tuple[int, int]:
@@ -269,6 +461,28 @@ class AddressSpace:
         if paddr < 0:
             raise FaultError(vaddr, size, kind="virtual")
         return paddr, page_size
+
+    def _writable_page(self, vaddr: int, size: int, *, force: bool) -> Walk:
+        """The page behind ``vaddr``, walked for: linear ranges say nothing of rights."""
+        try:
+            found = self.walk(vaddr)
+        except FaultError as error:
+            raise FaultError(
+                vaddr,
+                size,
+                kind="virtual",
+                hint=f"its page table at {error.address:#x} has no memory",
+            ) from error
+        if found.paddr is None:
+            raise FaultError(vaddr, size, kind="virtual")
+        if not force and not (found.writable and found.present):
+            raise NotWritableError(
+                vaddr,
+                "the guest maps this page read-only, and others may share it",
+                kind="virtual",
+                hint="--force (force=True) writes to it all the same",
+            )
+        return found
 
     def _contiguous(self, vaddr: int, size: int) -> int:
         """Physical address of a range that lies in one piece; a FaultError where it does not."""
@@ -308,7 +522,7 @@ class AddressSpace:
             faults.extend(whole[index] for index in inner)
         return bytes(out)
 
-    def _compile_read_u64(self) -> Callable[[int], int]:
+    def _compile_read(self, size: int) -> Callable[[int], int]:
         """A function for the most frequent read, with everything it needs bound once."""
         # There are two linear ranges at most, direct map and image; a loop over them would cost
         # as much as the read.
@@ -316,23 +530,23 @@ class AddressSpace:
         first, second, *_ = (*self.linear, none, none)
         first_start, first_end, first_shift = first.start, first.end, first.paddr - first.start
         start, end, shift = second.start, second.end, second.paddr - second.start
-        read_physical = self.memory.reader_u64()
+        read_physical = self.memory.reader(size)
         translate = self.translate
         read = self.read
-        unpack: Any = _U64.unpack
+        last = _PAGE - size
 
-        def read_u64(vaddr: int) -> int:
+        def read_number(vaddr: int) -> int:
             if first_start <= vaddr < first_end:
                 paddr = vaddr + first_shift
             elif start <= vaddr < end:
                 paddr = vaddr + shift
-            elif vaddr & (_PAGE - 1) > _PAGE - 8:
-                return int(unpack(read(vaddr, 8))[0])
+            elif vaddr & (_PAGE - 1) > last:
+                return int.from_bytes(read(vaddr, size), "little")
             else:
                 paddr = -1
             try:
                 return read_physical(translate(vaddr) if paddr < 0 else paddr)
             except FaultError as error:
-                raise FaultError(vaddr, 8, kind="virtual") from error
+                raise FaultError(vaddr, size, kind="virtual") from error
 
-        return read_u64
+        return read_number

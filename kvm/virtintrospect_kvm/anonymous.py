@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import FaultError, MemoryAccessError
 from virtintrospect.memory import Region
 from virtintrospect_kvm import bulk
 from virtintrospect_kvm.backing import BackingFile
@@ -97,12 +97,38 @@ class ProcessBlock:
     def whole(self) -> None:
         """Never: another process's memory cannot be mapped."""
 
-    def extents(self, offset: int, size: int) -> Iterator[Region]:
-        """Offsets that hold data in RAM; swapped pages are left out."""
+    def extents(self, offset: int, size: int, *, swapped: bool = False) -> Iterator[Region]:
+        """Offsets that hold data in RAM; swapped pages only where they are asked for."""
         self._process.check()
         if self._file is not None and self._file.knows_holes:
             return self._file.extents(offset, size, self._process.check)
-        return self._pagemap.extents(offset, size)
+        return self._pagemap.extents(offset, size, swapped=swapped)
+
+    def first_absent(self, offset: int, size: int) -> int | None:
+        """Offset of the first page of a range that the host has not got."""
+        if self._file is not None and self._file.knows_holes:
+            return self._file.first_hole(offset, size)
+        return self._pagemap.first_absent(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write to a range of which no page is absent; ``/proc/PID/mem`` must be open for it.
+
+        :raises TargetGoneError: the process ended.
+        :raises MemoryAccessError: the kernel refuses.
+        """
+        while data:
+            self._process.check()
+            try:
+                done = os.pwrite(self._descriptor, data, self._address + offset)
+            except OSError as error:
+                self._process.check()
+                raise MemoryAccessError(
+                    f"the guest's RAM cannot be written: {error.strerror}",
+                    hint="a security module may forbid writing to /proc/PID/mem",
+                ) from error
+            if not done:
+                raise self._process.gone()
+            offset, data = offset + done, data[done:]
 
     def forget(self) -> None:
         """Drop what is known of residency."""

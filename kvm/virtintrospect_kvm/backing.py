@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from virtintrospect.memory import Region
+
+#: Formats of :class:`memoryview` for numbers of so many bytes.
+_WORDS: dict[int, Literal["H", "I", "Q"]] = {2: "H", 4: "I", 8: "Q"}
 
 
 class BackingFile:
@@ -29,6 +34,34 @@ class BackingFile:
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at an offset in the range; zeros where the file ends or has a hole."""
         return os.pread(self.descriptor, size, self._offset + offset).ljust(size, b"\0")
+
+    def first_hole(self, offset: int, size: int) -> int | None:
+        """Offset of the first byte of a range without data; only where :attr:`knows_holes`."""
+        start, end = self._offset + offset, self._offset + offset + size
+        try:
+            hole = os.lseek(self.descriptor, start, os.SEEK_HOLE)
+        except OSError:  # ENXIO: the file ends before
+            return offset
+        return None if hole >= end else max(start, hole) - self._offset
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write to a range that is no hole; the file must have been opened for it.
+
+        Through a mapping that lasts no longer: a number of 2, 4 or 8 bytes at a multiple of its
+        size is stored by one instruction, and no guest ever sees a part of it.
+        """
+        position = self._offset + offset
+        unit = max(mmap.PAGESIZE, os.fstatvfs(self.descriptor).f_bsize)  # huge pages: theirs
+        start = position - position % unit
+        end = -(-(position + len(data)) // unit) * unit
+        with mmap.mmap(self.descriptor, end - start, offset=start) as window:
+            at, size = position - start, len(data)
+            kind = _WORDS.get(size)
+            if kind is not None and at % size == 0:
+                with memoryview(window) as view, view.cast(kind) as words:
+                    words[at // size] = int.from_bytes(data, sys.byteorder)
+            else:
+                window[at : at + size] = data
 
     def extents(self, offset: int, size: int, check: Callable[[], None]) -> Iterator[Region]:
         """Offsets in the range that hold data; only where :attr:`knows_holes`.

@@ -70,9 +70,10 @@ def arguments_of(xml: str) -> list[str]:
 
 def size_of(element: ElementTree.Element | None) -> int:
     """Bytes that an element with a unit stands for; 0 where there is none."""
-    if element is None or not (element.text or "").strip().isdigit():
+    text = "" if element is None else (element.text or "").strip()
+    if element is None or not (text.isascii() and text.isdigit() and len(text) < 21):
         return 0
-    return int(element.text or "0") * UNITS.get(element.get("unit", "KiB"), 1 << 10)
+    return int(text) * UNITS.get(element.get("unit", "KiB"), 1 << 10)
 
 
 def _processor(root: ElementTree.Element) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target
+from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target, VcpuTime
 from virtintrospect.errors import (
     AccessDeniedError,
     EncryptedMemoryError,
@@ -17,23 +17,27 @@ from virtintrospect.errors import (
 from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
 from virtintrospect_kvm.backing import BackingFile
+from virtintrospect_kvm.control import Control, ControlledTarget, control_of, control_of_socket
+from virtintrospect_kvm.delays import vcpu_times
 from virtintrospect_kvm.firmware import find_firmware
-from virtintrospect_kvm.layout import Layout, layout_of
+from virtintrospect_kvm.gdbtarget import GDBSTUB, GdbTarget
+from virtintrospect_kvm.layout import Layout, layout_of, shadow_of
 from virtintrospect_kvm.maps import MAX_MAPS, Mapping, find_blocks, parse_maps
 from virtintrospect_kvm.memory import KvmMemory
 from virtintrospect_kvm.options import CommandLine
 from virtintrospect_kvm.pagemap import Pagemap
 from virtintrospect_kvm.process import ElsewhereError, NotHereError, QemuProcess
+from virtintrospect_kvm.qmp import refuse_taint
 from virtintrospect_kvm.remote import MONITOR, PEEK, open_monitor, open_peek
 from virtintrospect_kvm.shared import SharedBlock
-from virtintrospect_kvm.standalone import open_qmp
+from virtintrospect_kvm.standalone import open_qmp, open_qmp_stub
 
 _log = logging.getLogger("virtintrospect.kvm")
 
 MMAP, PROCESS = "kvm-mmap", "kvm-process"
 
 
-class KvmTarget(Target):
+class KvmTarget(ControlledTarget):
     """One QEMU guest's memory.
 
     Everything that needs a privilege is opened here; reading mapped RAM needs none afterwards.
@@ -41,16 +45,30 @@ class KvmTarget(Target):
     :param process: the guest's QEMU; the target takes it over, also when opening fails.
     :param layout: its guest-physical map.
     :param transport: :data:`MMAP` or :data:`PROCESS` alone; otherwise each block in the best way.
+    :param write: the guest's RAM may be changed.
+    :param control: the way to stop it and to its registers; the target takes it over.
     :raises AccessDeniedError: privileges are missing.
     :raises TargetGoneError: the guest ended meanwhile.
     :raises MemoryAccessError: QEMU's memory is not as the map says.
     """
 
-    def __init__(self, process: QemuProcess, layout: Layout, transport: str | None = None) -> None:
+    def __init__(
+        self,
+        process: QemuProcess,
+        layout: Layout,
+        transport: str | None = None,
+        *,
+        write: bool = False,
+        control: Control | None = None,
+    ) -> None:
+        self.control = control
+        self._mode = os.O_RDWR if write else os.O_RDONLY
         self.process = process
         self.layout = layout
         with contextlib.ExitStack() as stack:
             stack.callback(process.close)
+            if control is not None:
+                stack.callback(control.close)
             files = process.descriptors()
             mappings = parse_maps(_read(process.open_file("maps"), MAX_MAPS))
             places = find_blocks(layout.blocks, mappings, files)
@@ -63,7 +81,7 @@ class KvmTarget(Target):
                 )
             self._pagemap = process.open_file("pagemap")
             stack.callback(os.close, self._pagemap)
-            self._mem = process.open_file("mem")
+            self._mem = process.open_file("mem", self._mode)
             stack.callback(os.close, self._mem)
             blocks: dict[tuple[int, int], tuple[SharedBlock | ProcessBlock, int]] = {}
             for number, shift in dict.fromkeys((p.block, p.shift) for p in layout.pieces):
@@ -76,10 +94,13 @@ class KvmTarget(Target):
             parts = [(Region(p.start, p.end), *blocks[p.block, p.shift]) for p in layout.pieces]
             line = CommandLine(process.arguments)
             self.architecture = line.architecture
+            rom = shadow_of(layout)
             for paddr, mapping in find_firmware(line, mappings, self._mem):
                 region = Region(paddr, paddr + mapping.size)
+                rom.append(region)
                 parts.append((region, self._private(mapping.start, mapping.size), paddr))
-            self._memory = KvmMemory(process, sorted(parts, key=lambda part: part[0]))
+            parts.sort(key=lambda part: part[0])
+            self._memory = KvmMemory(process, parts, rom=rom, writable=write)
             process.check()
             self._resources = stack.pop_all()
         self.transport = MMAP if all(shared) else PROCESS
@@ -89,6 +110,10 @@ class KvmTarget(Target):
     def memory(self) -> KvmMemory:
         """Guest-physical memory."""
         return self._memory
+
+    def write(self, paddr: int, data: bytes) -> None:
+        """Change RAM; see :class:`~virtintrospect.driver.SupportsWrite`."""
+        self._memory.write(paddr, data)
 
     def capabilities(self) -> frozenset[Capability]:
         """As of every target; windows only where some RAM is mapped here."""
@@ -105,6 +130,13 @@ class KvmTarget(Target):
         except (OSError, IndexError) as error:
             raise self.process.gone() from error
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def vcpu_times(self) -> list[VcpuTime]:
+        """How long each vCPU ran, and waited for a CPU of this host.
+
+        :raises TargetGoneError: the guest ended.
+        """
+        return vcpu_times(self.process)
 
     def check(self) -> None:
         """Make sure that the guest still runs.
@@ -143,7 +175,7 @@ class KvmTarget(Target):
         if name is None:
             # QEMU has closed the file, or the file system numbers files in two ways (btrfs).
             name = f"map_files/{mapping.start:x}-{mapping.end:x}"
-        descriptor = process.open_file(name)
+        descriptor = process.open_file(name, self._mode)
         offset = mapping.offset + start
         if not windows:
             file = BackingFile(descriptor, offset)
@@ -165,7 +197,7 @@ class KvmDriver(Driver):
     """Reads QEMU guests of libvirt: no pause, and no taint unless it is allowed."""
 
     name = "kvm"
-    transports = (MMAP, PROCESS, PEEK, MONITOR)
+    transports = (MMAP, PROCESS, PEEK, MONITOR, GDBSTUB)
     schemes = ("qmp",)
 
     def serves(self, domain: Domain) -> bool:
@@ -185,13 +217,15 @@ class KvmDriver(Driver):
         :raises MemoryAccessError: it is shut off, is elsewhere, or has an unknown machine.
         """
         if access.transport == PEEK:
-            return open_peek(domain)
+            return open_peek(domain, access)
         if access.transport == MONITOR:
             return open_monitor(domain, access)
+        if access.transport == GDBSTUB:
+            return open_gdbstub(domain, access)
         try:
-            return open_process(domain, access.transport)
+            return open_process(domain, access)
         except (AccessDeniedError, NotHereError) as error:
-            if access.transport is not None:
+            if access.transport is not None or not access.slow:
                 raise
             return self._open_by_libvirt(domain, access, error)
 
@@ -202,7 +236,7 @@ class KvmDriver(Driver):
         _log.info("%s; so libvirt is asked", why.message)
         try:
             try:
-                return open_peek(domain)
+                return open_peek(domain, access)
             except (EncryptedMemoryError, TargetGoneError):
                 raise
             except MemoryAccessError:
@@ -221,15 +255,20 @@ class KvmDriver(Driver):
         :raises NoSuchTargetError: there is no such socket.
         :raises MemoryAccessError: and its subclasses as of :meth:`open`.
         """
-        return open_qmp(
-            rest, access, lambda process, layout: KvmTarget(process, layout, access.transport)
-        )
+        if access.transport == GDBSTUB:
+            return open_qmp_stub(rest, access, KvmTarget)
+
+        def attach(process: QemuProcess, layout: Layout) -> KvmTarget:
+            control = control_of_socket(rest)
+            return KvmTarget(process, layout, access.transport, write=access.write, control=control)
+
+        return open_qmp(rest, access, attach)
 
 
-def open_process(domain: Domain, transport: str | None = None) -> KvmTarget:
+def open_process(domain: Domain, access: Access = READ_ONLY) -> KvmTarget:
     """The memory of a domain's QEMU on this host.
 
-    :param transport: :data:`MMAP` or :data:`PROCESS` alone; otherwise the best way.
+    :param access: its transport is :data:`MMAP`, :data:`PROCESS`, or none: the best way.
     :raises NotHereError: there is no such process to be seen.
     :raises MemoryAccessError: and its subclasses as of :meth:`KvmDriver.open`.
     """
@@ -239,7 +278,25 @@ def open_process(domain: Domain, transport: str | None = None) -> KvmTarget:
     except BaseException:
         process.close()
         raise
-    return KvmTarget(process, layout, transport)
+    control = control_of(domain, access)
+    return KvmTarget(process, layout, access.transport, write=access.write, control=control)
+
+
+def open_gdbstub(domain: Domain, access: Access = READ_ONLY) -> GdbTarget:
+    """A domain of this host through its gdb stub, which taints it.
+
+    :raises UsageError: ``access`` does not allow that.
+    :raises MemoryAccessError: and its subclasses as of :class:`.gdbtarget.GdbTarget`; the
+        machine is not known.
+    """
+    refuse_taint(domain, access)
+    reader: KvmTarget | Layout
+    try:
+        reader = open_process(domain)
+    except AccessDeniedError:  # so QEMU reads it for us; its command line is there for all
+        with contextlib.closing(QemuProcess.find(domain)) as process:
+            reader = layout_of(process.arguments, domain.xml)
+    return GdbTarget(domain.name, control_of(domain, access), reader, access)
 
 
 def _read(descriptor: int, limit: int) -> bytes:

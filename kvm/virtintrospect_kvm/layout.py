@@ -27,7 +27,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from virtintrospect.errors import EncryptedMemoryError, MemoryAccessError
-from virtintrospect.memory.pc import FOUR_GIB, low_memory, ranges
+from virtintrospect.memory import Region
+from virtintrospect.memory.pc import FOUR_GIB, SHADOW_END, VGA_END, low_memory, ranges
 from virtintrospect.memory.virt import ram_start
 from virtintrospect_kvm.domainxml import parse_xml, size_of
 from virtintrospect_kvm.options import CommandLine, Options, parse_size
@@ -132,6 +133,11 @@ def layout_of(
         if after.start < before.end:
             raise MemoryAccessError(f"two RAM blocks claim guest address {after.start:#x}")
     return Layout(tuple(blocks), tuple(pieces), tuple(unplaced))
+
+
+def shadow_of(layout: Layout) -> list[Region]:
+    """RAM of a PC that its firmware has made read-only for the guest."""
+    return [Region(p.start, SHADOW_END) for p in layout.pieces if p.start == VGA_END]
 
 
 def _ranges(

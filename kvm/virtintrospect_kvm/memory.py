@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import FaultError, NotWritableError
 from virtintrospect.memory import Mapped, PhysicalMemory, Region
 from virtintrospect.memory.base import MAX_READ, merge
 from virtintrospect_kvm.anonymous import ProcessBlock
@@ -22,10 +22,23 @@ class KvmMemory(PhysicalMemory):
 
     :param pieces: guest-physical range, the block it is in, and the guest-physical address at
         which that block starts; sorted.
+    :param rom: what of it the guest cannot write.
+    :param writable: the blocks were opened for writing.
     """
 
-    def __init__(self, process: QemuProcess, pieces: Sequence[tuple[Region, _Block, int]]) -> None:
+    def __init__(
+        self,
+        process: QemuProcess,
+        pieces: Sequence[tuple[Region, _Block, int]],
+        *,
+        rom: Sequence[Region] = (),
+        writable: bool = False,
+    ) -> None:
         self._process = process
+        self.rom = tuple(rom)
+        self.writable = writable
+        #: Writes at a guest-physical address in another way than the blocks'.
+        self.writer: Callable[[int, bytes], None] | None = None
         self.regions = tuple(region for region, _, _ in pieces)
         #: start, end, block, and what to subtract from an address to get the block's offset.
         self._pieces = [
@@ -54,6 +67,23 @@ class KvmMemory(PhysicalMemory):
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:
         _, _, block, shift = self._last = self._pieces[index]
         return block.read(paddr - shift, size)
+
+    def _check_write_within(self, index: int, paddr: int, size: int) -> None:
+        _, _, block, shift = self._pieces[index]
+        absent = block.first_absent(paddr - shift, size)
+        if absent is not None:
+            raise NotWritableError(
+                absent + shift,
+                "the host has not got this page: the guest never used it, or gave it back",
+                hint="the guest must write there first; nothing here makes it use more memory",
+            )
+
+    def _write_within(self, index: int, paddr: int, data: bytes) -> None:
+        if self.writer is not None:
+            self.writer(paddr, data)
+            return
+        _, _, block, shift = self._pieces[index]
+        block.write(paddr - shift, data)
 
     def gather(  # noqa: D102 (inherited)
         self, paddrs: Sequence[int], size: int, faults: list[int] | None = None
@@ -95,9 +125,13 @@ class KvmMemory(PhysicalMemory):
         """
         return merge(self._resident())
 
-    def _resident(self) -> Iterator[Region]:
+    def populated(self) -> Iterator[Region]:
+        """As :meth:`resident`, and pages that the host swapped out: reading brings them in."""
+        return merge(self._resident(swapped=True))
+
+    def _resident(self, *, swapped: bool = False) -> Iterator[Region]:
         for start, end, block, shift in self._pieces:
-            for run in block.extents(start - shift, end - start):
+            for run in block.extents(start - shift, end - start, swapped=swapped):
                 yield Region(max(run.start + shift, start), min(run.end + shift, end))
 
     def forget(self) -> None:

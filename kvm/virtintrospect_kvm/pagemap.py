@@ -51,16 +51,26 @@ class Pagemap:
         end = min(-(-end // _CHUNK) * _CHUNK, len(self.present))
         self.present[first:end] = self._states(first, end)
 
-    def extents(self, offset: int, size: int) -> Iterator[Region]:
+    def first_absent(self, offset: int, size: int) -> int | None:
+        """Offset of the first page of a range that is not allocated, asked anew."""
+        first, end = offset >> 12, ((offset + size - 1) >> 12) + 1
+        self.refresh(first, end)
+        found = self.present.find(0, first, end)
+        return None if found < 0 else max(offset, found << 12)
+
+    def extents(self, offset: int, size: int, *, swapped: bool = False) -> Iterator[Region]:
         """Allocated ranges, as offsets in the block.
 
-        Swapped pages are left out: whoever sweeps through memory must not bring them back in.
+        :param swapped: those of swapped pages, too. Left out unless asked for: whoever sweeps
+            through memory must not bring them back in.
         """
         end_page = (offset + size + 4095) >> 12
         for first in range(offset >> 12, end_page, _SWEEP):
             last = min(first + _SWEEP, end_page)
             states = self._states(first, last)
             self.present[first:last] = states
+            if swapped:
+                states = states.replace(bytes([SWAPPED]), bytes([PRESENT]))
             run = states.find(PRESENT)
             while run >= 0:
                 stop = run + _run_length(states, run)

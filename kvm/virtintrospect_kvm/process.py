@@ -131,14 +131,14 @@ class QemuProcess:
             raise self.gone()
         self.check_at = time.monotonic_ns() + CHECK_INTERVAL_NS
 
-    def open_file(self, name: str) -> int:
-        """Open ``/proc/PID/name`` read-only; the caller closes the descriptor.
+    def open_file(self, name: str, mode: int = os.O_RDONLY) -> int:
+        """Open ``/proc/PID/name``, read-only by default; the caller closes the descriptor.
 
         :raises AccessDeniedError: privileges are missing.
         :raises TargetGoneError: the process ended.
         """
         try:
-            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+            return os.open(name, mode | os.O_CLOEXEC, dir_fd=self._directory)
         except PermissionError as error:
             raise self.denied(error) from error
         except (FileNotFoundError, ProcessLookupError) as error:
@@ -149,6 +149,20 @@ class QemuProcess:
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
         with os.fdopen(descriptor, "rb") as file:
             return file.read(limit)
+
+    def threads(self) -> list[int]:
+        """Thread ids, in no order.
+
+        :raises TargetGoneError: the process ended.
+        """
+        try:
+            folder = os.open("task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._directory)
+        except OSError as error:
+            raise self.gone() from error
+        try:
+            return [int(name) for name in os.listdir(folder)]  # noqa: PTH208
+        finally:
+            os.close(folder)
 
     def descriptors(self) -> dict[tuple[int, int], str]:
         """Files that the process holds open: (device, inode) to a name for :meth:`open_file`.

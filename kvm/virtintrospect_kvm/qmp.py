@@ -7,6 +7,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -209,17 +211,42 @@ class SocketMonitor(Monitor):
 
         assert self._client is not None
         try:
-            self._run(self._client.connect(self.path), _GREETING_PATIENCE)
+            self._run(self._client.connect(_connected(self.path)), _GREETING_PATIENCE)
         except TimeoutError as error:
             raise MemoryAccessError(
                 f"QEMU does not greet on {self.path}: it serves one client at a time",
                 hint="let the other client go, or give QEMU one more -qmp socket",
             ) from error
-        except (QMPError, OSError, EOFError) as error:
+        except (QMPError, OSError, EOFError, ValueError) as error:  # ValueError: a NUL
             raise unreachable(self.path, error) from error
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
         return self._loop.run_until_complete(asyncio.wait_for(work, seconds))
+
+
+def _connected(path: str) -> socket.socket:
+    """A socket that QEMU will accept; while its queue, of one, is full, it is tried again.
+
+    asyncio would take that (EAGAIN, connect(2)) for a connection that is under way.
+
+    :raises TimeoutError: the queue stays full.
+    """
+    deadline = time.monotonic() + _GREETING_PATIENCE
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        while True:
+            try:
+                connection.connect(path)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from error
+                time.sleep(0.02)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 def unreachable(path: str, error: Exception) -> MemoryAccessError | NoSuchTargetError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from virtintrospect.connection import DomainLink
 from virtintrospect.domain import Domain
-from virtintrospect.driver import Access, Target
+from virtintrospect.driver import READ_ONLY, Access
 from virtintrospect.errors import MemoryAccessError
 from virtintrospect.memory import Region
+from virtintrospect_kvm.control import Control, ControlledTarget, control_of
 from virtintrospect_kvm.domainxml import arguments_of
 from virtintrospect_kvm.layout import Layout, layout_of
 from virtintrospect_kvm.options import CommandLine
@@ -17,17 +18,21 @@ from virtintrospect_kvm.saved import MonitorReader
 PEEK, MONITOR = "peek", "monitor"
 
 
-class PulledTarget(Target):
+class PulledTarget(ControlledTarget):
     """A guest whose memory somebody else reads for us.
 
     :param transport: by which way, as shown to people.
     :param memory: taken over.
     :param architecture: the guest's, as QEMU names it.
+    :param control: the way to stop the guest and to its registers; taken over.
     """
 
-    def __init__(self, transport: str, memory: PulledMemory, architecture: str) -> None:
+    def __init__(
+        self, transport: str, memory: PulledMemory, architecture: str, control: Control
+    ) -> None:
         self.transport = transport
         self.architecture = architecture
+        self.control = control
         self._memory = memory
 
     @property
@@ -37,12 +42,17 @@ class PulledTarget(Target):
 
     def close(self) -> None:
         """Release everything; closing twice is harmless."""
-        self._memory.close()
+        try:
+            if self.control is not None:
+                self.control.close()  # may need the monitor that reads the memory
+        finally:
+            self._memory.close()
 
 
-def open_peek(domain: Domain) -> PulledTarget:
+def open_peek(domain: Domain, access: Access = READ_ONLY) -> PulledTarget:
     """A domain's memory by virDomainMemoryPeek: also of another host, taints nothing.
 
+    :param access: what else is allowed.
     :raises AccessDeniedError: libvirt lets this user only look.
     :raises EncryptedMemoryError: a confidential guest.
     :raises MemoryAccessError: libvirt cannot be reached, or the machine is not known.
@@ -54,7 +64,7 @@ def open_peek(domain: Domain) -> PulledTarget:
     except BaseException:
         link.close()
         raise
-    return PulledTarget(PEEK, memory, _architecture(link))
+    return PulledTarget(PEEK, memory, _architecture(link), control_of(domain, access))
 
 
 def open_monitor(domain: Domain, access: Access) -> PulledTarget:
@@ -82,7 +92,7 @@ def open_monitor(domain: Domain, access: Access) -> PulledTarget:
             reader.close()
         link.close()
         raise
-    return PulledTarget(MONITOR, memory, _architecture(link))
+    return PulledTarget(MONITOR, memory, _architecture(link), control_of(domain, access))
 
 
 def regions_of(layout: Layout) -> list[Region]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic_ns
 
+from virtintrospect.errors import MemoryAccessError
 from virtintrospect.memory import Region
 from virtintrospect_kvm.backing import BackingFile
 from virtintrospect_kvm.pagemap import Pagemap
@@ -143,11 +144,31 @@ class SharedBlock:
         self._process.check()
         return self._whole
 
-    def extents(self, offset: int, size: int) -> Iterator[Region]:
-        """Offsets that hold data, as the file's own holes tell or else QEMU's page tables."""
+    def extents(self, offset: int, size: int, *, swapped: bool = False) -> Iterator[Region]:
+        """Offsets that hold data, as the file's own holes tell or else QEMU's page tables.
+
+        What the host swapped out of a memfd is no hole of it, whether asked for or not.
+        """
         if self._file.knows_holes:
             return self._file.extents(offset, size, self._process.check)
-        return self._pagemap.extents(offset, size)
+        return self._pagemap.extents(offset, size, swapped=swapped)
+
+    def first_absent(self, offset: int, size: int) -> int | None:
+        """Offset of the first page of a range that the host has not got."""
+        if self._file.knows_holes:
+            return self._file.first_hole(offset, size)
+        return self._pagemap.first_absent(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write to a range of which no page is absent.
+
+        :raises MemoryAccessError: it cannot be mapped for that.
+        """
+        self._process.check()
+        try:
+            self._file.write(offset, data)
+        except (OSError, ValueError) as error:
+            raise MemoryAccessError(f"the guest's RAM cannot be written: {error}") from error
 
     def forget(self) -> None:
         """Drop what is known of residency, and what of the mapping counts as our memory."""

@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from virtintrospect.driver import Access, Target
 from virtintrospect.errors import (
@@ -18,6 +18,8 @@ from virtintrospect.errors import (
     TargetGoneError,
     UsageError,
 )
+from virtintrospect_kvm.control import control_of_socket
+from virtintrospect_kvm.gdbtarget import GdbTarget, KvmReader
 from virtintrospect_kvm.layout import Layout, layout_of
 from virtintrospect_kvm.options import CommandLine
 from virtintrospect_kvm.process import NotHereError, QemuProcess
@@ -28,10 +30,18 @@ from virtintrospect_kvm.saved import MonitorReader
 
 _log = logging.getLogger("virtintrospect.kvm")
 
+_T = TypeVar("_T")
+
 #: struct ucred of SO_PEERCRED: PID, UID, GID (unix(7)).
 _CREDENTIALS = struct.Struct("3i")
 #: More memory devices than a QEMU may have slots (hw/i386/acpi-build.c: 256).
 _MOST_DEVICES = 256
+#: Kinds of plugged memory (MemoryDeviceInfo in qapi/machine.json): driver, and the names of its
+#: address and of its size; addresses are called the same on the command line.
+_PLUGGED = {
+    "dimm": ("pc-dimm", "addr", "size"),
+    "virtio-mem": ("virtio-mem-pci", "memaddr", "max-size"),
+}
 
 
 def open_qmp(path: str, access: Access, attach: Callable[[QemuProcess, Layout], Target]) -> Target:
@@ -47,7 +57,7 @@ def open_qmp(path: str, access: Access, attach: Callable[[QemuProcess, Layout], 
     :raises MemoryAccessError: QEMU or its memory cannot be reached.
     """
     if not path:
-        raise UsageError("qmp: names no socket", hint="write qmp:/path/to/socket")
+        raise _no_socket()
     if access.transport == PEEK:
         raise UsageError(
             f"{PEEK} goes through libvirt, which does not know this QEMU", hint="omit --transport"
@@ -65,11 +75,36 @@ def open_qmp(path: str, access: Access, attach: Callable[[QemuProcess, Layout], 
         return _open_monitor(path)
 
 
+def open_qmp_stub(
+    path: str, access: Access, attach: Callable[[QemuProcess, Layout], KvmReader]
+) -> GdbTarget:
+    """The same guest through its gdb stub, which QEMU's monitor opens.
+
+    :param attach: opens the memory of a QEMU process, which it takes over.
+    :raises NoSuchTargetError: there is no such socket.
+    :raises MemoryAccessError: and its subclasses as of :func:`open_qmp` and
+        :class:`.gdbtarget.GdbTarget`.
+    """
+    if not path:
+        raise _no_socket()
+    reader: KvmReader | Layout
+    try:
+        reader = _open_process(path, attach)
+    except (AccessDeniedError, NotHereError, _NoQemuError):  # so QEMU reads it for us
+        with SocketMonitor(path) as monitor:
+            reader = layout_of(arguments_of(monitor))
+    return GdbTarget(f"qmp:{path}", control_of_socket(path), reader, access)
+
+
+def _no_socket() -> UsageError:
+    return UsageError("qmp: names no socket", hint="write qmp:/path/to/socket")
+
+
 class _NoQemuError(MemoryAccessError):
     """What listens on the socket does not look like a QEMU that has the guest's RAM."""
 
 
-def _open_process(path: str, attach: Callable[[QemuProcess, Layout], Target]) -> Target:
+def _open_process(path: str, attach: Callable[[QemuProcess, Layout], _T]) -> _T:
     with _connected(path) as connection:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid = _CREDENTIALS.unpack(raw)[0]
@@ -120,7 +155,8 @@ def _open_monitor(path: str) -> PulledTarget:
     except BaseException:
         reader.close()
         raise
-    return PulledTarget(MONITOR, memory, CommandLine(arguments).architecture)
+    control = control_of_socket(path, reader.monitor)
+    return PulledTarget(MONITOR, memory, CommandLine(arguments).architecture, control)
 
 
 def arguments_of(monitor: Monitor) -> list[str]:
@@ -169,21 +205,15 @@ def _memory_devices(monitor: Monitor) -> Iterator[str]:
     except MonitorError:
         return
     for number, item in enumerate((listed if isinstance(listed, list) else [])[:_MOST_DEVICES]):
-        data = item.get("data") if isinstance(item, dict) else None
-        kind, address, size = (
-            ("pc-dimm", "addr", "size")
-            if item.get("type") == "dimm"
-            else (("virtio-mem-pci", "memaddr", "max-size"))
-        )
-        if not isinstance(data, dict) or item.get("type") not in ("dimm", "virtio-mem"):
+        if not isinstance(item, dict) or not isinstance(data := item.get("data"), dict):
             continue
-        if _is_size(data.get(size)) and _is_size(data.get(address)):
-            yield from ("-object", f"memory-backend-ram,id=backend{number},size={data[size]}")
-            option = "addr" if kind == "pc-dimm" else "memaddr"
-            yield from (
-                "-device",
-                f"{kind},id=plugged{number},memdev=backend{number},{option}={data[address]}",
-            )
+        device, option, size = _PLUGGED.get(_text(item.get("type")), ("", "", ""))
+        length, address = data.get(size), data.get(option)
+        if device and _is_size(length) and _is_size(address):
+            backend = f"backend{number}"
+            yield from ("-object", f"memory-backend-ram,id={backend},size={length}")
+            place = f"memdev={backend},{option}={address}"
+            yield from ("-device", f"{device},id=plugged{number},{place}")
 
 
 def _property(monitor: Monitor, path: str, name: str) -> Any:

@@ -10,6 +10,7 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.interfaces import device_links
 from virtintrospect.guests.linux.namespaces import KINDS
 from virtintrospect.guests.linux.netns import namespaces
+from virtintrospect.guests.linux.pagecache import page_array
 from virtintrospect.guests.linux.paths import FilePath, PathReader
 from virtintrospect.symbols.types import Kind
 
@@ -176,6 +177,9 @@ class Anatomy:
         self.objects["bpf_prog"] = [row.address for row in rows if row.kind == "prog"]
         self.objects["bpf_map"] = [row.address for row in rows if row.kind == "map"]
         self.objects["idr"] = [guest.symbols.address(name) for name in ("prog_idr", "map_idr")]
+        base, size = page_array(guest)
+        frames = range(0, guest.memory.end // 4096, 61)  # of each folio some page
+        self.objects["page"] = [base + frame * size for frame in frames]
         timers = guest.timers()
         self.objects["timer_list"] = [row.address for row in timers if row.kind == "wheel"]
         self.objects["hrtimer"] = [row.address for row in timers if row.kind == "hrtimer"]

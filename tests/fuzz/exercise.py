@@ -6,6 +6,7 @@ import io
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux import hung
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.insight import pagemap
 from virtintrospect.insight.columns import Table, record
+from virtintrospect.insight.patterns import compile_pattern
+from virtintrospect.insight.search import search, virtual_spans
 from virtintrospect.insight.tables import (
     CGROUPS,
     COMMANDS,
     CRASH,
     HUNG,
+    MAP,
+    MAP_PROCESSES,
+    MAP_RANGES,
     PRESSURE,
     PS,
     STACK,
@@ -137,6 +144,9 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "columns again", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
     yield "module types", lambda: guest.module_types("bridge").describe("net_bridge")
     yield "user memory", lambda: _user_memory(guest)
+    yield "page owners", lambda: _page_owners(guest)
+    yield "search", lambda: _search(guest)
+    yield "process at", lambda: guest.process_at(guest.kernel.root)
     yield "symbols", lambda: list(guest.symbols.search("*init*", 100))
     for name in ("task_struct", "module", "dentry", "list_head"):
         yield "types", lambda name=name: guest.types.describe(name)  # type: ignore[misc]
@@ -162,8 +172,22 @@ def _user_memory(guest: LinuxGuest) -> None:
     space.walk(0x40_0000)
 
 
+def _page_owners(guest: LinuxGuest) -> None:
+    owners = guest.page_owners()
+    _render(MAP, pagemap.totals(owners, owners.within(guest.memory.resident())))
+    _render(MAP_RANGES, pagemap.ranges(owners))
+    _render(MAP_PROCESSES, owners.processes)
+    pagemap.picture(owners)
+
+
+def _search(guest: LinuxGuest) -> None:
+    spans = virtual_spans(guest.process_space(1), 1 << 47)
+    pattern = compile_pattern("workload")
+    list(islice(search(guest.memory.read, spans, pattern, virtual=True), 1000))
+
+
 def _render(table: Table, found: Iterable[Any]) -> None:
-    rows = [record(table, item) for item in found]
+    rows = [item if isinstance(item, dict) else record(table, item) for item in found]
     for form in output.FORMATS:
         text = io.StringIO()
         output.show(table, rows, output=form, columns="all", file=text)

@@ -18,6 +18,10 @@ MEMBERS = {
         "pgd", "exe_file", "arg_start", "arg_end", "env_end", "total_vm", "rss_stat",
         "env_start", "brk", "map_count", "mm_mt.ma_root", "mm_rb.rb_node",
     ],
+    "page": [
+        "flags", "compound_head|compound_info", "mapping", "page_type", "_refcount.counter",
+        "private",
+    ],
     "fs_struct": ["pwd.mnt", "pwd.dentry", "root.mnt", "root.dentry"],
     "cred": ["uid", "gid", "euid", "egid"],
     "dentry": ["d_parent", "d_name.name", "d_name.len", "d_hash.pprev"],

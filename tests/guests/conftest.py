@@ -20,7 +20,7 @@ from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.nested import Nested
 
-GUESTS = (*matrix.MATRIX, matrix.ARM64)
+GUESTS = (*matrix.MATRIX, matrix.ARM64, *matrix.I386)
 
 
 class Lab:
@@ -62,7 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests marked ``once_a_kernel`` run on the first guest of each kernel of the matrix.
 
     For what takes long and does not depend on page tables or memory backing. With ``pti=False``
-    that is the first without page-table isolation, which makes an emulated guest slow. Tests
+    that is the first without page-table isolation, which makes an emulated guest slow; with
+    ``arch``, the first of that architecture: others are slower still. Tests
     marked ``architecture`` run on guests of that one only.
     """
 
@@ -74,12 +75,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("once_a_kernel")
         if marker is None or guest is None:
             return True
-        fit = [guest for guest in GUESTS if marker.kwargs.get("pti", guest.pti) == guest.pti]
+        fit = [guest for guest in GUESTS if _fits(guest, marker)]
         firsts = {guest.kernel: guest for guest in reversed(fit)}.values()
         return guest in firsts
 
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]
+
+
+def _fits(guest: Config, marker: pytest.Mark) -> bool:
+    pti, arch = marker.kwargs.get("pti", guest.pti), marker.kwargs.get("arch", guest.arch)
+    return (guest.pti, guest.arch) == (pti, arch)
 
 
 @pytest.fixture(scope="session")

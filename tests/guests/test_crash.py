@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import libvirt
@@ -28,11 +29,14 @@ from .lab.kernels import loose_module
 PATIENCE = 120.0
 
 
-@pytest.fixture(scope="module", params=["5.10", "7.2"])
+CONFIGS = [Config("5.10"), Config("7.2"), Config("6.1-686-pae", levels=3, arch="i686")]
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda config: config.kernel)
 def crashed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
     """A guest of two CPUs that has panicked, and that libvirt knows to have crashed."""
     assert lab  # it sweeps up what earlier runs left, and checks for root
-    config = Config(request.param, vcpus=2, ram_mib=256, crashes=True, cmdline="lab.sleepers=5")
+    config = replace(request.param, vcpus=2, ram_mib=256, crashes=True, cmdline="lab.sleepers=5")
     try:
         guest = Guest(config)
     except apt.NoSuchPackageError as error:
@@ -40,7 +44,7 @@ def crashed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
     with guest:
         for module in ("pvpanic", "pvpanic-mmio"):
             with contextlib.suppress(FileNotFoundError):  # one module until 5.12
-                guest.put(f"/tmp/{module}.ko", loose_module(request.param, module))
+                guest.put(f"/tmp/{module}.ko", loose_module(config.kernel, module))
                 guest.run(f"insmod /tmp/{module}.ko")
         guest.run("(sleep 1; echo c > /proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
         end = time.monotonic() + PATIENCE
@@ -81,10 +85,13 @@ def check(record: Crash, guest: Guest) -> None:
     assert record.state == "panicked"
     assert record.message == b"sysrq triggered crash"
     assert record.release.decode() == guest.release
-    assert (record.cpus, record.panic_timeout, record.taint_letters) == (2, 0, "")
+    assert (record.cpus, record.panic_timeout) == (2, 0)
     assert record.name == b"sh"
     assert record.log[-1]
     text = b"\n".join(record.log).decode("utf-8", "replace")
+    # A 32-bit kernel holds against the emulated processor that it may be one of two.
+    tainted = re.search(r"Tainted: ([A-Z ]+) [0-9]", text)
+    assert record.taint_letters == re.sub("[ G]", "", tainted[1] if tainted else "")
     match = re.search(r"CPU: (\d+) (?:UID: \d+ )?PID: (\d+) Comm: sh", text)
     assert match is not None
     assert (record.cpu, record.tid) == (int(match[1]), int(match[2]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,12 @@ def session(loads: Guest) -> Iterator[Session]:
 
 
 @contextmanager
-def load(guest: Guest, *arguments: str) -> Iterator[None]:
-    """The guest while its program load.c runs."""
+def load(guest: Guest, *arguments: str, pinned: bool = False) -> Iterator[None]:
+    """The guest while its program load.c runs; ``pinned`` to its last CPU."""
+    on = "taskset 2 " if pinned else ""
     try:
         guest.run(
-            f"rm -f /tmp/load.ready; /tmp/load {' '.join(arguments)} >/dev/null 2>&1 & "
+            f"rm -f /tmp/load.ready; {on}/tmp/load {' '.join(arguments)} >/dev/null 2>&1 & "
             "for i in $(seq 600); do [ -e /tmp/load.ready ] && exit; usleep 50000; done; exit 1",
             60,
         )
@@ -88,7 +90,7 @@ def load(guest: Guest, *arguments: str) -> Iterator[None]:
 def watch(session: Session, samples: int = 7, step: float = 0.5) -> Facts:
     taken = []
     for _ in range(samples):
-        taken.append(sample(session.guest))
+        taken.append(sample(session.guest, session.target))
         time.sleep(step)
     resident = session.target.resident_size()  # type: ignore[attr-defined]
     return Facts(Window(taken), POLICY, session.domain, resident)
@@ -165,7 +167,7 @@ def test_an_out_of_memory_kill(loads: Guest, session: Session) -> None:
 
 
 def test_one_thread_is_not_helped_by_more_cpus(loads: Guest, session: Session) -> None:
-    with load(loads, "spin", "1"):
+    with load(loads, "spin", "1", pinned=True):
         found = hints(watch(session))
     hint = one(found, "cpu", "watch")
     assert "more vCPUs would not help" in hint.reason
@@ -185,6 +187,23 @@ def test_too_few_cpus(loads: Guest, session: Session) -> None:
 def test_too_many_cpus(session: Session) -> None:
     hint = one(hints(watch(session)), "cpu", "shrink")
     assert (hint.current, hint.recommended) == (2, 1)
+
+
+def test_two_vcpus_on_one_cpu_of_the_host(loads: Guest, session: Session) -> None:
+    threads = [int(path.name) for path in Path(f"/proc/{loads.pid}/task").iterdir()]
+    allowed = os.sched_getaffinity(loads.pid)
+    for thread in threads:
+        os.sched_setaffinity(thread, {min(allowed)})
+    try:
+        with load(loads, "spin", "2"):
+            found = [hint for hint in hints(watch(session)) if hint.action == "host"]
+    finally:
+        for thread in threads:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, allowed)
+    assert any("waited" in hint.reason for hint in found)
+    (share,) = [int(h.reason.split("waited ")[1].split()[0]) for h in found if "waited" in h.reason]
+    assert share >= 40  # each has half of that CPU at most
 
 
 def test_tasks_that_wait_for_a_slow_disk(loads: Guest, session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from .lab.guest import Guest
 DOCS = Path(__file__).parents[2] / "docs"
 DUMP = DOCS / "examples/dump_memory.py"
 EXAMPLES = sorted(set((DOCS / "examples").glob("*.py")) - {DUMP})
+#: Examples that are given an address, which is another one in each kernel.
+BY_ADDRESS = ("walk_page_table.py", "map_address.py")
 _BLOCK = re.compile(r"(<!-- live -->\n)?```python\n(.*?)```", re.S)
 BLOCKS = [
     pytest.param(bool(live), code, id=str(number))
@@ -71,6 +74,12 @@ def arguments(image: Path) -> dict[str, list[str]]:
         "processes.py": ["", "init"],
         "modules.py": ["", "nf_conntrack"],
         "dmesg_tail.py": ["", "] "],
+        "process_pages.py": ["1", "KiB  r-x"],
+        "offsets.py": ["", "mm_struct.pgd = 0x"],
+        "read_memory.py": ["kernel linux_banner string", "Linux version"],
+        "free_but_held.py": ["", "of that held by the host: "],
+        "wait_for_domain.py": ["30", "Linux "],
+        "find_text.py": ["'Linux version'", "utf-8   pid 0"],
     }
 
 
@@ -81,10 +90,10 @@ def test_example(
     argument, expected = arguments[path.name]
     for target in (str(image), one_guest.name):
         shown = argument
-        if target == one_guest.name and argument.isdecimal():
+        if target == one_guest.name and path.name in BY_ADDRESS:
             with virtintrospect.open(target) as guest:
                 shown = str(guest.symbols.address("linux_banner"))
-        command = [sys.executable, str(path), target, *([shown] if shown else [])]
+        command = [sys.executable, str(path), target, *shlex.split(shown)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
@@ -132,6 +141,55 @@ def test_every_table_by_name_and_as_columns(image: Path) -> None:
         assert mine["address"].dtype == np.uint64
         threads = guest.columns("ps", ["tid"], threads=True)["tid"]
         assert len(threads) >= len(mine["pid"])
+
+
+def test_page_tables_lead_back_to_processes(one_guest: Guest) -> None:
+    with virtintrospect.open(one_guest.name) as guest:
+        for pid in (1, max(process.pid for process in guest.processes() if process.path)):
+            root = guest.process_space(pid).root
+            assert guest.process_at(root) == pid
+            assert guest.process_at(root | 0xFFF) == pid  # CR3 has flags, and a PCID
+        for root in (guest.kernel.root, 0, 1 << 60):
+            with pytest.raises(virtintrospect.NoSuchTargetError):
+                guest.process_at(root)
+
+
+def test_physical_memory_is_an_address_space(one_guest: Guest) -> None:
+    with virtintrospect.open(one_guest.name) as guest:
+        banner = guest.symbols.address("linux_banner")
+        paddr = guest.kernel.translate(banner)
+        assert guest.physical.string(paddr) == guest.kernel.string(banner)
+        assert guest.physical.integer(paddr, 4) == guest.kernel.integer(banner, 4)
+        assert guest.physical.translate(paddr) == paddr
+        assert len(guest.physical.pages().vaddr) == 0
+        for wrong in (guest.memory.end, 1 << 62, -8):
+            with pytest.raises(virtintrospect.VirtIntrospectError):
+                guest.physical.integer(wrong)
+
+
+def test_what_is_known_can_be_dropped(one_guest: Guest) -> None:
+    with virtintrospect.open(one_guest.name) as guest:
+        assert guest.age is None
+        first = guest.guest
+        assert guest.age is not None
+        assert 0 <= guest.age < 60
+        guest.forget()
+        assert (guest.age, guest.last) == (None, None)
+        assert guest.guest is not first
+        assert guest.info().release.decode() == one_guest.release
+
+
+def test_pages_of_a_process_are_those_of_its_map(one_guest: Guest) -> None:
+    with virtintrospect.open(one_guest.name) as guest:
+        space, areas = guest.process_space(1), guest.maps(1)
+        pages = space.pages(end=1 << 47)
+        for vaddr in pages.vaddr.tolist():
+            assert any(area.start <= vaddr < area.end for area in areas), hex(vaddr)
+        for vaddr, paddr in zip(pages.vaddr.tolist(), pages.paddr.tolist(), strict=True):
+            assert space.translate(vaddr) == paddr
+        window = space.view(pages.vaddr.tolist()[0], 64)
+        assert window is not None
+        assert bytes(window) == space.read(pages.vaddr.tolist()[0], 64)
 
 
 def test_threads_take_turns(one_guest: Guest) -> None:

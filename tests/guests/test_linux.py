@@ -13,6 +13,7 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.session import Session
 
 from . import compare
+from .lab import kernels
 from .lab.domain import Config
 from .lab.guest import Guest
 
@@ -48,7 +49,7 @@ def _page_mode(config: Config) -> str:
 
 
 #: Where kernels are linked to run: __START_KERNEL, and KIMAGE_VADDR of 6.5 and later.
-LINKED = {"x86_64": 0xFFFF_FFFF_8100_0000, "aarch64": 0xFFFF_8000_8000_0000}
+LINKED = {"x86_64": 0xFFFF_FFFF_8100_0000, "i686": 0xC100_0000, "aarch64": 0xFFFF_8000_8000_0000}
 
 
 def test_kernel_base_and_slide(linux: LinuxGuest, guest: Guest) -> None:
@@ -82,13 +83,17 @@ def test_modules(linux: LinuxGuest, guest: Guest) -> None:
 
 def test_dmesg(linux: LinuxGuest, guest: Guest) -> None:
     before = guest.snapshot()
-    assert len(before.log) > 300
+    assert len(before.log) > 200
     assert compare.log(linux.dmesg(), before) == []
 
 
 def test_every_symbol_is_where_the_guest_has_it(linux: LinuxGuest, guest: Guest) -> None:
     theirs = sorted(_kallsyms(guest))
     ours = sorted((symbol.name, symbol.address) for symbol in linux.symbols)
+    if kernels.KERNELS[guest.config.kernel].debug:  # its kallsyms has functions only
+        assert len(theirs) > 40_000
+        assert set(theirs) <= set(ours)
+        return
     assert len(theirs) > 80_000
     assert ours == theirs
 
@@ -104,6 +109,8 @@ def _kallsyms(guest: Guest) -> Iterator[tuple[str, int]]:
 def test_types_are_those_of_the_guest(linux: LinuxGuest, guest: Guest) -> None:
     from virtintrospect.symbols.btf import Btf
 
+    if kernels.KERNELS[guest.config.kernel].debug:
+        pytest.skip(f"{guest.release} has no BTF")
     theirs = Btf.parse(guest.get("/sys/kernel/btf/vmlinux"))
     for name in ("task_struct", "mm_struct", "dentry", "module", "sk_buff", "page"):
         assert linux.types.describe(name) == theirs.describe(name)

@@ -46,7 +46,7 @@ from .lab.guest import Guest
 from .lab.kernels import kernel
 from .test_users import _RECORD as LOGIN_RECORD
 
-pytestmark = pytest.mark.once_a_kernel(pti=False)
+pytestmark = pytest.mark.once_a_kernel(pti=False, arch="x86_64")
 
 #: Looks at each table, and what one of them may take on a busy machine.
 ROUNDS = 2

@@ -10,6 +10,14 @@ import json
 import sys
 from typing import Any
 
+from virtintrospect_kvm.driver import KvmDriver
+
+from virtintrospect.domain import Domain
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.kvm import virtual_machines
+from virtintrospect.nested import NestedTarget
+from virtintrospect.session import Session
+
 from . import compare
 from .lab.nested import INNER_NAME, INNER_PID_FILE, INNER_RAM_MIB, INNER_UUID, Nested
 
@@ -55,6 +63,29 @@ def test_tables_of_a_true_kvm_guest(nested: Nested) -> None:
     assert compare.processes(processes, before, after) == []
     assert compare.modules([Module(**_bytes(row)) for row in tables["modules"]], before) == []
     assert compare.log([LogRecord(**_bytes(row)) for row in tables["log"]], before) == []
+
+
+def test_the_inner_guest_is_read_through_the_outer_one(nested: Nested) -> None:
+    """From here, outside of both: by the tables of the outer machine's KVM."""
+    xml = "<domain type='qemu'><memory unit='MiB'>2048</memory></domain>"
+    domain = Domain("outer", nested.uuid, 1, "running", "QEMU", "qemu:///system", xml)
+    with Session(KvmDriver().open(domain), domain) as outer:
+        assert isinstance(outer.guest, LinuxGuest)
+        (machine,) = virtual_machines(outer.guest)
+        names = {process.pid: process.name for process in outer.guest.processes()}
+        assert (names[machine.pid] or b"").startswith(b"qemu-system-x86")
+        assert machine.mode.name == "npt-5-level"  # as many as the outer kernel has
+        before = nested.inner.snapshot()
+        with Session(NestedTarget(outer.target, machine.mode, machine.root)) as inner:
+            processes, modules, log = inner.processes(), inner.modules(), inner.dmesg()
+            release = inner.info().release
+            problems = inner.guest.take_problems()
+        after = nested.inner.snapshot()
+    assert release == before.file("/proc/sys/kernel/osrelease").strip()
+    assert compare.processes(processes, before, after) == []
+    assert compare.modules(modules, before) == []
+    assert compare.log(log, before) == []
+    assert problems == []
 
 
 def _quoted(program: str) -> str:

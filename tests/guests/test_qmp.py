@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +16,14 @@ import pytest
 from virtintrospect_kvm.qmp import SocketMonitor
 
 from tests.descriptors import descriptors
-from virtintrospect.driver import Access
+from virtintrospect.driver import Access, SupportsRegisters
 from virtintrospect.errors import (
+    AccessDeniedError,
     FaultError,
     MemoryAccessError,
     NoSuchTargetError,
     TargetGoneError,
+    UnsupportedError,
     UsageError,
     VirtIntrospectError,
 )
@@ -27,6 +31,7 @@ from virtintrospect.session import open_session
 
 from .small import PATTERN
 from .standalone import StandaloneQemu, standalone
+from .test_control import DIES
 from .test_transports import command, left_open
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="QEMU's memory is root's alone")
@@ -138,3 +143,74 @@ def test_qmp_that_ends(transport: str) -> None:
                 memory.read(0xFFFF0, 16)
         with pytest.raises(MemoryAccessError):
             open_session(qemu.target)
+
+
+def runs(qemu: StandaloneQemu) -> bool:
+    with SocketMonitor(qemu.path) as monitor:
+        return bool(monitor.command("query-status")["running"])
+
+
+@pytest.mark.parametrize("transport", [None, "monitor", "gdbstub"])
+def test_qmp_guest_is_stopped_and_asked(qemu: StandaloneQemu, transport: str | None) -> None:
+    """Nothing of it needs leave to taint: there is no libvirt."""
+    before = descriptors()
+    with open_session(qemu.target, access=Access(transport, write=True)) as session:
+        jiffies = session.symbols.address("jiffies_64")
+        with session.paused() as pause:
+            first = session.kernel.read_u64(jiffies)
+            time.sleep(0.3)
+            session.memory.expire()
+            assert session.kernel.read_u64(jiffies) == first
+            target = session.target
+            assert isinstance(target, SupportsRegisters)
+            assert target.vcpus == 1
+            linux = session.guest
+            values = target.registers(0)
+            assert values["gs_base"] in linux.cpu_offsets or values["cs"] & 3  # type: ignore[attr-defined]
+            if transport != "monitor":
+                session.write("panic_timeout", (77).to_bytes(4, "little"))
+            else:
+                with pytest.raises(UnsupportedError, match="monitor cannot change memory"):
+                    session.write("panic_timeout", b"x")
+        assert pause.seconds >= 0.3
+    assert left_open(before) == set()
+    assert runs(qemu)
+    with open_session(qemu.target) as session:
+        assert session.kernel.integer(session.symbols.address("panic_timeout"), 4) == 77
+        deadline = time.monotonic() + 60
+        while session.kernel.read_u64(jiffies) == first:  # an idle guest seldom counts them
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_qmp_stub_for_who_may_not_look_into_the_process(
+    qemu: StandaloneQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then QEMU tells where RAM is, and reads it."""
+
+    def refuse(*_: object) -> None:
+        raise AccessDeniedError("not today")
+
+    monkeypatch.setattr("virtintrospect_kvm.standalone.QemuProcess", refuse)
+    with open_session(qemu.target, access=Access("gdbstub")) as session:
+        assert session.memory.read(qemu.pattern(), len(PATTERN)) == PATTERN
+        assert b"sleep" in {process.name for process in session.processes()}
+    assert runs(qemu)
+
+
+@pytest.mark.parametrize("transport", ["", "gdbstub"])
+def test_qmp_guest_goes_on_when_we_are_killed(qemu: StandaloneQemu, transport: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DIES, qemu.target, transport],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"paused\n"
+        process.kill()
+    deadline = time.monotonic() + 20
+    while not runs(qemu):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with SocketMonitor(qemu.path) as monitor:
+        labels = {device["label"] for device in monitor.command("query-chardev")}
+        assert "virtintrospect-gdb" not in labels

@@ -173,11 +173,12 @@ def test_run_queues(linux: LinuxGuest, guest: Guest) -> None:
     assert {row: getattr(busy, row) for row in ("realtime", "deadline")} == {
         row: during[row] for row in ("realtime", "deadline")
     }
-    check_busy(busy, during)
+    # Kernels of 32 bits do not scale weights (scale_load()).
+    check_busy(busy, during, 1024 if guest.config.arch == "i686" else 1 << 20)
     assert linux.take_problems() == []
 
 
-def check_busy(busy: RunQueue, during: dict[str, int]) -> None:
+def check_busy(busy: RunQueue, during: dict[str, int], nice_0: int) -> None:
     """Three programs that never sleep; whoever reads /proc is one more."""
     assert not busy.idle
     assert busy.pid
@@ -186,5 +187,5 @@ def check_busy(busy: RunQueue, during: dict[str, int]) -> None:
     assert busy.running_for is not None
     assert busy.running_for < 10_000
     assert busy.utilization == pytest.approx(during["utilization"], abs=400)
-    assert busy.fair_weight > 1_000_000
+    assert busy.fair_weight >= nice_0
     assert during["running"] >= 3

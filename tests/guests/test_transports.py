@@ -267,18 +267,16 @@ def _free_port() -> int:
 
 
 def test_guest_of_another_host(crowd: Guest, sshd: str) -> None:
-    out, _ = command("info", "--target", crowd.name, "-o", "json", uri=sshd)
-    assert json.loads(out)["transport"] == "peek"
-    started = time.monotonic()
-    out, err = command("ps", crowd.name, "-o", "json", uri=sshd)
-    took = time.monotonic() - started
-    assert len(json.loads(out)) >= 256
-    assert "warning" not in err
-    print(f"ps over ssh: {took:.1f} s")
-    _, err = command("ps", crowd.name, "--transport", "kvm-process", uri=sshd, code=4)
-    assert "its memory is not here" in err
-    # No lab on the other side: QEMU cannot be given a file, so its monitor prints memory.
-    out, _ = command(
-        "info", crowd.name, "--transport", "monitor", "--allow-taint", "-o", "json", uri=sshd
-    )
-    assert json.loads(out)["release"] == crowd.release
+    with open_session(crowd.name, sshd) as session:
+        assert session.target.transport == "peek"
+        before = crowd.snapshot()
+        ours = session.processes(details=True)
+        domain = session.domain
+        assert session.take_problems() == []
+    assert compare.processes(ours, before, crowd.snapshot()) == []
+    assert domain is not None
+    with pytest.raises(MemoryAccessError, match="its memory is not here"):
+        open_domain(domain, access=Access("kvm-process"))
+    # QEMU cannot be given a file from another host, so its monitor prints memory.
+    with open_domain(domain, access=Access("monitor", taint=True)) as session:
+        assert session.info().release.decode() == crowd.release

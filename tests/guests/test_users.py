@@ -15,6 +15,7 @@ import pytest
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.pagecache import CachedFile
 
+from .lab import kernels
 from .lab.guest import Guest
 
 #: What the tables read does not depend on page tables or on how the host holds RAM.
@@ -193,6 +194,9 @@ def test_file_systems(linux: LinuxGuest, guest: Guest) -> None:
         head = f"fs.{number}."
         assert values[head + "name"] == b"loop5"
         assert values[head + "fstype"] == b"ext4"
+        if kernels.KERNELS[guest.config.kernel].debug:  # ext4 is a module, its types are unknown
+            assert head + "used-bytes" not in values
+            return
         assert values[head + "used-bytes"] == int(used) * 1024
         assert values[head + "total-bytes"] == (int(used) + int(available)) * 1024
         assert not linux.problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -72,6 +73,19 @@ def fake(**members: Any) -> Any:
     return Fake(**members)
 
 
+def space(**members: Any) -> Any:
+    """A kernel's address space: what ``read`` and ``gather`` give, as pointers too."""
+
+    def pointers(vaddr: int, count: int) -> tuple[int, ...]:
+        return struct.unpack(f"<{count}Q", members["read"](vaddr, 8 * count))
+
+    def gather_pointers(vaddrs: list[int], faults: list[int]) -> tuple[int, ...]:
+        return struct.unpack(f"<{len(vaddrs)}Q", members["gather"](vaddrs, 8, faults))
+
+    more = {"pointers": pointers, "gather_pointers": gather_pointers, "pointer_size": 8}
+    return SimpleNamespace(**more, **members)
+
+
 # -- work times rows ------------------------------------------------------------------------
 
 
@@ -92,7 +106,7 @@ def test_bitmaps_of_parameters_count() -> None:
     """The same bitmap again and again, every other bit of it set."""
     size = 1 << 16
     row = {"handler": 1, "data": 8, "size": size, "mode": 0o444, "name": b"x"}
-    kernel = SimpleNamespace(read_u64=lambda _: 8, read=lambda _, length: b"\x55" * length)
+    kernel = space(read_pointer=lambda _: 8, read=lambda _, length: b"\x55" * length)
     guest = fake(
         kernel=kernel,
         symbols=SimpleNamespace(
@@ -140,12 +154,12 @@ def test_neighbours_none_of_which_can_be_read() -> None:
         return bytes(len(addresses) * size)
 
     rows = [{"address": number, "flags": 0} for number in range(60_000)]
-    guest = fake(kernel=SimpleNamespace(gather=gather))
+    guest = fake(kernel=space(gather=gather))
     assert quickly(lambda: neighbours._keyed(guest, rows, 0, 4)) == []
 
 
 def test_parts_of_programs_count() -> None:
-    kernel = SimpleNamespace(read=lambda _, size: bytes(size))
+    kernel = space(read=lambda _, size: bytes(size))
     budget = Budget(entries=1000)
     found = [bpf._pointers(fake(kernel=kernel), 8, 400, 512, budget) for _ in range(5)]
     assert [len(parts) for parts in found] == [400, 400, 0, 0, 0]
@@ -160,7 +174,7 @@ def test_symbols_of_modules_count() -> None:
         return bytes(size)
 
     reader = object.__new__(text.KernelText)
-    reader._guest = fake(kernel=SimpleNamespace(read=read))
+    reader._guest = fake(kernel=space(read=read), types=SimpleNamespace(pointer_size=8))
     reader._budget, reader._symbols = Budget(entries=100_000), {}
     for start in range(50):
         module = text.ModuleText("m", start, start + 1, (0, 0, 0), 8, 8, 1 << 17)
@@ -212,6 +226,7 @@ def test_modules_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     module = {"name": b"dummy\0", "symtab": 8, "strtab": 8, "count": 1 << 17}
     types = SimpleNamespace(offsetof=lambda *_: 0, has=lambda *_: True)
     symbols = SimpleNamespace(address=lambda _: 8)
+    types.pointer_size = 8
     guest = fake(columns={"module": module}, kernel=None, types=types, symbols=symbols)
     guest.note_all = lambda _: None
     assert modsyms.module_functions(guest, {"dummy": "dummy_get_stats64"}, Budget()) == {}
@@ -268,7 +283,7 @@ def test_table_of_neighbours_with_a_fraction_of_a_bucket() -> None:
 @pytest.mark.parametrize(("pos", "bits"), [(0, -1), (-1, 1), (31, -31)])
 def test_tries_of_less_than_no_bits(pos: int, bits: int) -> None:
     """``pos`` and ``bits`` are of a type that the guest chose."""
-    kernel = SimpleNamespace(gather=lambda *_: (8).to_bytes(8, "little"))
+    kernel = space(gather=lambda *_: (8).to_bytes(8, "little"))
     types = SimpleNamespace(offsetof=lambda *_: 0)
     node = {"key": 0, "pos": pos, "bits": bits, "first": 0}
     guest = fake(columns={"key_vector": node}, kernel=kernel, types=types)
@@ -277,7 +292,7 @@ def test_tries_of_less_than_no_bits(pos: int, bits: int) -> None:
 
 
 def test_children_of_a_trie_count() -> None:
-    kernel = SimpleNamespace(read=lambda _, size: b"\1" * size)
+    kernel = space(read=lambda _, size: b"\1" * size)
     budget = Budget(entries=140_000)
     assert len(fib4._children(fake(kernel=kernel), 8, 20, budget)) == budget.entries + 1
 
@@ -301,7 +316,7 @@ def test_unreadable_parts_of_a_program() -> None:
     def read(address: int, size: int) -> bytes:
         raise FaultError(address, size)
 
-    guest = fake(kernel=SimpleNamespace(read=read))
+    guest = fake(kernel=space(read=read))
     assert bpf._pointers(guest, 8, -3, 512, Budget()) == []
     assert bpf._pointers(guest, 8, 3, 512, Budget()) == []
     assert len(guest.problems) == 2

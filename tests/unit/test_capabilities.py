@@ -94,3 +94,13 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert run(["-o", "json", "registers", "./core", "--vcpu", "1"]) == 0
     assert [row["vcpu"] for row in json.loads(capsys.readouterr().out)] == [1, 1]
     assert run(["registers", "./core", "--vcpu", "2"]) == 3
+    for arguments, word in (
+        (["--set", "rax=1"], "--set needs --vcpu"),
+        (["--set", "rax", "--vcpu", "0"], "sets no register"),
+        (["--set", "=1", "--vcpu", "0"], "sets no register"),
+        (["--set", "rax=x", "--vcpu", "0"], "is no value"),
+        (["--set", "rax=1", "--vcpu", "0"], "cannot change registers"),
+    ):
+        capsys.readouterr()
+        assert run(["registers", "./core", *arguments]) == 2
+        assert word in capsys.readouterr().err

@@ -158,7 +158,8 @@ def test_absurd_times_are_unknown() -> None:
     [(1024 << 10, 100), (2 << 10, 0), (102 << 10, 10), (102400 << 10, 10000), (1, 0), (None, None)],
 )
 def test_weights(shares: int | None, weight: int | None) -> None:
-    assert _weight(shares) == weight
+    assert _weight(shares, 10) == weight
+    assert _weight(shares and shares >> 10, 0) == weight
 
 
 def test_limits() -> None:

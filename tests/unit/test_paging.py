@@ -21,7 +21,8 @@ def tables(request: pytest.FixtureRequest) -> PageTables:
 
 def translate(tables: PageTables, vaddr: int) -> tuple[int, int]:
     """By the fast walker, after checking that the telling one and the bulk one agree."""
-    fast = translator(tables.memory.read_u64, tables.mode)(tables.root, vaddr)
+    memory = tables.memory
+    fast = translator(memory.read_u64, tables.mode, memory.frames)(tables.root, vaddr)
     told = walk(tables.memory, tables.mode, tables.root, vaddr)
     bulk = translate_many(
         tables.memory, tables.mode, tables.root, np.array([vaddr], dtype=np.uint64)
@@ -41,6 +42,37 @@ def test_large_page_ignores_low_frame_bits(tables: PageTables) -> None:
     # Bit 12 of a large page's entry is PAT, not part of its address (Intel SDM 4.5.4).
     tables.map(KERNEL, 0x20_0000, size=1 << 21, flags=0x1063)
     assert translate(tables, KERNEL + 5) == (0x20_0005, 1 << 21)
+
+
+class _Mirrored:
+    """Machine addresses: guest-physical ones with the low bits of their frame turned round."""
+
+    def physical(self, address: int) -> int:
+        return address ^ 0xFF000
+
+    def physical_many(self, addresses: np.ndarray) -> np.ndarray:
+        return addresses ^ np.uint64(0xFF000)
+
+
+def test_tables_that_hold_machine_addresses() -> None:
+    """As those of a Xen PV guest: every address in an entry is turned round, at each level."""
+    turn = _Mirrored().physical
+    tables = PageTables(BuiltMemory(1 << 20), X86_64_4LEVEL, 0x1000)
+    for vaddr in (KERNEL, KERNEL + 0x1000, 0x7000):
+        tables.map(vaddr, 0x5000 + (vaddr & 0xF000))
+    memory = tables.memory
+    memory.frames = _Mirrored()
+    pages = range(0, 1 << 20, 4096)
+    content = {page: memory.read(page, 4096) for page in pages}
+    for page, data in content.items():
+        entries = np.frombuffer(data, "<u8").copy()
+        entries[entries & np.uint64(1) == 1] ^= np.uint64(0xFF000)
+        memory.write(page, entries.tobytes())
+    assert turn(turn(0x5000)) == 0x5000
+    assert translate(tables, KERNEL + 0x12) == (0x5012, 4096)
+    assert translate(tables, KERNEL + 0x1012) == (0x6012, 4096)
+    assert translate(tables, 0x7008) == (0xC008, 4096)
+    assert translate(tables, 0x8000) == (-1, 0)
 
 
 def test_not_mapped(tables: PageTables) -> None:

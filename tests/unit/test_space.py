@@ -116,6 +116,22 @@ def test_integers_of_every_size(space: AddressSpace, memory: BuiltMemory) -> Non
         space.integer(USER + 0x1FFC, 8)
 
 
+def test_wide_string(space: AddressSpace, memory: BuiltMemory) -> None:
+    text = "kernel32 \u00e9 \U0001f600"
+    raw = text.encode("utf-16-le")
+    memory.write(0x50FF0, raw[:16])
+    memory.write(0x30000, raw[16:] + bytes(2))
+    assert space.wide_string(USER + 0xFF0) == text.encode()
+    assert space.wide_string(USER + 0xFF0, limit=12) == b"kernel"
+    memory.write(0x50FF7, raw[:9])  # characters that lie on two pages
+    memory.write(0x30000, raw[9:] + bytes(2))
+    assert space.wide_string(USER + 0xFF7) == text.encode()
+    memory.write(0x30FF8, b"e\0n\0d\0.\0")
+    assert space.wide_string(USER + 0x1FF8) == b"end."
+    with pytest.raises(FaultError):
+        space.wide_string(USER + 0x2000)
+
+
 def test_unicode_string(space: AddressSpace, memory: BuiltMemory) -> None:
     def claim(length: int, buffer: int) -> None:
         lengths = length.to_bytes(2, "little") * 2

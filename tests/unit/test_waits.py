@@ -16,8 +16,7 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.stack import TaskStack
 from virtintrospect.guests.linux.unwind import Frame, Stack
 from virtintrospect.guests.linux.waits import Wait, Waits
-from virtintrospect.memory.cpunotes import registers
-from virtintrospect.memory.elfcore import Note
+from virtintrospect.memory.cpunotes import Note, registers
 from virtintrospect.space import AddressSpace, LinearRange
 from virtintrospect.symbols.btf import Btf
 

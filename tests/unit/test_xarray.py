@@ -69,7 +69,7 @@ def guest(memory: BuiltMemory) -> Any:
     problems: list[tuple[str, int]] = []
     return SimpleNamespace(
         kernel=AddressSpace(memory, X86_64_4LEVEL, 0, linear=[linear]),
-        types=SimpleNamespace(resolve=lambda _, member: (fields[member],)),
+        types=SimpleNamespace(resolve=lambda _, member: (fields[member],), pointer_size=8),
         note=lambda what, address: problems.append((what, address)),
         problems=problems,
         fields=fields,

@@ -48,6 +48,7 @@ def aarch64(page_shift: int, virtual_bits: int) -> PagingMode:
         writable=1 << 7,
         user=1 << 6,
         no_execute=1 << 53,
+        user_no_execute=1 << 54,
         frame=low,
         none_bit=0,
         negated=1 << 7,

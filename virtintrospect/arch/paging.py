@@ -1,12 +1,12 @@
 """Page-table walks.
 
 A paging mode is data (:class:`PagingMode`); :func:`walk` follows one address and tells every
-step, :func:`translate` does the same for speed, :func:`translate_many` does it for whole arrays.
+step, :func:`translator` makes a function that does the same for speed, :func:`translate_many`
+does it for whole arrays.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,10 +16,23 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-_U64 = struct.Struct("<Q")
+    from virtintrospect.memory.base import MachineFrames
 
 #: What :func:`translate_many` gives for an address that has no page.
 NOT_MAPPED = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class Rights(NamedTuple):
+    """Where the rights of one kind of page are, if elsewhere than in the mode's others.
+
+    As in :class:`PagingMode`.
+    """
+
+    writable: int
+    user: int
+    no_execute: int
+    negated: int
+    user_no_execute: int = 0
 
 
 class Form(NamedTuple):
@@ -27,6 +40,8 @@ class Form(NamedTuple):
 
     ``page_shift`` is the size of the page that a leaf maps, 0 for a table. The address is
     ``entry & frame`` and, for each ``(bits, left)`` of ``scattered``, ``(entry & bits) << left``.
+    ``absent`` is an entry that is not present, but of a page that the kernel keeps; ``inverted``
+    is one whose address is also written inverted. A ``bare`` entry says nothing of rights.
     """
 
     mask: int
@@ -35,6 +50,9 @@ class Form(NamedTuple):
     page_shift: int = 0
     scattered: tuple[tuple[int, int], ...] = ()
     inverted: bool = False
+    absent: bool = False
+    bare: bool = False
+    rights: Rights | None = None
 
 
 class Level(NamedTuple):
@@ -53,7 +71,7 @@ class Level(NamedTuple):
 
 
 class PagingMode(NamedTuple):
-    """A page-table format with little-endian entries of 8 bytes, top level first.
+    """A page-table format with little-endian entries, top level first.
 
     The rights are read after the bits of ``negated`` are flipped (AArch64 has a read-only bit),
     from the leaf alone unless ``hierarchical``.
@@ -74,7 +92,11 @@ class PagingMode(NamedTuple):
     #: (arch/x86/include/asm/pgtable-invert.h, commit 6b28baca9b1f).
     none_bit: int = 1 << 8
     negated: int = 0
+    #: What forbids programs to execute a page of theirs, where that is another bit.
+    user_no_execute: int = 0
     hierarchical: bool = True
+    #: Bytes of an entry, 4 or 8.
+    entry_size: int = 8
     #: Bits of the register that hold the top table's address; 0: those of ``frame``.
     root_bits: int = 0
     #: Which halves of the addresses the top table serves; AArch64 has one for each.
@@ -122,6 +144,10 @@ class PagingMode(NamedTuple):
         return -1
 
 
+#: No tables: for physical addresses, which an address space then has in a linear range.
+UNTRANSLATED = PagingMode(name="physical", levels=(), virtual_bits=64)
+
+
 class Step(NamedTuple):
     """One table looked up on the way: the entry and where it stands."""
 
@@ -151,31 +177,36 @@ class Walk(NamedTuple):
 def walk(memory: PhysicalMemory, mode: PagingMode, root: int, vaddr: int) -> Walk:
     """Translate one address and tell every step.
 
-    :param root: physical address of the top table; the low 12 bits (PCID, PWT, PCD as in CR3)
-        are ignored.
+    :param root: physical address of the top table, as in CR3: what else that register holds
+        (PCID, PWT, PCD) is ignored.
     :raises FaultError: a page table lies where there is no memory.
     """
     table = root & mode.root_mask
+    size = mode.entry_size
     steps: list[Step] = []
     writable = user = executable = present = True
     for level in mode.levels if mode.canonical(vaddr) else ():
-        entry_paddr = table + 8 * ((vaddr >> level.shift) & ((1 << level.bits) - 1))
-        entry = _U64.unpack(memory.read(entry_paddr, 8))[0]
+        entry_paddr = table + size * ((vaddr >> level.shift) & ((1 << level.bits) - 1))
+        entry = int.from_bytes(memory.read(entry_paddr, size), "little")
         steps.append(Step(level.name, entry_paddr, entry))
         form = next((f for f in mode.forms(level) if entry & f.mask == f.value), None)
         if form is None:
             break
         table = _address(form, entry)
-        if mode.hierarchical or form.page_shift:
-            rights = entry ^ mode.negated
-            writable = writable and bool(rights & mode.writable)
-            user = user and bool(rights & mode.user)
-            executable = executable and not rights & mode.no_execute
-        present = present and not form.inverted
+        if memory.frames is not None:
+            table = memory.frames.physical(table)
+        if form.page_shift or (mode.hierarchical and not form.bare):
+            where = form.rights or mode
+            rights = entry ^ where.negated
+            writable = writable and bool(rights & where.writable)
+            user = user and bool(rights & where.user)
+            theirs = where.user_no_execute if rights & where.user else 0
+            executable = executable and not rights & (theirs or where.no_execute)
+        present = present and not (form.inverted or form.absent)
         if form.page_shift:
-            size = 1 << form.page_shift
-            paddr = table | (vaddr & (size - 1))
-            return Walk(vaddr, paddr, size, writable, user, executable, present, tuple(steps))
+            page = 1 << form.page_shift
+            paddr = table | (vaddr & (page - 1))
+            return Walk(vaddr, paddr, page, writable, user, executable, present, tuple(steps))
     return Walk(vaddr, None, 0, False, False, False, False, tuple(steps))
 
 
@@ -190,14 +221,17 @@ def _address(form: Form, entry: int) -> int:
 
 
 def translator(
-    read_u64: Callable[[int], int], mode: PagingMode
+    read_entry: Callable[[int], int], mode: PagingMode, frames: MachineFrames | None = None
 ) -> Callable[[int, int], tuple[int, int]]:
     """Compile a mode into a function ``(root, vaddr) -> (paddr, page_size)``.
 
-    The function gives ``(-1, 0)`` for an address without a page. ``read_u64`` reads a physical
-    address and may raise :exc:`~virtintrospect.errors.FaultError`.
+    The function gives ``(-1, 0)`` for an address without a page. ``read_entry`` reads as many
+    bytes as an entry has at a physical address, and may raise
+    :exc:`~virtintrospect.errors.FaultError`.
+
+    :param frames: :attr:`PhysicalMemory.frames` of the memory that ``read_entry`` reads.
     """
-    root_mask, canonical = mode.root_mask, mode.canonical
+    root_mask, canonical, entry_size = mode.root_mask, mode.canonical, mode.entry_size
     levels = [
         (
             level.shift,
@@ -215,10 +249,12 @@ def translator(
             return -1, 0
         table = root & root_mask
         for shift, index, forms in levels:
-            entry = read_u64(table + ((vaddr >> shift) & index) * 8)
+            entry = read_entry(table + ((vaddr >> shift) & index) * entry_size)
             for mask, value, frame, page_shift, odd in forms:
                 if entry & mask == value:
                     table = entry & frame if odd is None else _address(odd, entry)
+                    if frames is not None:
+                        table = frames.physical(table)
                     if page_shift:
                         size = 1 << page_shift
                         return table | (vaddr & (size - 1)), size
@@ -257,7 +293,7 @@ def translate_many(
     tables = tables & np.uint64(mode.root_mask)
     for level in mode.levels:
         index = (vaddrs[todo] >> np.uint64(level.shift)) & np.uint64((1 << level.bits) - 1)
-        entries = _entries(memory, tables + index * np.uint64(8))
+        entries = _entries(memory, mode, tables + index * np.uint64(mode.entry_size))
         onward: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
         for form in mode.forms(level):
             hit = np.flatnonzero((entries & np.uint64(form.mask)) == np.uint64(form.value))
@@ -267,6 +303,8 @@ def translate_many(
             frames = found & np.uint64(form.frame)
             for bits, left in form.scattered:
                 frames |= (found & np.uint64(bits)) << np.uint64(left)
+            if memory.frames is not None:
+                frames = memory.frames.physical_many(frames)
             if form.page_shift:
                 done = todo[hit]
                 result[done] = frames | (vaddrs[done] & np.uint64((1 << form.page_shift) - 1))
@@ -282,7 +320,9 @@ def translate_many(
     return result
 
 
-def _entries(memory: PhysicalMemory, paddrs: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
+def _entries(
+    memory: PhysicalMemory, mode: PagingMode, paddrs: npt.NDArray[np.uint64]
+) -> npt.NDArray[Any]:
     """Page-table entries at ``paddrs``; zero (not present) where there is no memory.
 
     Neighbouring virtual addresses share their upper entries: a run of equal addresses is read
@@ -292,4 +332,10 @@ def _entries(memory: PhysicalMemory, paddrs: npt.NDArray[np.uint64]) -> npt.NDAr
 
     starts = np.flatnonzero(np.diff(paddrs, prepend=~paddrs[:1]))
     lengths = np.diff(starts, append=len(paddrs))
-    return np.repeat(memory.gather_u64(paddrs[starts]), lengths)
+    paddrs = paddrs[starts]
+    if mode.entry_size == 8:
+        return np.repeat(memory.gather_u64(paddrs), lengths)
+    # A word of 8 bytes has two entries; the table is whole where one of them is.
+    words = memory.gather_u64(paddrs & ~np.uint64(7))
+    entries = (words >> ((paddrs & np.uint64(4)) << np.uint64(3))) & np.uint64(0xFFFF_FFFF)
+    return np.repeat(entries, lengths)

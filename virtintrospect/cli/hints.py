@@ -143,11 +143,11 @@ def _of_all(
 ) -> Iterator[_Named]:
     from contextlib import ExitStack
 
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
     from virtintrospect.session import open_domain
 
     with ExitStack() as stack:
-        with Host(settings.uri) as host:
+        with connect(settings.uri) as host:
             domains = list(host.domains(active_only=True))
         sessions = []
         for domain in domains:
@@ -184,7 +184,7 @@ def _kept(session: Session, seconds: float) -> list[Sample]:
         samples = read_history(_HISTORY, session.domain.uuid, time.time() - seconds)
     except OSError:
         return []  # it is not for this user
-    return [*samples, sample(session.guest)] if samples else []
+    return [*samples, sample(session.guest, session.target)] if samples else []
 
 
 def _watch(sessions: list[Session], seconds: float) -> list[list[Sample]]:
@@ -193,7 +193,7 @@ def _watch(sessions: list[Session], seconds: float) -> list[list[Sample]]:
 
     live = [session for session in sessions if session.target.live]
     if not live:
-        return [[sample(session.guest)] for session in sessions]
+        return [[sample(session.guest, session.target)] for session in sessions]
     steps = min(_MOST, max(_FEWEST, int(seconds)))
     taken: list[list[Sample]] = [[] for _ in sessions]
     start = time.monotonic()
@@ -202,7 +202,7 @@ def _watch(sessions: list[Session], seconds: float) -> list[list[Sample]]:
             time.sleep(max(0.0, start + seconds * step / steps - time.monotonic()))
             for session, samples in zip(sessions, taken, strict=True):
                 try:
-                    samples.append(sample(session.guest))
+                    samples.append(sample(session.guest, session.target))
                 except VirtIntrospectError as error:
                     if step == steps:
                         _warn(session.domain.name if session.domain else "", error)
@@ -282,7 +282,7 @@ def _apply(settings: Settings, rows: list[_Named], policy: Policy, *, yes: bool)
 def _sample(session: Session) -> Sample:
     from virtintrospect.insight.figures import sample
 
-    return sample(session.guest)
+    return sample(session.guest, session.target)
 
 
 def _undo(settings: Settings, target: str | None) -> None:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
+from virtintrospect.cli.options import (
+    Settings,
+    common,
+    pass_settings,
+    snapshot_option,
+    target_argument,
+)
 
 if TYPE_CHECKING:
     from virtintrospect.driver import Target
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     help="Show instead what can be done with TARGET itself, whatever runs in it.",
 )  # fmt: skip
 @target_argument
+@snapshot_option
 @common
 @pass_settings
 def info(settings: Settings, target: str, *, of_target: bool) -> None:

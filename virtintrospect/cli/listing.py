@@ -68,10 +68,10 @@ def _from_daemon(settings: Settings, *, everything: bool) -> _Found | None:
 
 def _completed(row: dict[str, Any], uri: str, unknown: list[tuple[str, str]]) -> dict[str, Any]:
     from virtintrospect.errors import VirtIntrospectError
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
 
     try:
-        with Host(uri) as host:
+        with connect(uri) as host:
             return _row(host.domain(row["uuid"]), unknown) | row
     except VirtIntrospectError as error:
         unknown.append((row["name"], error.message))
@@ -80,10 +80,10 @@ def _completed(row: dict[str, Any], uri: str, unknown: list[tuple[str, str]]) ->
 
 def _from_libvirt(settings: Settings, *, everything: bool) -> _Found:
     """The domains as libvirt lists them, each looked into."""
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
 
     unknown: list[tuple[str, str]] = []
-    with Host(settings.uri) as host:
+    with connect(settings.uri) as host:
         domains = list(host.domains(active_only=not everything))
     return [_row(domain, unknown) for domain in domains], unknown
 

@@ -11,17 +11,22 @@ import click
 
 from virtintrospect import __version__
 from virtintrospect.cli.doctor import doctor
+from virtintrospect.cli.dump import dump
 from virtintrospect.cli.escape import printable
 from virtintrospect.cli.hints import hints
 from virtintrospect.cli.hooks import hooks
 from virtintrospect.cli.info import info
 from virtintrospect.cli.listing import list_
+from virtintrospect.cli.map import map_
+from virtintrospect.cli.mount import mount
 from virtintrospect.cli.options import Settings, common, log_to_stderr
 from virtintrospect.cli.primitives import read, registers, symbols, translate, types
+from virtintrospect.cli.search import search
 from virtintrospect.cli.sessions import attach, detach, sessions
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
 from virtintrospect.cli.triage import crash, hung
 from virtintrospect.cli.virsh import dommemstat, guestinfo
+from virtintrospect.cli.write import write
 from virtintrospect.errors import VirtIntrospectError
 
 #: numpy's linear algebra starts a thread for each core on import, which costs more CPU than
@@ -37,8 +42,8 @@ def cli(context: click.Context) -> None:
     """Show what runs inside the guests of this libvirt host, from the outside.
 
     No agent in the guest, no debug symbols, no pause. TARGET is a domain's name, id or UUID,
-    the path of a memory image (with a slash in it: ./guest.core), or qmp:/path/to/socket of a
-    QEMU without libvirt.
+    the path of a memory image (with a slash in it: ./guest.core), or, without libvirt,
+    qmp:/path/to/socket of a QEMU, or xen:NAME of a guest of Xen.
 
     \b
     virt-introspect list
@@ -69,7 +74,12 @@ for command in (
     types,
     translate,
     read,
+    write,
     registers,
+    dump,
+    map_,
+    search,
+    mount,
     hooks,
     doctor,
     sessions,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from virtintrospect.session import Session
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 class Settings:
@@ -30,6 +31,7 @@ class Settings:
         self.columns: str | None = None
         self.verbose = False
         self.no_daemon = False
+        self.snapshot = False
         self.transport: str | None = None
         self.allow_taint = self.allow_write = self.in_place = False
 
@@ -88,16 +90,33 @@ class Settings:
         if answer is not None:
             return answer
         with self.open(target, table) as session:
-            guest = session.guest
-            found = getattr(guest, table.source)(**arguments)
+            found = self.read(session, lambda guest: getattr(guest, table.source)(**arguments))
             rows = [record(table, item) for item in ([found] if table.single else found)]
-            return Answer(rows, [(p.what, p.address) for p in guest.take_problems()])
+            return Answer(rows, [(p.what, p.address) for p in session.take_problems()])
+
+    def read(self, session: Session, function: Callable[[Guest], _T]) -> _T:
+        """Read tables of a guest; with ``--snapshot`` while it stands still."""
+        if not self.snapshot:
+            return function(session.guest)
+        from virtintrospect.consistent import PATIENCE, at_one_moment
+
+        view = at_one_moment(session, function)
+        click.echo(f"the guest stood still for {view.pause_ms:.1f} ms", err=True)
+        if not view.whole:
+            text = f"it was let go on after {PATIENCE:g} s: not all of this is of one moment"
+            click.echo(f"warning: {text}", err=True)
+        return view.found
 
     def _from_daemon(self, target: str, table: Table, arguments: Any) -> Answer | None:
         from virtintrospect.client import UnavailableError
         from virtintrospect.driver import READ_ONLY, driver_for_url
 
-        if self.access != READ_ONLY or "/" in target or driver_for_url(target) is not None:
+        if (
+            self.snapshot
+            or self.access != READ_ONLY
+            or "/" in target
+            or driver_for_url(target) is not None
+        ):
             return None
         if (client := self.client()) is None:
             return None
@@ -180,11 +199,11 @@ def complete_target(
 
     if "/" in incomplete or incomplete.startswith("."):
         return [CompletionItem(incomplete, type="file")]
-    from virtintrospect.host import Host
+    from virtintrospect.host import connect
 
     settings = context.find_object(Settings)
     try:
-        with Host(settings.uri if settings else None) as host:
+        with connect(settings.uri if settings else None) as host:
             names = [domain.name for domain in host.domains(active_only=True)]
     except VirtIntrospectError:
         return []
@@ -256,6 +275,15 @@ def target_options(function: _F) -> _F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def snapshot_option(function: _F) -> _F:
+    """The option for commands that read tables by :meth:`Settings.read`."""
+    return click.option(
+        "--snapshot", is_flag=True, expose_value=False, callback=_set("snapshot"),
+        help="A view of one moment: the guest stands still while it is read. How long is told on "
+        "standard error.",
+    )(function)  # fmt: skip
 
 
 def number(text: str, what: str) -> int:

@@ -142,7 +142,7 @@ def translate(settings: Settings, target: str, vaddr: str, pid: int | None) -> N
 
     with settings.open(target, TRANSLATE) as session:
         guest = session.guest
-        walk = _space(guest, pid).walk(_address(guest, vaddr))
+        walk = space_of(guest, pid).walk(address_of(guest, vaddr))
         row: dict[str, Any] = {"vaddr": walk.vaddr, "present": walk.present}
         if walk.paddr is not None:
             row |= {
@@ -192,8 +192,8 @@ def read(
             space: PhysicalMemory | AddressSpace = session.target.memory
         else:
             guest = session.guest
-            where = _address(guest, address)
-            space = _space(guest, pid)
+            where = address_of(guest, address)
+            space = space_of(guest, pid)
         data = space.read(where, length)
         if raw:
             sys.stdout.buffer.write(data)
@@ -204,20 +204,38 @@ def read(
 @click.command("registers")
 @target_argument
 @click.option("--vcpu", type=int, metavar="N", help="Of this vCPU only; the first one is 0.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set a register of the vCPU first; may be given more than once.",
+)
 @common
 @pass_settings
-def registers(settings: Settings, target: str, vcpu: int | None) -> None:
-    """Show the vCPU registers of TARGET, where it has them: ELF cores with QEMU's notes do.
+def registers(settings: Settings, target: str, vcpu: int | None, changes: tuple[str, ...]) -> None:
+    """Show the vCPU registers of TARGET, or set some.
+
+    ELF cores with QEMU's notes have them. Those of a running guest need QEMU's monitor, and so
+    --allow-taint; to set them takes --transport gdbstub and --allow-write, too.
 
     \b
-    virt-introspect registers ./crashed.core
     virt-introspect registers ./crashed.core --vcpu 1
+    virt-introspect registers web01 --allow-taint
+    virt-introspect registers web01 --vcpu 0 --transport gdbstub --allow-taint
+    virt-introspect registers web01 --vcpu 0 --set rax=0 --transport gdbstub \
+        --allow-taint --allow-write
     """
-    from virtintrospect.driver import Capability, SupportsRegisters
+    from virtintrospect.driver import Capability, SupportsRegisters, SupportsSetRegisters
     from virtintrospect.insight.tables import REGISTERS
 
+    values = dict(_change(text) for text in changes)
+    if values and vcpu is None:
+        raise UsageError("--set needs --vcpu", hint="registers are those of one vCPU")
     with settings.open(target, REGISTERS) as session:
-        session.target.require(Capability.REGISTERS)
+        session.target.require(Capability.SET_REGISTERS if values else Capability.REGISTERS)
+        if values and vcpu is not None:
+            cast("SupportsSetRegisters", session.target).set_registers(vcpu, values)
         source = cast("SupportsRegisters", session.target)
         rows = [
             {"vcpu": each, "register": name, "value": value}
@@ -227,6 +245,13 @@ def registers(settings: Settings, target: str, vcpu: int | None) -> None:
         settings.show(REGISTERS, rows)
 
 
+def _change(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"{text!r} sets no register", hint="write NAME=VALUE: rax=0x1")
+    return name, number(value, "value")
+
+
 def _hex_lines(address: int, data: bytes) -> Iterator[dict[str, Any]]:
     for offset in range(0, len(data), _LINE):
         line = data[offset : offset + _LINE]
@@ -234,11 +259,12 @@ def _hex_lines(address: int, data: bytes) -> Iterator[dict[str, Any]]:
         yield {"address": address + offset, "data": line, "text": text}
 
 
-def _space(guest: Guest, pid: int | None) -> AddressSpace:
+def space_of(guest: Guest, pid: int | None) -> AddressSpace:
+    """The address space of a process; the kernel's where none is named."""
     return guest.kernel if pid is None else guest.process_space(pid)
 
 
-def _address(guest: Guest, text: str) -> int:
+def address_of(guest: Guest, text: str) -> int:
     """An address: a number, a symbol, or ``symbol+offset``."""
     if text[:1].isdigit():
         return number(text, "address")

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
+from virtintrospect.cli.options import (
+    Settings,
+    common,
+    pass_settings,
+    snapshot_option,
+    target_argument,
+)
+from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables import ALL, COMMANDS, INFO, PS, PS_DETAILS
 
@@ -53,6 +60,8 @@ def _command(table: Table) -> click.Command:
         **arguments: Any,
     ) -> None:
         if follow:
+            if settings.snapshot:
+                raise UsageError("--follow and --snapshot exclude each other")
             from virtintrospect.cli.follow import follow as go_on
 
             go_on(settings, target, table, interval)
@@ -65,7 +74,7 @@ def _command(table: Table) -> click.Command:
     pattern = f"PATTERN: {table.pattern}\n\n" if table.pattern else ""
     show.__doc__ = f"{table.help}\n\n{pattern}\b\n{examples}\n"
     function: Any = pass_settings(show)
-    function = common(function)
+    function = snapshot_option(common(function))
     for name, text in reversed(table.switches):
         function = click.option(f"--{name}", is_flag=True, help=text)(function)
     for name, text in reversed(table.texts):
@@ -96,6 +105,7 @@ def _follow_options(function: Any) -> Any:
 @target_argument
 @click.option("--threads", is_flag=True, help="One row for each thread.")
 @click.option("--tree", is_flag=True, help="Children below their parents, names indented.")
+@snapshot_option
 @common
 @pass_settings
 def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
@@ -105,6 +115,7 @@ def ps(settings: Settings, target: str, *, threads: bool, tree: bool) -> None:
     virt-introspect ps web01
     virt-introspect ps web01 --tree
     virt-introspect ps web01 --columns pid,name,cgroup_path
+    virt-introspect ps web01 --threads --snapshot
     virt-introspect ps web01 -o json | jq '.[] | select(.euid == 0) | .path'
     """
     from virtintrospect.insight.tree import as_tree

@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
+from virtintrospect.cli.options import (
+    Settings,
+    common,
+    pass_settings,
+    snapshot_option,
+    target_argument,
+)
 
 _KINDS = {
     "user": "Users who are logged in.",
@@ -22,6 +28,7 @@ _KINDS = {
 
 @click.command("guestinfo")
 @target_argument
+@snapshot_option
 @common
 @pass_settings
 def guestinfo(settings: Settings, /, target: str, **chosen: bool) -> None:
@@ -40,11 +47,10 @@ def guestinfo(settings: Settings, /, target: str, **chosen: bool) -> None:
 
     kinds = [kind for kind, wanted in chosen.items() if wanted]
     with open_session(target, settings.uri, access=settings.access) as session:
-        guest = session.guest
         aliases = disk_aliases(session.domain.xml) if session.domain else {}
-        values = guest.guestinfo(kinds, aliases)
+        values = settings.read(session, lambda guest: guest.guestinfo(kinds, aliases))
         settings.show(guestinfo_table(values), [values], single=True)
-        settings.report(guest)
+        settings.report(session.guest)
 
 
 for _kind, _text in reversed(_KINDS.items()):
@@ -53,6 +59,7 @@ for _kind, _text in reversed(_KINDS.items()):
 
 @click.command("dommemstat")
 @target_argument
+@snapshot_option
 @common
 @pass_settings
 def dommemstat(settings: Settings, target: str) -> None:
@@ -72,8 +79,7 @@ def dommemstat(settings: Settings, target: str) -> None:
     from virtintrospect.insight.tables import DOMMEMSTAT
 
     with settings.open(target, DOMMEMSTAT) as session:
-        guest = session.guest
-        stats = guest.balloon_stats()
+        stats = settings.read(session, lambda guest: guest.balloon_stats())
         names = [column.name for column in DOMMEMSTAT.columns]
         values: dict[str, Any] = {name: getattr(stats, name, None) for name in names}
         if session.domain is not None:
@@ -83,4 +89,4 @@ def dommemstat(settings: Settings, target: str) -> None:
         if session.target.live:
             values["last_update"] = int(time.time())
         settings.show(DOMMEMSTAT, [values], single=True)
-        settings.report(guest)
+        settings.report(session.guest)

@@ -12,6 +12,7 @@ from threading import Lock
 
 from virtintrospect.daemon.config import History
 from virtintrospect.domain import Domain
+from virtintrospect.driver import Target
 from virtintrospect.guests.base import Guest
 from virtintrospect.insight.figures import Sample, sample
 
@@ -31,13 +32,13 @@ class Sampler:
         self._due: dict[str, float] = {}
         self._lock = Lock()
 
-    def look(self, domain: Domain, guest: Guest) -> None:
+    def look(self, domain: Domain, guest: Guest, target: Target | None = None) -> None:
         """Take a sample, where one is due."""
         now = time.monotonic()
         if now < self._due.get(domain.uuid, 0.0):
             return
         self._due[domain.uuid] = now + self.config.interval_seconds
-        taken = sample(guest)
+        taken = sample(guest, target)
         self.latest[domain.uuid] = taken
         if self.config.enabled:
             try:

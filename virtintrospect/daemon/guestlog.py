@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from virtintrospect.daemon.log import event
 from virtintrospect.domain import Domain
+from virtintrospect.driver import Target
 from virtintrospect.guests.base import Guest
 from virtintrospect.model import LogRecord
 
@@ -64,7 +65,7 @@ class GuestLog:
         self._panicked = panicked
         self._places: dict[str, _Place] = {}
 
-    def look(self, domain: Domain, guest: Guest) -> None:
+    def look(self, domain: Domain, guest: Guest, target: Target | None = None) -> None:  # noqa: ARG002
         """Read what is new."""
         place = self._places.get(domain.uuid)
         old = False  # what was said long before we came is no news

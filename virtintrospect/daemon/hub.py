@@ -25,9 +25,10 @@ from virtintrospect.daemon.log import event
 from virtintrospect.daemon.sessions import Context, DomainSession, Observer
 from virtintrospect.daemon.state import State
 from virtintrospect.daemon.work import Workers
-from virtintrospect.domain import Domain
+from virtintrospect.domain import Domain, Event
+from virtintrospect.driver import DomainSource
 from virtintrospect.errors import MemoryAccessError, NoSuchTargetError, VirtIntrospectError
-from virtintrospect.host_events import Event, EventHost
+from virtintrospect.host_events import listen
 from virtintrospect.symbols.store import SharedStore, default_directory
 
 _T = TypeVar("_T")
@@ -54,7 +55,7 @@ class Hub:
         self.on_event: list[Callable[[Event, DomainSession | None], None]] = []
         self.workers = Workers(config.daemon.workers)
         self._libvirt = ThreadPoolExecutor(1, thread_name_prefix="libvirt")
-        self._host: EventHost | None = None
+        self._host: DomainSource | None = None
         self._aside: set[str] = set()
         self._pending: dict[str, None] = {}
         self._something = asyncio.Event()
@@ -118,7 +119,7 @@ class Hub:
     async def run(self) -> None:
         """Keep the sessions in step until cancelled."""
         while True:
-            host: EventHost = await AsyncRetrying(
+            host: DomainSource = await AsyncRetrying(
                 retry=retry_if_exception_type(VirtIntrospectError),
                 wait=_CONNECT_WAIT,
                 before_sleep=_no_libvirt,
@@ -133,7 +134,7 @@ class Hub:
                 self._host = None
                 self._libvirt.submit(host.close)
 
-    async def _connect(self) -> EventHost:
+    async def _connect(self) -> DomainSource:
         loop = asyncio.get_running_loop()
         self._closed = closed = asyncio.Event()
 
@@ -149,7 +150,7 @@ class Hub:
             safely(self._happened, what)
 
         uri = self.config.libvirt.uri or None
-        return await self._in_libvirt(EventHost, uri, happened, gone)
+        return await self._in_libvirt(listen, uri, happened, gone)
 
     async def _follow(self) -> None:
         """Until libvirt goes away: ask what was hinted at, and from time to time for all."""

@@ -28,7 +28,7 @@ from virtintrospect.daemon.log import event
 from virtintrospect.daemon.state import Machine, State
 from virtintrospect.daemon.work import Cost, Workers
 from virtintrospect.domain import Domain
-from virtintrospect.driver import SupportsAfterlife, driver_for
+from virtintrospect.driver import Access, SupportsAfterlife, Target, driver_for
 from virtintrospect.errors import (
     GuestNotRecognisedError,
     MissingSymbolsError,
@@ -74,7 +74,7 @@ class ArrivingError(VirtIntrospectError):
 class Observer(Protocol):
     """Something that is done for each ready guest. Called in worker threads."""
 
-    def look(self, domain: Domain, guest: Guest) -> None:
+    def look(self, domain: Domain, guest: Guest, target: Target | None = None) -> None:
         """A look at a guest that runs."""
 
     def left(self, domain: Domain) -> None:
@@ -261,7 +261,8 @@ class DomainSession:
 
     def _open_memory(self, domain: Domain) -> None:
         driver = driver_for(domain)
-        self._session = Session(driver.open(domain), domain, self._context.store)
+        target = driver.open(domain, Access(slow=False))
+        self._session = Session(target, domain, self._context.store)
         self.driver, self.transport = driver.name, self._session.target.transport
 
     async def _recognise(self) -> None:
@@ -320,6 +321,7 @@ class DomainSession:
     def _look(self) -> bool:
         """Whether the kernel still runs; then all that is to be done for it."""
         guest = self._session.current if self._session else None
+        target = self._session.target if self._session else None
         if self._session is not None and time.monotonic() > self._forget_at:
             # Pages that the guest has given back meanwhile must not be touched.
             self._session.target.memory.forget()
@@ -329,7 +331,7 @@ class DomainSession:
                 observer.left(self.domain)
                 continue
             try:
-                observer.look(self.domain, guest)
+                observer.look(self.domain, guest, target)
             except TargetGoneError:
                 raise
             except VirtIntrospectError as error:

@@ -40,7 +40,7 @@ from virtintrospect.insight.tables import (
 if TYPE_CHECKING:
     from virtintrospect.daemon.hub import Hub
     from virtintrospect.daemon.sessions import DomainSession
-    from virtintrospect.host_events import Event
+    from virtintrospect.domain import Event
 
 _log = logging.getLogger(__name__)
 

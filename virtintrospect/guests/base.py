@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Namespace,
         Neighbour,
         OpenFile,
+        PageOwners,
         Pressure,
         Problem,
         Process,
@@ -59,6 +60,9 @@ class Guest(abc.ABC):
     types: Types
     #: The kernel's own address space.
     kernel: AddressSpace
+
+    #: Whether memory changes while it is read, so that rows need a second look.
+    live: bool = True
 
     def __init__(self) -> None:
         #: What tables could not make sense of, since :meth:`take_problems` was last called.
@@ -236,6 +240,13 @@ class Guest(abc.ABC):
         """The kernel stacks of the tasks that the CPUs were running, as far as they can be told."""
 
     @abc.abstractmethod
+    def page_owners(self) -> PageOwners:
+        """What each page of guest-physical memory is used for, and by whom: arrays by page.
+
+        :raises UnsupportedError: the guest has too much memory for such arrays.
+        """
+
+    @abc.abstractmethod
     def layout(
         self,
         name: str,
@@ -288,6 +299,16 @@ class Guest(abc.ABC):
         """The types of a loaded kernel module, along with the kernel's own.
 
         :raises NoSuchTargetError: there is no such module, or it carries no types.
+        """
+
+    @abc.abstractmethod
+    def process_at(self, root: int) -> int:
+        """The process whose page tables these are.
+
+        :param root: physical address of the top table, or CR3 as a CPU has it: its low bits,
+            and those that page-table isolation sets in user mode, do not matter.
+        :returns: its number, as of ``ps``; the first one's where several share their memory.
+        :raises NoSuchTargetError: no process has such tables; those of the kernel are nobody's.
         """
 
     @abc.abstractmethod

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from virtintrospect.driver import SupportsVcpuTimes, Target
 from virtintrospect.errors import TargetGoneError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 
@@ -40,8 +41,11 @@ _LARGEST = 8
 Sample = dict[str, Any]
 
 
-def sample(guest: Guest) -> Sample:
-    """One sample. What this kernel does not measure, or does not show now, is left out."""
+def sample(guest: Guest, target: Target | None = None) -> Sample:
+    """One sample. What this kernel does not measure, or does not show now, is left out.
+
+    :param target: for what this host knows of the guest's vCPUs.
+    """
     taken: Sample = {"time": round(time.time(), 3)}
     for name, part in _PARTS.items():
         try:
@@ -51,6 +55,8 @@ def sample(guest: Guest) -> Sample:
             raise
         except VirtIntrospectError as error:
             _log.debug("no figures of %s: %s", name, error)
+    if isinstance(target, SupportsVcpuTimes) and (times := target.vcpu_times()):
+        taken["vcpus"] = [[vcpu, ran // 1_000_000, wait // 1_000_000] for vcpu, ran, wait in times]
     return taken
 
 

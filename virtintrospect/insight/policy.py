@@ -46,6 +46,7 @@ class Policy:
     busy_high_percent: float
     cpu_stalled_percent: float
     steal_percent: float
+    delay_percent: float
     one_cpu_percent: float
     others_percent: float
     idle_percent: float

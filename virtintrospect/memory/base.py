@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from virtintrospect.errors import FaultError
+from virtintrospect.errors import FaultError, NotWritableError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,9 @@ PAGE_SIZE = 4096
 #: Most bytes that one :meth:`PhysicalMemory.read` may ask for. Sizes often come from the
 #: guest; nothing of a size that the guest chose is allocated.
 MAX_READ = 256 << 20
+
+#: Most bytes of one :meth:`PhysicalMemory.write`: what was there is kept to compare with.
+MAX_WRITE = 16 << 20
 
 
 class Region(NamedTuple):
@@ -45,17 +48,33 @@ class Mapped(NamedTuple):
     present: bytearray
 
 
+class MachineFrames(Protocol):
+    """What turns the addresses in page tables and CR3 into guest-physical ones.
+
+    Only where these differ: a Xen PV guest's tables hold the machine's own frame numbers.
+    """
+
+    def physical(self, address: int) -> int:
+        """The guest-physical address of ``address``; one where nothing lies when there is none."""
+
+    def physical_many(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """As :meth:`physical`, for an array."""
+
+
 class PhysicalMemory(abc.ABC):
     """Guest-physical memory: live RAM or a memory image.
 
     A subclass sets :attr:`regions` and implements :meth:`_read_within`; it overrides
-    :meth:`gather`, :meth:`view` and :meth:`resident` where it can do better.
+    :meth:`gather`, :meth:`view` and :meth:`resident` where it can do better. One that can be
+    changed sets :attr:`writable` where it was opened so, and implements :meth:`_write_within`.
 
     Rules for every implementation:
 
     * a read gives exactly the bytes asked for, or :exc:`~virtintrospect.errors.FaultError`;
     * a page that the host has not allocated reads as zeros and **is not touched**: looking at
-      a guest must never make it use more of the host's memory.
+      a guest must never make it use more of the host's memory. A write to such a page is
+      refused for the same reason;
+    * a write that is refused has changed nothing.
     """
 
     #: Where there is RAM (or ROM): sorted, not overlapping, adjacent ranges not merged.
@@ -63,6 +82,12 @@ class PhysicalMemory(abc.ABC):
     #: Each read is a slow call: whoever knows beforehand what will be read says so by
     #: :meth:`prefetch`.
     slow: bool = False
+    #: What the guest itself cannot write, within :attr:`regions`; so neither do we.
+    rom: tuple[Region, ...] = ()
+    #: Whether :meth:`write` may be used: the user allowed it, and this kind of memory can.
+    writable: bool = False
+    #: Where page tables hold other addresses than guest-physical ones: what turns them round.
+    frames: MachineFrames | None = None
 
     @abc.abstractmethod
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:
@@ -88,6 +113,73 @@ class PhysicalMemory(abc.ABC):
             paddr += step
             size -= step
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, paddr: int, data: bytes) -> None:
+        """Write at guest-physical ``paddr``, and make sure by reading it back.
+
+        A range may cross regions that touch each other. Everything is checked before the first
+        byte is written. A number of 1, 2, 4 or 8 bytes at a multiple of its size appears to
+        the guest in one piece where its RAM is mapped here; anything else, byte by byte.
+
+        :raises UsageError: the memory was not opened for writing, or there are more than
+            :data:`MAX_WRITE` bytes.
+        :raises FaultError: some byte of the range has no memory.
+        :raises NotWritableError: some byte is ROM, or lies on a page that is absent: the host
+            has not got it. Or, after the write, it reads back as something else.
+        """
+        self.check_write(paddr, len(data))
+        done = 0
+        for index, at, step in self._pieces_of(paddr, len(data)):
+            self._write_within(index, at, data[done : done + step])
+            done += step
+        found = self.read(paddr, len(data))
+        if found != data:
+            wrong = next(i for i, (a, b) in enumerate(zip(found, data, strict=True)) if a != b)
+            raise NotWritableError(
+                paddr + wrong,
+                f"{data[wrong]:#04x} was written, {found[wrong]:#04x} is read back",
+                hint="the guest may have written there, too: pause it meanwhile",
+            )
+
+    def check_write(self, paddr: int, size: int) -> None:
+        """Raise what :meth:`write` would, before anything is written; for several ranges."""
+        if not self.writable:
+            raise UsageError(
+                "this memory was not opened for writing",
+                hint="allow it: --allow-write, and --in-place for images; or "
+                "Access(write=True, in_place=True)",
+            )
+        if size > MAX_WRITE:
+            raise UsageError(f"one write takes at most {MAX_WRITE} bytes", hint="write in pieces")
+        pieces = list(self._pieces_of(paddr, size))
+        for region in self.rom:
+            if paddr < region.end and region.start < paddr + size:
+                raise NotWritableError(
+                    max(paddr, region.start), "ROM, which the guest cannot write either"
+                )
+        for index, at, step in pieces:
+            self._check_write_within(index, at, step)
+
+    def _pieces_of(self, paddr: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a range at the borders of regions: index of the region, address, bytes."""
+        whole = size
+        while size > 0:
+            index = self.region_index(paddr)
+            if index < 0:
+                raise FaultError(paddr, whole)
+            step = min(size, self.regions[index].end - paddr)
+            yield index, paddr, step
+            paddr += step
+            size -= step
+
+    def _check_write_within(  # noqa: B027 (not every memory has more to say)
+        self, index: int, paddr: int, size: int
+    ) -> None:
+        """Refuse what cannot be written of a range that lies wholly inside ``regions[index]``."""
+
+    def _write_within(self, index: int, paddr: int, data: bytes) -> None:
+        """Write a range that lies wholly inside ``regions[index]``, and was checked."""
+        raise NotImplementedError
 
     def gather(self, paddrs: Sequence[int], size: int, faults: list[int] | None = None) -> bytes:
         """Read ``size`` bytes at each of ``paddrs``; the primitive of everything in bulk.
@@ -137,6 +229,16 @@ class PhysicalMemory(abc.ABC):
         """
         return self.read_u64
 
+    def reader(self, size: int) -> Callable[[int], int]:
+        """A function that reads the little-endian number of 4 or 8 bytes at an address.
+
+        It raises as :meth:`read`.
+        """
+        if size == 8:
+            return self.reader_u64()
+        read = self.read
+        return lambda paddr: int.from_bytes(read(paddr, size), "little")
+
     def gather_u64(self, paddrs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """64-bit little-endian numbers at ``paddrs``; 0 where there is no memory."""
         import numpy as np
@@ -166,6 +268,10 @@ class PhysicalMemory(abc.ABC):
     def resident(self) -> Iterator[Region]:
         """Ranges that hold data, in rising order; the rest of :attr:`regions` is zeros."""
         yield from self.regions
+
+    def populated(self) -> Iterator[Region]:
+        """As :meth:`resident`, and what the host has swapped out: for who must have all of it."""
+        return self.resident()
 
     def prefetch(self, paddrs: Sequence[int], size: int) -> None:  # noqa: B027
         """Say that ``size`` bytes at each of ``paddrs`` will be read soon, one by one.

@@ -17,6 +17,7 @@ from elftools.common.utils import struct_parse
 from elftools.elf.elffile import ELFFile
 
 from virtintrospect.errors import ImageFormatError
+from virtintrospect.memory.cpunotes import Note
 from virtintrospect.memory.file import FileImage, Part
 
 _MACHINES = {
@@ -39,20 +40,13 @@ _MOST_NOTES = 1 << 16
 _ADDRESS_LIMIT = 1 << 52
 
 
-class Note(NamedTuple):
-    """An ELF note: QEMU's CPU states (``QEMU``), registers (``CORE``), ``VMCOREINFO``."""
-
-    name: str
-    type: int
-    desc: bytes
-
-
 class _Segment(NamedTuple):
     type: str | int
     offset: int
     paddr: int
     file_size: int
     memory_size: int
+    vaddr: int
     #: Where the program header itself is in the file.
     header_at: int
 
@@ -127,14 +121,14 @@ class _Reader:
             entry = self._parse(layout, at, "a program header")
             found.append(
                 _Segment(entry.p_type, entry.p_offset, entry.p_paddr, entry.p_filesz,
-                         entry.p_memsz, at)
+                         entry.p_memsz, entry.p_vaddr, at)
             )  # fmt: skip
         return found
 
     def parts(self, loads: list[_Segment]) -> list[Part]:
         """The memory of the PT_LOAD segments, checked against the file and each other."""
         parts: list[Part] = []
-        for load in sorted(loads, key=lambda segment: segment.paddr):
+        for load in sorted(loads, key=lambda segment: (segment.paddr, -segment.memory_size)):
             what = f"segment of guest-physical {load.paddr:#x}"
             if load.file_size > load.memory_size:
                 raise self._error(load.header_at, f"{what} is larger in the file than in memory")
@@ -147,6 +141,8 @@ class _Reader:
                     "the dump was not finished, or the copy of it",
                 )
             if parts and load.paddr < parts[-1].end:
+                if load.vaddr >> 63 and load.paddr + load.memory_size <= parts[-1].end:
+                    continue  # /proc/vmcore has the kernel's image twice, the same bytes
                 raise self._error(
                     load.header_at,
                     f"{what} overlaps the one before",

@@ -6,7 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from virtintrospect.errors import ImageFormatError, MemoryAccessError
+from virtintrospect.errors import (
+    ImageFormatError,
+    MemoryAccessError,
+    NotWritableError,
+)
 from virtintrospect.memory.base import PAGE_SIZE, PhysicalMemory, Region, merge
 
 
@@ -61,6 +65,36 @@ class FileImage(PhysicalMemory):
                 self.path, offset + at + len(data), "the file was cut short while in use"
             )
         return data if there == size else data + bytes(size - there)
+
+    def allow_writing(self, descriptor: int) -> None:
+        """Let the file be changed where it is: its bytes *are* the memory.
+
+        Not where they are those of another file, what was unpacked from this one.
+
+        :param descriptor: the file that the user named, open for writing, too.
+        """
+        self.writable = descriptor == self._descriptor
+
+    def _check_write_within(self, index: int, paddr: int, size: int) -> None:
+        start, _, _, length = self._parts[index]
+        if paddr + size > start + length:
+            raise NotWritableError(
+                max(paddr, start + length), "these zeros are not in the file: there is no room"
+            )
+
+    def _write_within(self, index: int, paddr: int, data: bytes) -> None:
+        start, _, offset, _ = self._parts[index]
+        at = offset + paddr - start
+        if self._descriptor < 0:
+            raise MemoryAccessError(f"{self.path} is closed")
+        while data:
+            try:
+                done = os.pwrite(self._descriptor, data, at)
+            except OSError as error:
+                raise MemoryAccessError(
+                    f"{self.path}: cannot write at offset {at:#x}: {error.strerror}"
+                ) from error
+            at, data = at + done, data[done:]
 
     def resident(self) -> Iterator[Region]:
         """Ranges that hold data: holes of a sparse file are left out, in whole pages."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from virtintrospect.errors import AccessDeniedError, ImageFormatError, NoSuchTargetError
 from virtintrospect.memory.base import PhysicalMemory
+from virtintrospect.memory.file import FileImage
 from virtintrospect.memory.raw import open_raw
 from virtintrospect.memory.wrapped import WRAPPERS, unpack
 
@@ -30,7 +31,10 @@ _FOREIGN = (
 
 def _elf(path: str, descriptor: int, size: int) -> PhysicalMemory:
     from virtintrospect.memory.elfcore import ElfCore
+    from virtintrospect.memory.xencore import XenCore, is_xen_core
 
+    if is_xen_core(os.pread(descriptor, 64, 0)):
+        return XenCore(path, descriptor, size)
     return ElfCore(path, descriptor, size)
 
 
@@ -88,9 +92,11 @@ _FORMATS: tuple[tuple[bytes, Callable[[str, int, int], PhysicalMemory]], ...] = 
 )
 
 
-def open_image(path: str | Path) -> PhysicalMemory:
+def open_image(path: str | Path, *, in_place: bool = False) -> PhysicalMemory:
     """Open a memory image: an ELF core of a guest, or raw memory.
 
+    :param in_place: it may be changed, where its format holds memory as it is (raw, ELF, LiME);
+        the memory's ``writable`` tells.
     :raises NoSuchTargetError: there is no such file.
     :raises AccessDeniedError: the file cannot be opened by this user.
     :raises ImageFormatError: it is no memory image that can be read: a directory, an empty or
@@ -98,12 +104,15 @@ def open_image(path: str | Path) -> PhysicalMemory:
     """
     name = os.fspath(path)
     shown = ascii(name)[1:-1] if not name.isprintable() else name
-    descriptor = _open(name, shown)
+    descriptor = _open(name, shown, os.O_RDWR if in_place else os.O_RDONLY)
     try:
-        return _identify(descriptor, shown)
+        image = _identify(descriptor, shown)
     except BaseException:
         os.close(descriptor)
         raise
+    if in_place and isinstance(image, FileImage):
+        image.allow_writing(descriptor)
+    return image
 
 
 def _identify(descriptor: int, shown: str) -> PhysicalMemory:
@@ -143,14 +152,16 @@ def _unwrap(descriptor: int, shown: str, index: int, name: str) -> PhysicalMemor
     return image
 
 
-def _open(name: str, shown: str) -> int:
-    """Open for reading, without waiting for the other end of a pipe."""
+def _open(name: str, shown: str, mode: int) -> int:
+    """Open without waiting for the other end of a pipe."""
     try:
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(name, mode | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         raise AccessDeniedError(
             f"{shown}: {error.strerror}", hint="memory images are private: run as their owner"
         ) from error
+    except IsADirectoryError as error:
+        raise ImageFormatError(shown, 0, "no memory image: a directory", hint=_DUMP) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise NoSuchTargetError(

@@ -12,6 +12,9 @@ FOUR_GIB = 4 << 30
 
 #: VGA's window, where RAM lies hidden: no memory for the guest, except SMRAM in SMM.
 VGA_START, VGA_END = 0xA0000, 0xC0000
+#: From VGA's window to 1 MiB: option ROMs and the firmware's copy of itself, which it makes
+#: read-only for the guest (PAM registers; make_bios_readonly in SeaBIOS's src/fw/shadow.c).
+SHADOW_END = 0x100000
 
 
 def low_memory(machine: str, ram_size: int, limit: int = 0) -> int | None:

@@ -201,6 +201,8 @@ class _Stream:
                     return
             elif kind == _FOOTER:
                 self._take(4)
+            elif kind == _FULL and "ram" in names.values():
+                return  # a background snapshot has no end of RAM: devices follow all pages
             elif kind in (_FULL, _EOF):
                 raise self._error("the stream has no end of RAM")
             else:

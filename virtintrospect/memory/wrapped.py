@@ -1,10 +1,11 @@
 """Images inside a compressed file: gzip, xz, bzip2 and Zstandard.
 
 Such a file can be read only from its beginning, an image is read everywhere: it is unpacked
-once, into a temporary file that has no name. Nobody else can open it, it is gone
-with the process however that ends, and pages of zeros are holes in it. Memory is bounded by
-one piece of input and what comes out of it; the disk by what is free; a file that would give
-far more than any guest's memory packs to is refused.
+once, into a file whose pages of zeros are holes, and kept for the next time
+(:mod:`~virtintrospect.memory.unpacked`). Until it is whole that file has no name, so that nothing
+is left of it when the process ends. Memory is bounded by one piece of input and what comes out of
+it; the disk by what is free; CPU time by the size of the input; and a file that would give far
+more than any guest's memory packs to is refused.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ import bz2
 import lzma
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 from virtintrospect.errors import ImageFormatError, MemoryAccessError
+from virtintrospect.memory.unpacked import Cache, folder, place
 
 #: Bytes that may come out whatever the ratio, and the ratio from there on. Deflate reaches
 #: 1032; memory that is nearly all zeros, packed by the others, not much more than this.
 FREELY = 4 << 30
 RATIO = 4096
+
+#: Seconds of CPU time that unpacking may take whatever the size of the file, and bytes of it that
+#: earn one more. The slowest, bzip2, takes some 4 MB a second of memory that does not pack.
+PATIENCE = 60
+EARNS_A_SECOND = 1 << 20
 
 #: Bytes of the file system that are left for others.
 SPARE = 256 << 20
@@ -117,11 +124,6 @@ class _Zstd:
         return bool(self._stream.eof)
 
 
-def folder() -> Path:
-    """``$TMPDIR``, else /var/tmp, which is on a disk: /tmp is often the host's RAM."""
-    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - O_TMPFILE: no name
-
-
 #: First bytes, the name of the format, and what decodes one stream of it.
 WRAPPERS: tuple[tuple[bytes, str, Callable[[], _Decoder]], ...] = (
     (b"\x1f\x8b", "gzip", _Gzip),
@@ -132,20 +134,31 @@ WRAPPERS: tuple[tuple[bytes, str, Callable[[], _Decoder]], ...] = (
 
 
 def unpack(path: str, descriptor: int, index: int) -> int:
-    """What is inside a compressed file, as a sparse file without a name.
+    """What is inside a compressed file, as a sparse file.
 
-    :param path: the compressed file's name, for messages.
+    :param path: the compressed file's name.
     :param descriptor: the compressed file; it stays the caller's.
     :param index: which of :data:`WRAPPERS` it is.
     :returns: a descriptor, open for reading.
     :raises ImageFormatError: damaged, truncated, or far too much would come out.
     :raises MemoryAccessError: no space, or a library is not installed.
     """
+    kept = place()
+    cache = Cache(kept) if kept else None
+    if cache and (found := cache.find(descriptor)) is not None:
+        return found
+    new = cache.new() if cache else None
     try:
-        with tempfile.TemporaryFile(dir=folder(), buffering=0) as file:
+        with (
+            os.fdopen(new, "wb", 0)
+            if new is not None
+            else tempfile.TemporaryFile(dir=folder(), buffering=0)
+        ) as file:
             size = _copy(path, descriptor, index, file.fileno())
             os.ftruncate(file.fileno(), size)
-            return os.dup(file.fileno())
+            if cache and new is not None:
+                cache.keep(descriptor, file.fileno())
+            return os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
     except ImportError as error:
         raise MemoryAccessError(
             f"{path}: an image compressed with {WRAPPERS[index][1]} needs a library "
@@ -161,9 +174,16 @@ def unpack(path: str, descriptor: int, index: int) -> int:
 
 def _copy(path: str, source: int, index: int, target: int) -> int:
     """Unpack all of it; the number of bytes, of which the last may be a hole."""
-    at = 0
+    at, began = 0, time.thread_time()
     pending = bytearray()
     for consumed, data in _pieces(path, source, index):
+        if time.thread_time() - began > PATIENCE + consumed / EARNS_A_SECOND:
+            raise ImageFormatError(
+                path,
+                consumed,
+                "unpacking takes more time than any memory does",
+                hint="unpack it yourself if you trust it",
+            )
         pending += data
         if at + len(pending) > FREELY and at + len(pending) > RATIO * consumed:
             raise ImageFormatError(

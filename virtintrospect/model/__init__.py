@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
     from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
+    from virtintrospect.model.match import Match
     from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
+    from virtintrospect.model.pages import PageOwners, ProcessPages
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
     from virtintrospect.model.stack import Crash, RunQueue, StackFrame, Stall
@@ -49,6 +51,7 @@ __all__ = [
     "Load",
     "LogRecord",
     "Login",
+    "Match",
     "MemoryArea",
     "MemoryInfo",
     "Module",
@@ -56,9 +59,11 @@ __all__ = [
     "Namespace",
     "Neighbour",
     "OpenFile",
+    "PageOwners",
     "Pressure",
     "Problem",
     "Process",
+    "ProcessPages",
     "Route",
     "RunQueue",
     "SlabCache",
@@ -103,6 +108,9 @@ _WHERE = {
     "Stall": "stack",
     "Crash": "stack",
     "Hint": "hint",
+    "Match": "match",
+    "PageOwners": "pages",
+    "ProcessPages": "pages",
     "User": "users",
     "Login": "users",
 }

@@ -23,6 +23,10 @@ class MemoryInfo:
     inactive_file: int | None
     unevictable: int | None
     mlocked: int | None
+    high_total: int | None
+    high_free: int | None
+    low_total: int | None
+    low_free: int | None
     swap_total: int | None
     swap_free: int | None
     zswap: int | None
@@ -69,6 +73,7 @@ class MemoryInfo:
     hugetlb: int | None
     direct_map_4k: int | None
     direct_map_2m: int | None
+    direct_map_4m: int | None
     direct_map_1g: int | None
 
 

@@ -10,6 +10,7 @@ import re
 from xml.etree import ElementTree
 
 from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.memory.virt import ram_start
 
 _ELEMENT = re.compile(
     r"^  <memoryBacking(?:/>|>.*?^  </memoryBacking>)\n", re.MULTILINE | re.DOTALL
@@ -17,6 +18,8 @@ _ELEMENT = re.compile(
 _CELL = re.compile(r"(<cell [^>]*memAccess=)(['\"])private\2")
 _BEFORE = re.compile(r"^  <vcpu\b", re.MULTILINE)
 _MACHINE = re.compile(r"(pc|q35)(-.*)?")
+#: QEMU's names of architectures that libvirt calls otherwise.
+_QEMU_NAMES = {"armv7l": "arm", "armv6l": "arm"}
 
 
 class CannotShareError(VirtIntrospectError):
@@ -45,6 +48,8 @@ def unsupported_machine(xml: str) -> str | None:
         return "unknown"
     machine, arch = kind.get("machine", ""), kind.get("arch", "x86_64")
     if arch in ("x86_64", "i686") and (not machine or _MACHINE.fullmatch(machine)):
+        return None
+    if ram_start(_QEMU_NAMES.get(arch, arch), machine) is not None:
         return None
     return f"{arch} {machine}".strip()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virtintrospect.domain import Domain
-from virtintrospect.driver import driver_for
+from virtintrospect.driver import Access, driver_for
 from virtintrospect.errors import (
     AccessDeniedError,
     EncryptedMemoryError,
@@ -107,7 +107,7 @@ def _memory(host: Host, domain: Domain) -> Iterator[Check]:
         yield _at_next_start(domain)
         return
     try:
-        with driver_for(domain).open(domain) as opened:
+        with driver_for(domain).open(domain, Access(slow=False)) as opened:
             transport = opened.transport
     except EncryptedMemoryError as error:
         yield _from(error, "memory", WARNING, domain.name)

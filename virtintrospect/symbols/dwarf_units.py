@@ -335,8 +335,8 @@ class Dwarf:
         self.sections = sections
         self.order = order
         self._tables: dict[tuple[int, bool, int, int], dict[int, Abbreviation]] = {}
-        # An entry has a byte at least, and is looked at a few times at most.
-        self._budget = [4 * len(sections.info) + 1024]
+        # An entry has some ten bytes, and is looked at a few times at most.
+        self._budget = [len(sections.info) + 1024]
         self._starts: list[int] = []
         self._units: list[Unit] = []
 

@@ -20,6 +20,8 @@ from virtintrospect.symbols.table import Symbols
 #: More than kernels export: some 10,000.
 _MOST = 1 << 17
 _LONGEST_NAME = 512
+#: Numbers that lead to a function's beginning that are looked at; Debian's 6.1 has some 9,000.
+_MOST_TRIES = 1 << 17
 _NAME = re.compile(rb"[A-Za-z_.$][A-Za-z0-9_.$]*\0")
 
 
@@ -51,11 +53,13 @@ def find_exports(image: memoryview, base: int, symbols: Symbols) -> Exports:
     if not functions:
         return Exports({}, [])
     targets = words + np.arange(len(words), dtype=np.int64) * 4
-    inside = (words != 0) & (targets >= min(functions)) & (targets <= max(functions))
+    starts = np.array(sorted(functions), dtype=np.int64)
+    near = np.flatnonzero((words != 0) & (targets >= starts[0]) & (targets <= starts[-1]))
+    exact = near[starts[np.searchsorted(starts, targets[near])] == targets[near]]
     tables = _Tables(view, words)
-    for number in np.flatnonzero(inside).tolist():
+    for number in exact[:_MOST_TRIES].tolist():
         place = int(targets[number])
-        if number in tables.seen or place not in functions:
+        if number in tables.seen:
             continue
         if tables.name(number) in functions[place]:
             tables.follow(number)

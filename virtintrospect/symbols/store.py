@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from virtintrospect.errors import CorruptDataError, FaultError
-from virtintrospect.symbols.brought import Brought
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.cachefiles import TEMPORARY, check_owner, map_file, prepare, write_file
-from virtintrospect.symbols.imported import MAX_BUILD_ID
 from virtintrospect.symbols.imports import Imports
 from virtintrospect.symbols.profile import (
     Header,
@@ -160,30 +158,6 @@ class Store:
                 seen.add(found)
                 yield found[0], found[1]
 
-    def add_types(self, build_id: bytes, blob: bytes | memoryview, *, pointer_size: int) -> None:
-        """Keep types for a kernel that carries none, in place of those kept before.
-
-        :param blob: raw BTF, whatever it was made from.
-        :param pointer_size: bytes of that kernel's pointers, 4 or 8.
-        :raises CorruptDataError: this is no BTF, or no build id or size of a pointer.
-        :raises OSError: there is no cache, or it cannot be written.
-        """
-        if not build_id:
-            raise CorruptDataError("types of no build id", 0)
-        brought = Brought("BTF", bytes(blob), pointer_size=pointer_size, build_id=build_id)
-        self.imports.add(brought, "")
-
-    def types(self, build_id: bytes) -> Btf | None:
-        """The types that were brought for ``build_id``; ``None`` where there are none to use."""
-        return self.imports.types(build_id)
-
-    def remove_types(self, build_id: bytes) -> bool:
-        """Forget what was brought for ``build_id``; whether there was something.
-
-        :raises OSError: the cache cannot be written.
-        """
-        return 0 < len(build_id) <= MAX_BUILD_ID and bool(self.imports.forget(build_id.hex()))
-
     def _still_brought(self, header: Header) -> bool:
         """Whether symbols that a person brought, where a profile has such, are still kept."""
         brought = header.metadata.get("brought")
@@ -245,10 +219,12 @@ class SharedStore(Store):
 
     def __init__(self, directory: Path | None, *, max_size: int = MAX_SIZE) -> None:
         super().__init__(directory, max_size=max_size)
-        self._profiles: dict[tuple[bytes, str, Sources], Profile] = {}
+        self._profiles: dict[tuple[bytes, str, Sources, str], Profile] = {}
 
     def _unpacked(self, header: Header) -> Profile:
-        key = (header.build_id, header.digest, header.sources)
+        # Brought symbols are not among the sources: others may have taken their place.
+        brought = str(header.metadata.get("brought"))
+        key = (header.build_id, header.digest, header.sources, brought)
         profile = self._profiles.get(key)
         if profile is None:
             if len(self._profiles) >= self._KEPT:

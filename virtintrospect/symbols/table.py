@@ -24,6 +24,9 @@ IMAGE_ABOVE = 1 << 30
 #: For a hint, names with the same beginning and nearly the same length are compared.
 _MOST_COMPARED, _LENGTH_SLACK = 50_000, 3
 
+#: Searches for similar names that errors of one table may cost.
+_MOST_HINTS = 16
+
 #: An address this far above the last symbol is no longer "in" it.
 _LAST_SYMBOL_SIZE = 4096
 
@@ -71,6 +74,7 @@ class Symbols:
         "_bias",
         "_count",
         "_first",
+        "_hints",
         "_index",
         "_last",
         "_more",
@@ -93,6 +97,7 @@ class Symbols:
         self._last = min(max(table.end_relative, self._first), self._count)
         self._index = NameIndex(table.index)
         self._more: Callable[[str], int | None] = _none
+        self._hints = _MOST_HINTS
 
     def slid(self, base: int) -> Symbols:
         """The same symbols with the kernel image at ``base``; nothing is copied."""
@@ -222,6 +227,9 @@ class Symbols:
         """Name a few symbols that the user may have meant; only ever for an error's hint."""
         import difflib
 
+        if self._hints <= 0:
+            return ""
+        self._hints -= 1
         head = fnmatch_escape(name[:3])
         near = {
             symbol.name

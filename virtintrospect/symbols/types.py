@@ -30,6 +30,8 @@ MAX_MEMBERS = 16384
 MAX_PATH = 512
 #: Most types of one name that are looked at.
 MAX_NAMESAKES = 256
+#: Searches for similar names, which take time, that errors of one kernel's types may cost.
+_MOST_HINTS = 4
 MAX_SPELLING = 512
 
 _STEP = re.compile(r"([A-Za-z_]\w*)((?:\[\d{1,9}\])*)\Z")
@@ -157,6 +159,7 @@ class Types(abc.ABC):
         self._resolved: dict[tuple[str, str], tuple[Field, ...]] = {}
         #: What :meth:`has` has looked for in vain.
         self._absent: set[tuple[str, str]] = set()
+        self._hints = _MOST_HINTS
 
     # What a format supplies.
 
@@ -459,8 +462,12 @@ class Types(abc.ABC):
         return f"it has: {', '.join(near or list(members)[:12])}" if members else ""
 
     def _similar_types(self, name: str) -> str:
+        """Names like that; a guest that lacks many pays for the search a few times only."""
         import difflib
 
+        if self._hints <= 0:
+            return ""
+        self._hints -= 1
         head = name[:3]
         near = [other for other, _ in self.all_names() if other.startswith(head)][:4000]
         found = difflib.get_close_matches(name[:128], near, n=3, cutoff=0.6)

@@ -1,29 +1,62 @@
-"""The driver for Xen guests: recognises them, cannot read them yet."""
+"""The driver for Xen guests: those of libvirt's libxl, and ``xen:NAME`` without libvirt."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
 
-from virtintrospect.domain import Domain
+from virtintrospect.domain import Domain, Event
 from virtintrospect.driver import READ_ONLY, Access, Driver
-from virtintrospect.errors import MemoryAccessError
+from virtintrospect.errors import MemoryAccessError, UsageError
+from virtintrospect_xen.source import XenSource
+from virtintrospect_xen.store import Store
+from virtintrospect_xen.target import XenTarget
 
 
 class XenDriver(Driver):
-    """Says of a Xen guest that it cannot be read, instead of "no driver"."""
+    """PV, PVH and HVM guests of the Xen host whose domain 0 this is."""
 
     name = "xen"
+    transports = (XenTarget.transport,)
+    schemes = ("xen",)
 
     def serves(self, domain: Domain) -> bool:
         """Whether the domain belongs to libvirt's Xen driver (libxl)."""
         return domain.hypervisor == "Xen"
 
-    def open(self, domain: Domain, access: Access = READ_ONLY) -> NoReturn:  # noqa: ARG002
-        """Refuse.
+    def open(self, domain: Domain, access: Access = READ_ONLY) -> XenTarget:
+        """Open a running domain.
 
-        :raises MemoryAccessError: always.
+        :raises MemoryAccessError: and its subclasses, see :class:`XenTarget`.
         """
-        raise MemoryAccessError(
-            f"domain {domain.name!r} is a Xen guest, and this release does not read those",
-            hint="guests of QEMU/KVM and memory images (raw, ELF core) can be read",
-        )
+        if domain.id is None:
+            raise MemoryAccessError(f"domain {domain.name!r} is {domain.state}: it has no memory")
+        if domain.arriving:
+            raise MemoryAccessError(
+                f"the memory of domain {domain.name!r} is not all there yet", hint="try again"
+            )
+        return XenTarget(domain.id, access, domain.uuid)
+
+    def open_url(self, scheme: str, rest: str, access: Access = READ_ONLY) -> XenTarget:
+        """Open ``xen:NAME`` or ``xen:NUMBER``; a name is looked up in xenstore.
+
+        :raises UsageError: nothing is named.
+        :raises NoSuchTargetError: there is no such domain.
+        :raises MemoryAccessError: and its subclasses, see :class:`XenTarget`.
+        """
+        if not rest or "/" in rest:
+            raise UsageError(
+                f"{scheme}:{rest} names no domain",
+                hint="write xen:NAME or xen:NUMBER; libvirt's Xen is -c xen:///system NAME",
+            )
+        with Store() as store:
+            domid = store.find(rest)
+        return XenTarget(domid, access)
+
+    def source(
+        self,
+        scheme: str,  # noqa: ARG002
+        on_event: Callable[[Event], None] | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> XenSource:
+        """The domains of this host: for ``-c xen:``."""
+        return XenSource(on_event, on_close)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from itertools import islice
 
 import numpy as np
 
+from tests.fuzz.memory import ImageTarget
 from tests.fuzz.parsers.target import Target
 from tests.unit.images import PAGE, BuiltMemory, PageTables
 from tests.unit.test_printk import CALLER, LOG, LOG_SIZE, OldLog
@@ -16,7 +18,7 @@ from virtintrospect.arch.paging import translate_many, translator
 from virtintrospect.arch.riscv import SV39, SV48, SV57
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests.linux import osrelease, printk, utmp
-from virtintrospect.guests.linux.machine import x86
+from virtintrospect.guests.linux.machine import MACHINES
 from virtintrospect.space import AddressSpace
 
 _MODES: tuple[PagingMode, ...] = (
@@ -69,11 +71,15 @@ def _tables(data: bytes) -> None:
 
 
 def _image(data: bytes) -> None:
-    """The search for a kernel's page tables, in memory that is full of such."""
+    """The search for a kernel, of each architecture, in memory that is full of page tables."""
     memory = BuiltMemory(1 << 20)
     memory.write(0, data[: 1 << 20])
-    for found in x86.by_trampoline(memory):
-        x86.X86_64.read_only_data(memory, found)
+    target = ImageTarget(memory, live=False)
+    for machine in MACHINES:
+        for search in (machine.quick, machine.thorough):
+            with contextlib.suppress(VirtIntrospectError):
+                for found in islice(search(target), 16):
+                    machine.read_only_data(memory, found)
 
 
 def _log_seeds() -> list[bytes]:
@@ -104,6 +110,6 @@ def _files(data: bytes) -> None:
 
 TARGETS = [
     Target("page tables", _table_seeds, _tables, 25),
-    Target("kernel's page tables", _table_seeds, _image, 60),
+    Target("search for a kernel", _table_seeds, _image, 60),
     Target("printk", _log_seeds, _log, 40),
 ]

@@ -6,11 +6,13 @@ import contextlib
 import json
 from pathlib import Path
 
+from virtintrospect_kvm import cpudump, domainxml, gdbxml
 from virtintrospect_kvm.layout import layout_of
 from virtintrospect_kvm.maps import find_blocks, parse_maps
 from virtintrospect_kvm.options import parse_option, parse_size
 
 from tests.fuzz.parsers.target import Target
+from tests.unit.kvm.test_cpudump import LEGACY, LONG
 from virtintrospect.daemon import config, inbox
 from virtintrospect.domain import current_memory, disk_aliases
 from virtintrospect.errors import MemoryAccessError, VirtIntrospectError
@@ -27,6 +29,9 @@ _XML = b"""<domain type='kvm'><memory unit='KiB'>2097152</memory>
 <target dev='vda'/><alias name='virtio-disk0'/></disk><memory model='dimm'><target>
 <size unit='KiB'>524288</size></target><address type='dimm' slot='0' base='0x100000000'/>
 </memory></devices></domain>"""
+_REMOTE = b"""<domain type='kvm'><memory unit='KiB'>2097152</memory><os>
+<type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os><cpu mode='custom'><model>EPYC</model></cpu>
+</domain>"""
 _MAPS = b"""55d0c8a00000-55d0c8b00000 r--p 00000000 fe:00 1234 /usr/bin/qemu-system-x86_64
 7f3a00000000-7f3a40000000 rw-s 00000000 00:01 2051 /memfd:memory-backend-memfd (deleted)
 7f3a40000000-7f3a40001000 ---p 00000000 00:00 0
@@ -62,6 +67,32 @@ def _maps(data: bytes) -> None:
     find_blocks(layout_of(_LINE).blocks, mappings, [(m.device, m.inode) for m in mappings])
 
 
+def _remote_xml(data: bytes) -> None:
+    domainxml.arguments_of(data.decode("utf-8", "replace"))
+
+
+def _cpu_dump(data: bytes) -> None:
+    cpudump.parse(data.decode("utf-8", "replace"))
+
+
+#: One input is two files: the description, and what it includes.
+_CUT = b"\xf0cut here\xf0"
+_STUB = (
+    b"""<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target>
+<architecture>i386:x86-64</architecture><xi:include href="core.xml"/></target>"""
+    + _CUT
+    + b"""<?xml version="1.0"?><!DOCTYPE feature SYSTEM "gdb-target.dtd">
+<feature name="org.gnu.gdb.i386.core"><flags id="f" size="4"><field name="CF" start="0" end="0"/>
+</flags><reg name="rax" bitsize="64" type="int64" regnum="0"/><reg name="eflags" bitsize="32"
+type="f"/><reg name="st0" bitsize="80" type="i387_ext"/></feature>"""
+)
+
+
+def _stub(data: bytes) -> None:
+    first, _, other = data.partition(_CUT)
+    gdbxml.describe(lambda name: first if name == "target.xml" else other)
+
+
 def _config(data: bytes) -> None:
     config.parse(data.decode("utf-8", "replace"), Path("config.toml"))
 
@@ -77,6 +108,9 @@ TARGETS = [
     Target("QEMU's command line", lambda: ["\0".join(_LINE).encode()], _line, 300),
     Target("QEMU's options", lambda: [arg.encode() for arg in _LINE if "=" in arg], _option, 500),
     Target("domain XML", lambda: [_XML], _xml, 300),
+    Target("domain XML of another host", lambda: [_REMOTE], _remote_xml, 300),
+    Target("registers by the monitor", lambda: [LONG.encode(), LEGACY.encode()], _cpu_dump, 300),
+    Target("gdb stub's description", lambda: [_STUB], _stub, 300),
     Target("/proc/PID/maps", lambda: [_MAPS], _maps, 300),
     Target("configuration", lambda: [_CONFIG], _config, 300),
     Target("hint of the hook", lambda: [json.dumps(_HINT).encode()], _hint, 500),

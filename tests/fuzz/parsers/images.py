@@ -17,6 +17,7 @@ import zstandard
 from tests.fuzz.parsers.target import Target
 from tests.unit.memory.test_formats import ONE_PIECE, PAGE, WRITERS, Sample
 from tests.unit.memory.test_image import elf, note
+from tests.unit.memory.test_xencore import PAGES, PV, core
 from virtintrospect.errors import FaultError
 from virtintrospect.memory import PhysicalMemory, Region, cpunotes
 from virtintrospect.memory.image import open_image
@@ -85,5 +86,6 @@ TARGETS = [
         Target(f"image: {kind}", lambda kind=kind: [_written(kind)], _open, 80)  # type: ignore[misc]
         for kind in WRITERS
     ),
+    Target("image: Xen core", lambda: [core(PAGES), core(PAGES, magic=PV)], _open, 100),
     Target("image: compressed", _wrapped, _open, 120),
 ]  # fmt: skip

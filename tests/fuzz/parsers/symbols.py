@@ -15,11 +15,14 @@ from tests.unit.symbols.kallsyms_image import VARIANTS, make_image, make_symbols
 from tests.unit.symbols.small_vmlinux import BUILD_ID, small_vmlinux
 from tests.unit.symbols.test_bring import MAP, small
 from tests.unit.symbols.test_btf import ask_everything
+from tests.unit.symbols.test_exports import BASE as EXPORTS_BASE
+from tests.unit.symbols.test_exports import functions, image
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.symbols import dwarf, imported, isf, kallsyms, systemmap, vmcoreinfo, vmlinux
 from virtintrospect.symbols.brought import Brought
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.dwarf_units import Sections
+from virtintrospect.symbols.exports import find_exports
 from virtintrospect.symbols.profile import unpack, unpack_header
 from virtintrospect.symbols.store import Store
 from virtintrospect.symbols.table import Symbols
@@ -75,6 +78,16 @@ def _kallsyms(data: bytes) -> None:
             _ask(Symbols(kallsyms.decode(data, tables), variant.base))
         except VirtIntrospectError:
             continue
+
+
+def _exports_seeds() -> list[bytes]:
+    names = ["_printk", "init_net", "init_task", "kfree"]
+    return [bytes(image(width, names)[0x8000:0x9400]) for width in (2, 3)]
+
+
+def _exports(data: bytes) -> None:
+    whole = bytes(0x8000) + data[:0x10_0000]
+    find_exports(memoryview(whole), EXPORTS_BASE, functions())
 
 
 def _vmcoreinfo(data: bytes) -> None:
@@ -193,6 +206,7 @@ TARGETS = [
     Target("BTF", lambda: [kernel().build(), kernel(">").build()], _btf, 250),
     Target("BTF of a module", lambda: [kernel().build()], _split, 150),
     Target("kallsyms", _kallsyms_seeds, _kallsyms, 40),
+    Target("exports", _exports_seeds, _exports, 150),
     Target("VMCOREINFO", lambda: [_INFO], _vmcoreinfo, 500),
     Target("DWARF", _dwarf_seeds, _dwarf, 250),
     Target("vmlinux", _vmlinux_seeds, _vmlinux, 80),

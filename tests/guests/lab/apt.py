@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from .paths import cache, locked
@@ -34,6 +35,32 @@ def download(suite: str, patterns: list[str], architecture: str = "amd64") -> li
         return [_fetch(suite, options, pattern) for pattern in patterns if pattern]
 
 
+def closure(suite: str, names: Iterable[str]) -> list[Path]:
+    """Packages and all that they depend on (not what they recommend), sorted by name.
+
+    :raises NoSuchPackageError: the archive has no such package.
+    :raises RuntimeError: the archive cannot be reached.
+    """
+    with locked(lock_name(suite, "amd64")):
+        options = _options(suite, "amd64")
+        _update(suite, tuple(options))
+        folder = cache() / "packages"
+        (folder / "partial").mkdir(parents=True, exist_ok=True)
+        command = ["apt-get", *options, "-q", "-y", "-o", f"Dir::Cache::archives={folder}"]
+        command += ["-o", "APT::Install-Recommends=false", "install", *names]
+        done = _run([*command, "--simulate"])
+        if "Unable to locate package" in done.stderr:
+            raise NoSuchPackageError(f"Debian {suite}: {done.stderr.strip()}")
+        wanted = re.findall(r"^Inst (\S+) \((\S+) .*\[(\w+)\]\)", done.stdout, re.MULTILINE)
+        fetched = _run([*command, "--download-only"])
+        if done.returncode or fetched.returncode or not wanted:
+            raise RuntimeError(f"cannot fetch {' '.join(names)}:\n{done.stderr}{fetched.stderr}")
+        return sorted(
+            folder / f"{name}_{version.replace(':', '%3a')}_{architecture}.deb"
+            for name, version, architecture in wanted
+        )
+
+
 def lock_name(suite: str, architecture: str) -> str:
     """The lab's lock on a suite's lists, and on packages while they are fetched."""
     return f"apt-{_place(suite, architecture)}"
@@ -49,7 +76,9 @@ def _options(suite: str, architecture: str) -> list[str]:
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
     archives = [f"{_MIRROR}/debian {suite}"]
-    if suite != "sid" and architecture != "riscv64":  # its security lists do not fit their index
+    # The security lists of these do not fit their index. For i386 the release is enough, and it
+    # has the debug packages of just its kernels.
+    if suite != "sid" and architecture not in ("i386", "riscv64"):
         archives.append(f"{_MIRROR}/debian-security {suite}-security")
     lines = [f"deb [signed-by={_KEYRING}] {archive} main\n" for archive in archives]
     (root / "sources.list").write_text("".join(lines))

@@ -27,6 +27,8 @@ else
 fi
 need gcc has gcc
 need libc6-dev test -e /usr/include/stdlib.h
+need gcc-i686-linux-gnu has i686-linux-gnu-gcc
+need libc6-dev-i386-cross test -e /usr/i686-linux-gnu/include/stdlib.h
 need pkg-config has pkg-config
 need libvirt-dev pkg-config --exists libvirt
 need libvirt-daemon-system installed libvirt-daemon-system
@@ -45,6 +47,9 @@ need debootstrap test -e /usr/sbin/debootstrap
 need e2fsprogs test -e /usr/sbin/mke2fs
 need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 need bpftool test -x /usr/sbin/bpftool
+need crash has crash
+need binutils has readelf
+need libfuse3-3 installed libfuse3-3
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 
 [ -n "$missing" ] || exit 0

@@ -49,6 +49,13 @@ _MACHINES = {
         "ttyS0",
         "pti",
     ),
+    "i686": _Machine(
+        "<features><acpi/><apic/></features>",
+        "<cpu mode='maximum'/>",
+        "<cpu mode='maximum'/>",
+        "ttyS0",
+        "pti",
+    ),
     "aarch64": _Machine(
         "<features><gic version='3'/></features>",
         "<cpu mode='custom' match='exact'><model>cortex-a72</model></cpu>",
@@ -66,7 +73,7 @@ class Config:
     """What a guest is made of. Equal configurations share one boot."""
 
     kernel: str = "6.12"
-    #: Levels of page tables: 4 or 5.
+    #: Levels of page tables: 4 or 5; of i686 2, or 3 with PAE, as the kernel was built.
     levels: int = 4
     #: memfd, anonymous (libvirt's default), file or hugepages.
     backing: str = "memfd"

@@ -12,7 +12,7 @@ from . import libvirtd
 from .channel import Answer, Channel, GuestError
 from .domain import CHANNEL, PREFIX, Config, destroy, domain_xml, me
 from .initramfs import initramfs, program
-from .kernels import kernel
+from .kernels import kernel, teach
 from .paths import copied, runtime
 from .private import Private
 
@@ -53,6 +53,8 @@ class Guest(Channel):
         image = None if firmware_only else kernel(config.kernel)
         #: ``uname -r`` of the kernel; empty for a guest without one.
         self.release = image.release if image else ""
+        if image:
+            teach(image.release)
         self._private = private
         self._connection = private.connect() if private else libvirtd.connect()
         atexit.register(self.destroy)

@@ -18,6 +18,7 @@ _DIRECTORY, _FILE, _LINK, _CHARACTER = 0o040000, 0o100000, 0o120000, 0o020000
 
 _COMPILERS = {
     "amd64": "gcc",
+    "i386": "i686-linux-gnu-gcc",
     "arm64": "aarch64-linux-gnu-gcc",
     "armhf": "arm-linux-gnueabihf-gcc",
     "riscv64": "riscv64-linux-gnu-gcc",
@@ -28,6 +29,7 @@ STOCK_MODULES = (
     ("crc32c_generic", ""),  # others need it without saying so
     ("virtio_pci", ""),
     ("virtio_console", ""),
+    ("ext4", ""),  # built in, where it is not named in kernels.py
     ("dummy", "numdummies=2"),
     ("loop", ""),
     ("bridge", ""),

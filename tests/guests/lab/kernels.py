@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ class Source:
     more: tuple[str, ...] = ()
     #: Debian's name of the architecture.
     architecture: str = "amd64"
+    #: Of the package with debug information, where the kernel itself tells too little.
+    debug: str = ""
 
 
 KERNELS = {
@@ -47,6 +50,20 @@ KERNELS = {
         "bookworm",
         r"linux-image-6\.1\.[^-]*-\d+-cloud-amd64",
         more=("virtio_blk", "virtio_balloon"),
+    ),
+    "6.1-686": Source(
+        "bookworm",
+        r"linux-image-6\.1\.[^-]*-\d+-686",
+        more=("crc32c_generic", "ext4"),
+        architecture="i386",
+        debug=r"linux-image-6\.1\.[^-]*-\d+-686-dbg",
+    ),
+    "6.1-686-pae": Source(
+        "bookworm",
+        r"linux-image-6\.1\.[^-]*-\d+-686-pae",
+        more=("crc32c_generic", "ext4"),
+        architecture="i386",
+        debug=r"linux-image-6\.1\.[^-]*-\d+-686-pae-dbg",
     ),
     "6.1-arm64": Source(  # without KALLSYMS_ALL
         "bookworm",
@@ -68,6 +85,11 @@ KERNELS = {
         architecture="arm64",
     ),
     "6.12-riscv64": Source("trixie", r"linux-image-6\.12\.[^-]*-riscv64", architecture="riscv64"),
+    "6.1-dom0": Source(  # for tests/xen
+        "bookworm",
+        r"linux-image-6\.1\.[^-]*-\d+-amd64",
+        more=("xen_privcmd", "xen_evtchn", "xenfs", "xen_gntdev", "xen_gntalloc"),
+    ),
 }
 
 #: Modules kept from the packages, with all that they depend on. The first two are how a
@@ -142,7 +164,9 @@ def kernel(name: str) -> Kernel:
                 source.suite, [source.image, source.modules], source.architecture
             )
             _unpack(packages, target, wanted)
-    about = json.loads((target / "kernel.json").read_text())
+        about = json.loads((target / "kernel.json").read_text())
+        if source.debug and not _brought(about["release"]).exists():
+            _bring(source, _brought(about["release"]))
     return Kernel(
         name=name,
         release=about["release"],
@@ -153,6 +177,44 @@ def kernel(name: str) -> Kernel:
         },
         architecture=source.architecture,
     )
+
+
+def _brought(release: str) -> Path:
+    return cache() / "brought" / release
+
+
+def _bring(source: Source, target: Path) -> None:
+    """Keep the symbols and types of the debug package's vmlinux, and not the package."""
+    from virtintrospect.symbols.bring import bring
+    from virtintrospect.symbols.imports import Imports
+
+    (package,) = apt.download(source.suite, [source.debug], source.architecture)
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
+        vmlinux, found = Path(scratch, "vmlinux"), Path(scratch, "brought")
+        unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
+        with subprocess.Popen(unpack, stdout=subprocess.PIPE) as process, vmlinux.open("wb") as out:
+            command = ["tar", "-xO", "--wildcards", "*/boot/vmlinux-*"]
+            subprocess.run(command, stdin=process.stdout, stdout=out, check=True)
+        Imports(found).add(bring(vmlinux), package.name)
+        found.rename(target)
+    package.unlink()
+
+
+def teach(release: str) -> None:
+    """Have virt-introspect know what was brought of a kernel, as ``symbols import`` would."""
+    from virtintrospect.symbols.cachefiles import prepare
+    from virtintrospect.symbols.store import default_directory
+
+    directory = default_directory()
+    if directory is None or not _brought(release).exists():
+        return
+    prepare(directory)
+    for path in _brought(release).iterdir():
+        if not (directory / path.name).exists():
+            fresh = directory / f".{path.name}.{os.getpid()}"
+            shutil.copyfile(path, fresh)
+            fresh.rename(directory / path.name)
 
 
 def loose_module(name: str, module: str) -> bytes:

@@ -22,3 +22,9 @@ ARM64 = Config("6.12-arm64", levels=4, backing="memfd", pti=False, machine="virt
 
 #: For tests that one guest is enough for; one of the matrix, so that it shares its boot.
 DEFAULT = MATRIX[4]
+
+#: 32-bit x86, without PAE and with: what does not depend on the architecture runs elsewhere.
+I386 = (
+    Config("6.1-686", levels=2, backing="anonymous", pti=False, arch="i686", machine="pc"),
+    Config("6.1-686-pae", levels=3, backing="memfd", pti=True, arch="i686", ram_mib=1280),
+)

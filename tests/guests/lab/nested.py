@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import time
+import uuid
 from pathlib import Path
 from typing import Self
 
@@ -58,6 +59,8 @@ class Nested(Channel):
         folder = runtime(f"{PREFIX}nested-{os.getpid()}-{time.time_ns():x}")
         super().__init__("the outer machine", lambda: str(folder / CHANNEL), folder / "console.log")
         self._folder = folder
+        #: Of the outer machine.
+        self.uuid = str(uuid.uuid4())
         #: Truth from the inner guest, through the outer machine.
         self.inner = Channel("the inner guest", lambda: str(folder / _INNER_PORT), folder / "none")
         with (folder / "qemu.log").open("w") as log:
@@ -110,6 +113,7 @@ class Nested(Channel):
     def _outer(self) -> list[str]:
         image = kernel(_OUTER_KERNEL)
         options = {
+            "-uuid": self.uuid,
             "-M": "q35",
             "-accel": "tcg",
             "-cpu": "max,+svm,+npt",

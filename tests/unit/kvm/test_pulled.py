@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from virtintrospect_kvm import pulled
 from virtintrospect_kvm.pulled import BLOCK, PulledMemory
 
 from virtintrospect.errors import FaultError, MemoryAccessError
@@ -34,7 +33,7 @@ class Source:
         self.data = random.Random(7).randbytes(17 * MIB)
 
     def fetch(self, paddr: int, size: int) -> bytes:
-        assert size <= max(self.most, BLOCK)
+        assert size <= self.most
         assert any(r.start <= paddr and paddr + size <= r.end for r in REGIONS)
         self.asked.append((paddr, size))
         if paddr < self.hole.stop and paddr + size > self.hole.start:
@@ -102,8 +101,8 @@ def test_neighbours_come_along(source: Source, memory: PulledMemory) -> None:
     assert len(source.asked) == 1
     assert memory.calls == 1
     # Small gaps are read along, a large one is not; no call is larger than allowed.
-    memory.gather([2 * MIB, 2 * MIB + 3 * BLOCK, 4 * MIB], 8)
-    assert source.asked[1:] == [(2 * MIB, 4 * BLOCK), (4 * MIB, BLOCK)]
+    memory.gather([2 * MIB, 2 * MIB + 2 * BLOCK, 4 * MIB], 8)
+    assert source.asked[1:] == [(2 * MIB, 3 * BLOCK), (4 * MIB, BLOCK)]
     source.most = BLOCK
     memory.gather([5 * MIB, 5 * MIB + BLOCK], 8)
     assert source.asked[3:] == [(5 * MIB, BLOCK), (5 * MIB + BLOCK, BLOCK)]
@@ -157,16 +156,21 @@ def test_a_hole_costs_only_itself(source: Source, memory: PulledMemory) -> None:
         memory.read(paddrs[1], 8)
 
 
-def test_what_is_kept_is_bounded(
-    source: Source, memory: PulledMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pulled, "_KEPT", 16)
+def test_blocks_are_no_larger_than_calls() -> None:
+    source = Source(most=64 << 10)
+    with PulledMemory(REGIONS, source.fetch, lambda: source.most, source.close) as memory:
+        memory.read(2 * MIB, 200_000)
+        assert source.asked == [(2 * MIB + at, 64 << 10) for at in range(0, 200_000, 64 << 10)]
+
+
+def test_what_is_kept_is_bounded(source: Source, memory: PulledMemory) -> None:
+    memory._room = 8
     for paddr in range(2 * MIB, 7 * MIB, BLOCK):
         assert memory.read(paddr, 8) == source.data[paddr : paddr + 8]
-        assert len(memory._blocks) <= 16
+        assert len(memory._blocks) <= 8
     paddrs = list(range(2 * MIB, 7 * MIB, BLOCK))
     assert memory.gather(paddrs, 8) == b"".join(source.data[p : p + 8] for p in paddrs)
-    assert len(memory._blocks) <= 16
+    assert len(memory._blocks) <= 8
     faults: list[int] = []
     memory.gather([*paddrs, MIB], 8, faults)
     assert faults == [len(paddrs)]

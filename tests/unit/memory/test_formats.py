@@ -283,3 +283,17 @@ def test_stream_of_more_ram_than_this_host_can_index(
     monkeypatch.setattr("mmap.mmap", refuse)
     with pytest.raises(ImageFormatError, match="Cannot allocate"):
         open_image(path)
+
+
+def test_background_snapshot_has_no_end_of_ram(tmp_path: Path) -> None:
+    """Devices follow the last page at once; a stream that just stops is truncated."""
+    path, sample = tmp_path / "image", sample_for("stream")
+    write_stream(sample, path)
+    whole = path.read_bytes()
+    end = whole.rindex(struct.pack(">BIQ", 3, 2, 0x10))
+    path.write_bytes(whole[:end] + b"\x04" + whole[end + 1 :])
+    with open_image(path) as image:
+        assert image.read(0, 24 * PAGE) == sample.read(0, 24 * PAGE)
+    path.write_bytes(whole[:end])
+    with pytest.raises(ImageFormatError, match="truncated"):
+        open_image(path)

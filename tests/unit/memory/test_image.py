@@ -20,7 +20,8 @@ from virtintrospect.errors import (
     VirtIntrospectError,
 )
 from virtintrospect.memory import Region
-from virtintrospect.memory.elfcore import ElfCore, Note
+from virtintrospect.memory.cpunotes import Note
+from virtintrospect.memory.elfcore import ElfCore
 from virtintrospect.memory.image import open_image
 
 MIB = 1 << 20
@@ -117,11 +118,24 @@ def test_more_segments_than_the_header_can_count(tmp_path: Path) -> None:
         assert len(image.regions) == count
 
 
+def test_kernel_image_twice(tmp_path: Path) -> None:
+    """As in /proc/vmcore: where the kernel runs, and within the RAM it is in."""
+    head = bytearray(elf([(8192, 4096, 4096, 4096), (4096, 4 * 4096, 8192, 4 * 4096)]))
+    struct.pack_into("<Q", head, 64 + 56 + 16, 0xFFFF_FFFF_8100_0000)
+    body = b"\x5a" * 4096 + b"".join(bytes([n]) * 4096 for n in range(4))
+    with open_image(write(tmp_path, bytes(head).ljust(4096, b"\0"), body)) as image:
+        assert image.regions == (Region(4096, 5 * 4096),)
+        assert image.read(8191, 2) == b"\0\1"
+    struct.pack_into("<Q", head, 64 + 56 + 16, 0x400000)  # a program's segment
+    with pytest.raises(ImageFormatError, match="overlaps"):
+        open_image(write(tmp_path, bytes(head).ljust(4096, b"\0"), body))
+
+
 BROKEN = {
     "truncated header": (b"\x7fELF\x02\x01", 6),
     "big-endian": (b"\x7fELF\x02\x02" + bytes(5000), 4),
     "program": (elf([], kind=3), 16),
-    "arm64": (elf([(0, 4096, 0, 0)], machine=183), 18),
+    "powerpc": (elf([(0, 4096, 0, 0)], machine=21), 18),
     "no memory": (elf([]), 0),
     "absurd count": (elf([(0, 4096, 0, 0)], phnum=0xFFFF, sh_info=0xFFFFFFFF), 64),
     "table outside": (elf([(0, 4096, 0, 0)], phnum=5000), len(elf([(0, 4096, 0, 0)]))),

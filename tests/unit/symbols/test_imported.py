@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.symbols.btf_blob import kernel
 from tests.unit.symbols.small_vmlinux import BANNER, BASE, BUILD_ID, small_vmlinux
 from virtintrospect.errors import CorruptDataError, FaultError
-from virtintrospect.symbols import imported, vmlinux
+from virtintrospect.symbols import imported, systemmap, vmlinux
 from virtintrospect.symbols.brought import Brought
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.imports import Imports
@@ -72,20 +72,12 @@ def test_nothing_is_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = store.imports.types(BUILD_ID)
     assert first is not None
     assert store.imports.types(BUILD_ID) is first
-    assert Store(tmp_path).types(BUILD_ID) is not None
+    assert Store(tmp_path).imports.types(BUILD_ID) is not None
     monkeypatch.undo()
     store.imports.add(replace(RAW, pointer_size=8), "kernel.btf")
     second = store.imports.types(BUILD_ID)
     assert second is not None
     assert second.pointer_size == 8
-
-
-def test_the_stores_own_words(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.add_types(BUILD_ID, BLOB, pointer_size=8)
-    assert store.types(BUILD_ID) is not None
-    assert store.remove_types(BUILD_ID)
-    assert not store.remove_types(BUILD_ID)
 
 
 @pytest.mark.parametrize("how", ["build id", "banner", "release"])
@@ -127,6 +119,23 @@ def test_a_profile_with_brought_symbols_goes_with_them(tmp_path: Path) -> None:
     store.imports.forget(about.kernel)
     assert store.find(BUILD_ID, image.read) is None
     assert not list(tmp_path.glob("*.profile"))
+
+
+def test_other_symbols_take_the_place_of_the_first_at_once(tmp_path: Path) -> None:
+    store, image, found = SharedStore(tmp_path), Image(small()), list[int]()
+    text = "".join(f"{s.address:016x} {s.type} {s.name}\n" for s in small().symbols or ())
+    for number in (1, 2):
+        content = f"{text}{number:016x} A number\n".encode()
+        brought = systemmap.read(content, "System.map-6.1.99-small")
+        (about,) = store.imports.add(brought, "System.map")
+        assert brought.symbols is not None
+        region = (image.note, image.read(image.note, 36))
+        metadata = {"note": image.note, "brought": [about.kernel, about.checksum]}
+        store.save(BUILD_ID, [region], brought.symbols, None, metadata)
+        profile = store.find(BUILD_ID, image.read)
+        assert profile is not None
+        found.append(profile.symbols.address("number"))
+    assert found == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,7 @@ def labels(guest: LinuxGuest, blobs: Sequence[int | None], budget: Budget) -> li
         return [None] * len(blobs)
     distinct = list({blob for blob in blobs if blob})
     faults: list[int] = []
-    data = guest.kernel.gather([blob + offset for blob in distinct], 8, faults)
-    words = memoryview(data).cast("Q").tolist()
+    words = guest.kernel.gather_pointers([blob + offset for blob in distinct], faults)
     bad = set(faults)
     label_of = {b: w for i, (b, w) in enumerate(zip(distinct, words, strict=True)) if i not in bad}
     names = _names(guest, list(set(label_of.values()) - {0}), budget)
@@ -55,7 +54,7 @@ def _names(guest: LinuxGuest, labels: list[int], budget: Budget) -> dict[int, by
         try:
             text = guest.kernel.string(name, _MAX_NAME)
             if size == 1 and text != b"unconfined":
-                profile = guest.kernel.read_u64(label + profiles)
+                profile = guest.kernel.read_pointer(label + profiles)
                 mode = layout.read(guest.kernel, profile)["mode"]
                 text += b" (" + _MODES[mode] + b")" if 0 <= mode < len(_MODES) else b""
         except FaultError as error:

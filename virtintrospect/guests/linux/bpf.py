@@ -136,7 +136,7 @@ def _pointers(
     if budget.late() or budget.follow(count) < count:
         return []
     try:
-        return list(memoryview(guest.kernel.read(array, 8 * count)).cast("Q"))
+        return list(guest.kernel.pointers(array, count))
     except FaultError as error:
         guest.note("unreadable eBPF program", error.address)
         return []

@@ -101,7 +101,7 @@ def _pending(guest: LinuxGuest, rows: list[dict[str, Any]], budget: Budget) -> l
     places = [
         place
         for row in rows[:room]
-        for place in percpu.addresses(row["rstat"] or 0, offsets if row["rstat"] else ())
+        for place in percpu.addresses(guest, row["rstat"] or 0, offsets if row["rstat"] else ())
     ]
     faults: list[int] = []
     values = iter(zip(*layout.lists(guest.kernel, places, faults).values(), strict=True))
@@ -128,7 +128,7 @@ def root_usage(guest: LinuxGuest) -> Usage | None:
     names = ("USER", "NICE", "SYSTEM", "IRQ", "SOFTIRQ")
     members = {name: f"cpustat[{kinds.get(f'CPUTIME_{name}', 0)}]" for name in names}
     layout = guest.layout("kernel_cpustat", members, text=())
-    places = percpu.addresses(guest.symbols.address("kernel_cpustat"), guest.cpu_offsets)
+    places = percpu.addresses(guest, guest.symbols.address("kernel_cpustat"), guest.cpu_offsets)
     columns = layout.lists(guest.kernel, places, [])
     if any(None in column for column in columns.values()):
         return None

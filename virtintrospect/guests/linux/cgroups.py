@@ -32,15 +32,16 @@ Row = dict[str, Any]
 
 #: CGRP_FROZEN, bit 3 of ``cgroup.flags``: an enumerator without a name to ask for.
 _CGRP_FROZEN = 1 << 3
-#: PAGE_COUNTER_MAX: no limit of memory, in pages.
-_NO_PAGES = ((1 << 63) - 1) // PAGE
-#: PIDS_MAX: no limit of tasks (kernel/cgroup/pids.c); PID_MAX_LIMIT and one.
-_NO_PIDS = (4 << 20) + 1
+#: PAGE_COUNTER_MAX: no limit of memory, in pages. PIDS_MAX: no limit of tasks
+#: (kernel/cgroup/pids.c), PID_MAX_LIMIT and one. Both by the bytes of a ``long``.
+_NO_PAGES = {8: ((1 << 63) - 1) // PAGE, 4: (1 << 31) - 1}
+_NO_PIDS = {8: (4 << 20) + 1, 4: 32769}
 #: RUNTIME_INF: no limit of CPU time.
 _NO_QUOTA = (1 << 64) - 1
 _MICROSECOND = 1000
-#: Bits behind the point of the scheduler's weights; its weight of what cpu.weight calls 100.
-_SHIFT, _WEIGHT, _DEFAULT = 10, 1024, 100
+#: Bits behind the point of the scheduler's weights, which 32-bit kernels do without; its weight
+#: of what cpu.weight calls 100.
+_SHIFT, _WEIGHT, _DEFAULT = {8: 10, 4: 0}, 1024, 100
 
 _GROUP = {
     "flags": "flags",
@@ -167,6 +168,7 @@ class _Hierarchy:
 
     def __init__(self, guest: LinuxGuest, tree: Tree, paths: PathReader, budget: Budget) -> None:
         self._guest = guest
+        self._long = guest.types.pointer_size
         self._tree = tree
         known = controllers(guest)
         self._controllers = {name: known[name] for name in _STRUCTURES if name in known}
@@ -227,7 +229,7 @@ class _Hierarchy:
     def _memory(self, index: int, *, root: bool) -> dict[str, int | None]:
         """What the root group uses is the whole guest's; the kernel has no files for it."""
         row = self._resources.get("memory", {}).get(index, {}) if not root else {}
-        pages = {name: _limit(row.get(name), _NO_PAGES) for name in _MEMORY}
+        pages = {name: _limit(row.get(name), _NO_PAGES[self._long]) for name in _MEMORY}
         if not self._swap:
             pages["swap_current"] = pages["swap_max"] = None
         if not self._tree.unified:
@@ -246,7 +248,7 @@ class _Hierarchy:
             "nr_periods": row.get("nr_periods"),
             "nr_throttled": row.get("nr_throttled"),
             "throttled_usec": throttled and throttled // _MICROSECOND,
-            "cpu_weight": None if root else _weight(row.get("shares")),
+            "cpu_weight": None if root else _weight(row.get("shares"), _SHIFT[self._long]),
             "cpu_max": quota and quota // _MICROSECOND,
             "cpu_period": None if root or period is None else period // _MICROSECOND,
         }
@@ -255,7 +257,7 @@ class _Hierarchy:
         row = self._resources.get("pids", {}).get(index, {}) if not root else {}
         return {
             "pids_current": row.get("current"),
-            "pids_max": _limit(row.get("max"), _NO_PIDS),
+            "pids_max": _limit(row.get("max"), _NO_PIDS[self._long]),
         }
 
     def _resource(self, controller: str) -> dict[int, Row]:
@@ -301,9 +303,9 @@ def _limit(value: int | None, none: int) -> int | None:
     return None if value is None or value >= none else value
 
 
-def _weight(shares: int | None) -> int | None:
+def _weight(shares: int | None, shift: int) -> int | None:
     """cpu.weight of the scheduler's ``shares``: cpu_weight_read_u64()."""
     if shares is None:
         return None
-    weight = max(2, shares >> _SHIFT) if shares else 0
+    weight = max(2, shares >> shift) if shares else 0
     return (weight * _DEFAULT + _WEIGHT // 2) // _WEIGHT

@@ -6,7 +6,6 @@ hundred thousand buckets costs no more reads than its longest chain.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,11 +58,10 @@ def walk_chains(
             return found
         seen.update(link.node for link in level)
         faults: list[int] = []
-        data = guest.kernel.gather([link.node + next_at for link in level], 8, faults)
+        nexts = guest.kernel.gather_pointers([link.node + next_at for link in level], faults)
         for index in faults:
             guest.note("chain leads to an unreadable entry", level[index].node)
         bad = set(faults)
-        nexts = struct.unpack(f"<{len(level)}Q", data)
         found += (link for index, link in enumerate(level) if index not in bad)
         level = [
             Link(link.chain, following)
@@ -103,7 +101,7 @@ def _follow_one(
 ) -> None:
     """The rest of the last chain, entry by entry; its first one is paid for."""
     chain, node = link
-    read = guest.kernel.read_u64
+    read = guest.kernel.read_pointer
     for number in range(LONGEST):
         try:
             following = read(node + next_at)
@@ -134,24 +132,26 @@ def heads(
     count: int,
     budget: Budget,
     *,
-    stride: int = 8,
+    stride: int = 0,
     offset: int = 0,
     locks: bool = False,
 ) -> list[int]:
     """First nodes of the chains of a hash table; empty buckets are left out.
 
     :param array: address of the buckets.
-    :param stride: bytes of a bucket.
+    :param stride: bytes of a bucket; without, those of a pointer.
     :param offset: of its head within a bucket.
     :param locks: the lowest bit of a bucket is a lock, not the mark of an empty one.
     :raises FaultError: the array cannot be read.
     """
     found: list[int] = []
-    step = max(8, _STEP // stride * stride)
+    pointer = guest.kernel.pointer_size
+    stride = stride or pointer
+    step = max(pointer, _STEP // stride * stride)
     for start in range(0, count * stride, step):
         size = min(step, count * stride - start)
-        words = memoryview(guest.kernel.read(array + start, size)).cast("Q")
-        buckets = words[offset // 8 :: stride // 8]
+        words = guest.kernel.pointers(array + start, size // pointer)
+        buckets = words[offset // pointer :: stride // pointer]
         if len(found) > budget.entries or budget.late():
             break  # whoever walks them finds that there are too many
         if locks:

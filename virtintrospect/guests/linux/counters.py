@@ -7,7 +7,6 @@ CPUs add their differences now and then. The sums are read here as they are: who
 
 from __future__ import annotations
 
-import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,13 +17,10 @@ if TYPE_CHECKING:
 
 #: Bytes of a page.
 PAGE = 4096
-#: Pages of a huge page that one entry of a page middle directory maps (HPAGE_PMD_NR).
-HUGE_PAGE = 512
 #: More counters of one kind than any kernel has.
 MAX_ITEMS = 1024
 #: CONFIG_NODES_SHIFT is at most 10; a node has at most 5 zones on x86-64.
 _MAX_NODES, _MAX_ZONES = 1024, 16
-_MASK = (1 << 64) - 1
 #: Counters of huge pages, which /proc shows as such (vmstat_item_print_in_thp()).
 _HUGE = ("NR_ANON_THPS", "NR_FILE_THPS", "NR_SHMEM_THPS", "NR_SHMEM_PMDMAPPED", "NR_FILE_PMDMAPPED")
 
@@ -39,13 +35,14 @@ class Zone(NamedTuple):
     stats: int
 
 
-def number(guest: LinuxGuest, symbol: str, size: int = 8, *, signed: bool = False) -> int:
+def number(guest: LinuxGuest, symbol: str, size: int = 0, *, signed: bool = False) -> int:
     """The integer that a global variable holds.
 
+    :param size: bytes of it; without, those of a ``long``.
     :raises SymbolNotFoundError: there is no such variable.
     :raises FaultError: it cannot be read.
     """
-    data = guest.kernel.read(guest.symbols.address(symbol), size)
+    data = guest.kernel.read(guest.symbols.address(symbol), size or guest.kernel.pointer_size)
     return int.from_bytes(data, "little", signed=signed)
 
 
@@ -84,8 +81,14 @@ class Counters:
         if not self.huge_in_pages:
             for name in _HUGE:
                 if name in found:
-                    found[name] *= HUGE_PAGE
+                    found[name] *= self.huge_page
         return found
+
+    @cached_property
+    def huge_page(self) -> int:
+        """Pages of a huge page that one entry of a page middle directory maps (HPAGE_PMD_NR)."""
+        last, above = self._guest.mapping.mode.levels[:-3:-1]
+        return 1 << (above.shift - last.shift)
 
     @cached_property
     def huge_in_pages(self) -> bool:
@@ -103,18 +106,15 @@ class Counters:
         """Every zone of every node that is online, populated or not (for_each_zone())."""
         guest, types = self._guest, self._guest.types
         nodes = _bits(guest.kernel.read(*self._online_nodes()))
-        pointers = guest.kernel.gather(
-            [guest.symbols.address("node_data") + types.pointer_size * node for node in nodes],
-            types.pointer_size,
-        )
+        pointers = self._nodes(nodes)
         first = types.offsetof("pglist_data", "node_zones")
         size = types.sizeof("zone")
         count = types.resolve("pglist_data", "node_zones")[-1].count
         if not 0 < count <= _MAX_ZONES:
             raise CorruptDataError(f"nodes with {count} zones", 0)
         addresses = [
-            (pointer + first + index * size) & _MASK
-            for pointer in types.words(pointers)
+            (pointer + first + index * size) & guest.kernel.last
+            for pointer in pointers
             for index in range(count)
         ]
         low = types.enumerators("zone_watermarks").get("WMARK_LOW", 1)
@@ -129,6 +129,48 @@ class Counters:
             for address, low, boost, stats in zip(addresses, *columns.values(), strict=True)
         ]
 
+    @cached_property
+    def _high(self) -> list[dict[str, int]]:
+        """Pages of zones that the kernel has not mapped for good (``is_highmem()``)."""
+        guest, types = self._guest, self._guest.types
+        items = types.enumerators("zone_stat_item")
+        mark = types.enumerators("zone_watermarks").get("WMARK_HIGH", 2)
+        members = {
+            name: f"vm_stat[{items.get(f'NR_{name}', 0)}].counter"
+            for name in ("FREE_PAGES", "ZONE_INACTIVE_FILE", "ZONE_ACTIVE_FILE")
+        }
+        members |= {"name": "name", "boost": "watermark_boost?"}
+        members |= {"mark": f"_watermark[{mark}]|watermark[{mark}]"}
+        addresses = [zone.address for zone in self.zones]
+        columns = guest.layout("zone", members, text=()).lists(guest.kernel, addresses)
+        names = guest.kernel.strings(columns["name"], 16)
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        return [row for name, row in zip(names, rows, strict=True) if name == b"HighMem"]
+
+    @property
+    def high_free(self) -> int:
+        """Free pages there (nr_free_highpages())."""
+        return sum(max(0, zone["FREE_PAGES"]) for zone in self._high)
+
+    @property
+    def high_dirtyable(self) -> int:
+        """Pages there that writers may dirty (highmem_dirtyable_memory(), mm/page-writeback.c)."""
+        return sum(
+            max(0, max(0, zone["FREE_PAGES"]) - zone["mark"] - (zone["boost"] or 0))
+            + max(0, zone["ZONE_INACTIVE_FILE"])
+            + max(0, zone["ZONE_ACTIVE_FILE"])
+            for zone in self._high
+        )
+
+    def _nodes(self, numbers: list[int]) -> tuple[int, ...]:
+        """Addresses of ``struct pglist_data``: without NUMA there is one, and no table."""
+        guest = self._guest
+        if "node_data" not in guest.symbols:
+            return (guest.symbols.address("contig_page_data"),)
+        table = guest.symbols.address("node_data")
+        places = [table + guest.kernel.pointer_size * number for number in numbers]
+        return guest.kernel.gather_pointers(places)
+
     def _online_nodes(self) -> tuple[int, int]:
         """Address and bytes of ``node_states[N_ONLINE]``."""
         guest = self._guest
@@ -141,9 +183,14 @@ class Counters:
         guest = self._guest
         names = guest.types.enumerators(enum)
         total = items(names, count)
-        data = guest.kernel.read(guest.symbols.address(symbol), 8 * total)
-        values = struct.unpack(f"<{total}q", data)
+        values = longs(guest, guest.symbols.address(symbol), total)
         return {name: max(0, values[i]) for name, i in names.items() if 0 <= i < total}
+
+
+def longs(guest: LinuxGuest, address: int, count: int) -> list[int]:
+    """``count`` signed ``long`` values, one behind the other."""
+    half = (guest.kernel.last + 1) // 2
+    return [(value ^ half) - half for value in guest.kernel.pointers(address, count)]
 
 
 def items(names: dict[str, int], count: str) -> int:

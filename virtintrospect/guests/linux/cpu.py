@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import VirtIntrospectError
@@ -83,7 +82,7 @@ def load(guest: LinuxGuest) -> Load:
 
 def averages(guest: LinuxGuest) -> list[float]:
     """Load of the last one, five and fifteen minutes."""
-    values = struct.unpack("<3Q", guest.kernel.read(guest.symbols.address("avenrun"), 24))
+    values = guest.kernel.pointers(guest.symbols.address("avenrun"), 3)
     return [fixed(value + _FIXED_1 // 200) for value in values]
 
 
@@ -148,7 +147,7 @@ TS_FLAG_IDLE_ACTIVE = 1 << 2
 
 
 def _rows(guest: LinuxGuest, layout: Any, symbol: str, offsets: list[int]) -> list[dict[str, Any]]:
-    places = percpu.addresses(guest.symbols.address(symbol), offsets)
+    places = percpu.addresses(guest, guest.symbols.address(symbol), offsets)
     columns = layout.lists(guest.kernel, places, [])
     return [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)

@@ -60,8 +60,9 @@ def _search(reader: StackReader, item: TaskStack) -> list[Frame]:
     own = [(bottom, bottom + reader.size)] if bottom else []
     # A CPU that was interrupted stands on the stack for that; its task's is older.
     stacks = [reader.copy(start, end) for start, end in (*reader.cpus.stacks(item.cpu or 0), *own)]
+    word = reader.unwinder.word
     for stack in stacks:
-        for at in range(0, len(stack.data) - 7, 8):
+        for at in range(0, len(stack.data) - word + 1, word):
             frames = _from_slot(reader, stack, stack.start + at, stacks)
             if frames:
                 return frames
@@ -70,14 +71,16 @@ def _search(reader: StackReader, item: TaskStack) -> list[Frame]:
 
 def _from_slot(reader: StackReader, stack: Stack, slot: int, stacks: list[Stack]) -> list[Frame]:
     """The frames from a return address on, if it is in an end and they lead to the top."""
-    address = _u64(stack, slot)
+    word = reader.unwinder.word
+    at = slot - stack.start
+    address = int.from_bytes(stack.data[at : at + word], "little")
     if not reader.text.in_image(address) or reader.late():
         return []
     place = reader.text.place(address, returns=True)
     if place is None or place.function not in _ENDS:
         return []
     for base in reader.unwinder.bases(stack, address, slot):
-        state = State(address, slot + 8, base)
+        state = State(address, slot + word, base)
         frames, broken = reader.unwinder.frames(state, stacks, "searched")
         if not broken:
             return [
@@ -85,8 +88,3 @@ def _from_slot(reader: StackReader, stack: Stack, slot: int, stacks: list[Stack]
                 for frame in frames
             ]
     return []
-
-
-def _u64(stack: Stack, address: int) -> int:
-    at = address - stack.start
-    return int.from_bytes(stack.data[at : at + 8], "little")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: IRQ_STACK_SIZE (arch/x86/include/asm/page_64_types.h); twice that with KASAN.
 _IRQ_STACK = 16384
+#: THREAD_SIZE of 32 bits, which ``struct irq_stack`` has (arch/x86/kernel/irq_32.c).
+_IRQ_STACK_32 = 8192
 #: More than ``struct cea_exception_stacks`` has.
 _LARGEST_STACKS = 1 << 20
 
@@ -53,7 +55,7 @@ class CpuStates:
         if self._running is None or fresh:
             layout = self._guest.layout("rq", {"curr": "curr"}, text=())
             base = self._guest.symbols.get("runqueues", 0)
-            places = percpu.addresses(base, list(self.offsets.values()))
+            places = percpu.addresses(self._guest, base, list(self.offsets.values()))
             current = layout.lists(self._guest.kernel, places, [])["curr"]
             self._running = {
                 task: cpu for cpu, task in zip(self.offsets, current, strict=True) if task
@@ -72,6 +74,8 @@ class CpuStates:
         if offset is None:
             return []
         found = []
+        if self._guest.types.pointer_size == 4:
+            return self._stacks_32(offset)
         for symbol, member in (
             ("hardirq_stack_ptr", None),
             ("pcpu_hot", "hardirq_stack_ptr"),  # 6.2 to 6.14
@@ -90,6 +94,12 @@ class CpuStates:
             found += _exception_stacks(self._guest, base) if 0 < size <= _LARGEST_STACKS else []
         return found
 
+    def _stacks_32(self, offset: int) -> list[tuple[int, int]]:
+        """Those of interrupts are of 8 KiB, and pointed to at their lowest address."""
+        names = ("hardirq_stack_ptr", "softirq_stack_ptr")
+        bases = [self._pointer(name, "", None, offset) for name in names]
+        return [(base, base + _IRQ_STACK_32) for base in bases if base]
+
     def _pointer(self, symbol: str, name: str, member: str | None, offset: int) -> int | None:
         """A pointer in a per-CPU variable, or in a member of one."""
         guest = self._guest
@@ -100,17 +110,17 @@ class CpuStates:
             if not guest.types.has(name, member):
                 return None
             inner = guest.types.offsetof(name, member)
-        (place,) = percpu.addresses(guest.symbols.address(symbol) + inner, [offset])
+        (place,) = percpu.addresses(guest, guest.symbols.address(symbol) + inner, [offset])
         try:
-            return guest.kernel.read_u64(place)
+            return guest.kernel.read_pointer(place)
         except FaultError:
             return None
 
     def _read_states(self) -> dict[int, CpuState]:
         """The registers of all virtual CPUs, by the kernel's number of each.
 
-        The kernel's ``gs`` leads to a CPU's own data, and so to its number; where that fails,
-        the order of the virtual CPUs is the kernel's.
+        The kernel's ``gs``, on 32 bits ``fs``, leads to a CPU's own data, and so to its number;
+        where that fails, the order of the virtual CPUs is the kernel's.
         """
         target = self._guest.registers
         if target is None:
@@ -124,7 +134,7 @@ class CpuStates:
                 if vcpu == 0:
                     self._guest.note(f"no registers: {error}", 0)
                 break
-            bases = (values.get("gs_base"), values.get("kernel_gs_base"))
+            bases = [values.get(name) for name in ("gs_base", "kernel_gs_base", "fs_base")]
             cpu = next((numbers[base] for base in bases if base in numbers), vcpu)
             found[cpu] = _arm64_state(values) if "pstate" in values else _x86_state(values)
         return found

@@ -31,6 +31,8 @@ _NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 _NOTES_SIZE = 512
 #: Entries of a list on the way to its head.
 _MOST_ENTRIES = 1 << 16
+#: Places that look like what is sought that are looked at closely.
+_MOST_PLACES = 4096
 #: Seconds since the epoch that a clock may show: 1973 to 2242.
 _TIMES = 100_000_000, 1 << 33
 #: The least that is BTF of a kernel, not of some table in it.
@@ -183,7 +185,7 @@ class Searched:
         # Modules lie within 2 GiB of the image; a head has two pointers to them.
         near = (words - np.uint64(image.start - (2 << 30))) < np.uint64(4 << 30)
         likely = near & ~self._inside(words) & ((words & np.uint64(7)) == 0)
-        for number in np.flatnonzero(likely[:-1] & likely[1:]).tolist():
+        for number in np.flatnonzero(likely[:-1] & likely[1:])[:_MOST_PLACES].tolist():
             head = image.start + 8 * number
             first, last = int(words[number]), int(words[number + 1])
             try:
@@ -194,7 +196,7 @@ class Searched:
             except VirtIntrospectError:
                 continue
             if state == live and re.fullmatch(rb"[A-Za-z0-9_]+", name):
-                return head
+                return int(head)
         return None
 
     def _timekeeper(self) -> int | None:
@@ -213,14 +215,14 @@ class Searched:
         likely = (clocks == words[starts + raw]) & self._inside(clocks)
         likely &= (times > np.uint64(_TIMES[0])) & (times < np.uint64(_TIMES[1]))
         layout = guest.layout("clocksource", ["name", "mask"], text=())
-        for number in np.flatnonzero(likely).tolist():
+        for number in np.flatnonzero(likely)[:_MOST_PLACES].tolist():
             try:
                 row = layout.read(guest.kernel, int(clocks[number]))
                 name = guest.kernel.string(row["name"], 64)
             except VirtIntrospectError:
                 continue
             if row["mask"] and re.fullmatch(rb"[a-z0-9_.-]{2,32}", name):
-                return guest.mapping.image.start + 8 * number
+                return guest.mapping.image.start + 8 * int(number)
         return None
 
     def _image(self) -> Any:

@@ -216,7 +216,7 @@ def _children(guest: LinuxGuest, parent: int, budget: Budget) -> list[int]:
 def _hlist(guest: LinuxGuest, head: int, budget: Budget) -> list[int]:
     """Nodes of a ``struct hlist_head``, whose first word is ``next`` as of each node."""
     nodes: dict[int, None] = {}
-    read, limit = guest.kernel.read_u64, min(_MAX_ENTRIES, budget.entries)
+    read, limit = guest.kernel.read_pointer, min(_MAX_ENTRIES, budget.entries)
     try:
         node = read(head)
         while node and node not in nodes and len(nodes) < limit:

@@ -272,7 +272,7 @@ def _cpus_allowed(guest: LinuxGuest, rows: list[Row]) -> list[str | None]:
     except (FaultError, NotFoundError) as error:
         guest.note(f"no CPUs: {error}", 0)
         return [None] * len(rows)
-    size = -(-count // 64) * 8
+    size = -(-count // 64) * 8  # as ``unsigned long`` of either size lie in memory
     distinct = list({row["cpus"] for row in rows if row["cpus"]})
     faults: list[int] = []
     data = guest.kernel.gather(distinct, size, faults)

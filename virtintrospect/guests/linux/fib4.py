@@ -99,8 +99,7 @@ def _leaves(guest: LinuxGuest, tries: list[tuple[int, int]], budget: Budget) -> 
     members = {"key": "key", "pos": "pos", "bits": "bits", "first": "leaf.first"}
     layout = guest.layout("key_vector", members, text=())
     faults: list[int] = []
-    data = guest.kernel.gather([trie + top for _, trie in tries], 8, faults)
-    words = memoryview(data).cast("Q")
+    words = guest.kernel.gather_pointers([trie + top for _, trie in tries], faults)
     level = [(net, word, _BITS) for (net, _), word in zip(tries, words, strict=True) if word]
     leaves: list[_Leaf] = []
     for _ in range(_BITS + 1):
@@ -129,7 +128,7 @@ def _children(guest: LinuxGuest, array: int, bits: int, budget: Budget) -> list[
     if not budget.follow(1 << bits >> _DENSITY or 1):
         return []
     try:
-        words = memoryview(guest.kernel.read(array, 8 << bits)).cast("Q")
+        words = guest.kernel.pointers(array, 1 << bits)
     except FaultError as error:
         guest.note("broken tree of routes", error.address)
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ Row = dict[str, Any]
 
 #: Descriptors of one process that are looked at: the kernel's own default of fs.nr_open.
 _MAX_FDS = 1 << 20
-#: Tables up to this size are read together: NR_OPEN_DEFAULT, what every process begins with.
+#: Tables up to this size are read together: NR_OPEN_DEFAULT of 64-bit kernels (BITS_PER_LONG).
 _SMALL = 64
 #: Descriptors that are passed over at once where none of them is in use.
 _BLOCK = 64
@@ -154,7 +153,8 @@ def _slots(
     """All descriptors in use: small tables in one read, larger ones each by itself."""
     small = [row for row in processes if row["max"] <= _SMALL]
     faults: list[int] = []
-    tables = guest.kernel.gather([row["fd"] for row in small], 8 * _SMALL, faults)
+    word = guest.kernel.pointer_size
+    tables = guest.kernel.gather([row["fd"] for row in small], word * _SMALL, faults)
     unknown: list[int] = []
     bits = guest.kernel.gather([row["cloexec"] or 0 for row in small], _SMALL // 8, unknown)
     bad, without = set(faults), set(unknown)
@@ -165,9 +165,9 @@ def _slots(
             continue
         if index in without:
             noted[row["cloexec"] or 0] = "unreadable bitmap of open files: no flags"
-        table = tables[index * 8 * _SMALL : (index * _SMALL + row["max"]) * 8]
+        table = tables[index * word * _SMALL : (index * _SMALL + row["max"]) * word]
         cloexec = bits[index * _SMALL // 8 : (index + 1) * _SMALL // 8]
-        found[index] = list(_used(row, table, None if index in without else cloexec))
+        found[index] = list(_used(guest, row, table, None if index in without else cloexec))
     slots: list[_Slot] = []
     number = 0
     for row in processes:
@@ -188,7 +188,7 @@ def _large(guest: LinuxGuest, row: Row, budget: Budget, noted: dict[int, str]) -
     if budget.late() or budget.follow(blocks) < blocks:
         return []
     try:
-        table = guest.kernel.read(row["fd"], 8 * count)
+        table = guest.kernel.read(row["fd"], guest.kernel.pointer_size * count)
     except FaultError as error:
         noted[error.address] = "unreadable table of open files"
         return []
@@ -197,15 +197,15 @@ def _large(guest: LinuxGuest, row: Row, budget: Budget, noted: dict[int, str]) -
         cloexec = guest.kernel.read(row["cloexec"] or 0, -(-count // 64) * 8)
     except FaultError as error:
         noted[error.address] = "unreadable bitmap of open files: no flags"
-    return list(islice(_used(row, table, cloexec), budget.entries))
+    return list(islice(_used(guest, row, table, cloexec), budget.entries))
 
 
-def _used(row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
-    pid = row["pid"]
-    for start in range(0, len(table), 8 * _BLOCK):
-        block = table[start : start + 8 * _BLOCK]
-        count = -(-len(block.rstrip(b"\0")) // 8)
-        for fd, file in enumerate(struct.unpack_from(f"<{count}Q", block), start // 8):
+def _used(guest: LinuxGuest, row: Row, table: bytes, cloexec: bytes | None) -> Iterator[_Slot]:
+    pid, word = row["pid"], guest.types.pointer_size
+    for start in range(0, len(table), word * _BLOCK):
+        block = table[start : start + word * _BLOCK]
+        count = -(-len(block.rstrip(b"\0")) // word)
+        for fd, file in enumerate(guest.types.words(block[: count * word]), start // word):
             if file:
                 closes = None if cloexec is None else bool(cloexec[fd >> 3] >> (fd & 7) & 1)
                 yield pid, fd, file, closes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
         Namespace,
         Neighbour,
         OpenFile,
+        PageOwners,
         Pressure,
         Process,
         Route,
@@ -108,7 +108,6 @@ class LinuxGuest(Guest):
         live: bool,
     ) -> None:
         super().__init__()
-        #: Whether memory changes while it is read, so that rows need a second look.
         self.live = live
         #: Where the registers of its CPUs can be read; ``None`` where they cannot.
         self.registers: SupportsRegisters | None = None
@@ -300,6 +299,12 @@ class LinuxGuest(Guest):
 
         return cpu_stacks(self)
 
+    def page_owners(self) -> PageOwners:
+        """Owners of pages: :mod:`~virtintrospect.guests.linux.pageowners`."""
+        from virtintrospect.guests.linux.pageowners import page_owners
+
+        return page_owners(self)
+
     def users(self) -> list[User]:
         """Credentials in use: :mod:`~virtintrospect.guests.linux.users`."""
         from virtintrospect.guests.linux.users import users
@@ -352,6 +357,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.process import find_user_process
 
         return self.user_space(find_user_process(self, pid, {})["pgd"])
+
+    def process_at(self, root: int) -> int:
+        """By ``mm_struct.pgd``: :mod:`~virtintrospect.guests.linux.process`."""
+        from virtintrospect.guests.linux.process import process_at
+
+        return process_at(self, root)
 
     def module_types(self, name: str) -> Types:
         """The types of a loaded module: its own, and the kernel's.
@@ -412,14 +423,15 @@ class LinuxGuest(Guest):
         return layout.read(self.kernel, self.symbols.address(symbol))
 
     def pointer(self, symbol: str) -> int:
-        """The pointer, or 64-bit number, that a global variable holds."""
-        return self.kernel.read_u64(self.symbols.address(symbol))
+        """The pointer, or number of that size, that a global variable holds."""
+        return self.kernel.read_pointer(self.symbols.address(symbol))
 
     def user_space(self, pgd: int) -> AddressSpace:
         """The address space behind ``mm_struct.pgd``, a kernel virtual address."""
         kernel = self.kernel
         mode = self.machine.user_mode(kernel.mode)
-        return AddressSpace(self.memory, mode, kernel.translate(pgd))
+        root = kernel.translate(pgd)
+        return AddressSpace(self.memory, mode, root, pointer_size=kernel.pointer_size)
 
     def without(self, what: str) -> NotFoundError:
         """What to raise where the symbols of a part of the kernel are not there."""
@@ -467,20 +479,22 @@ class LinuxGuest(Guest):
         """What to add to a per-CPU address, for each possible CPU (``__per_cpu_offset``)."""
         table = self.symbols.address("__per_cpu_offset")
         cpus = bitmap.read(self, "__cpu_possible_mask")
-        data = self.kernel.gather([table + 8 * cpu for cpu in cpus], 8)
-        return list(struct.unpack(f"<{len(cpus)}Q", data))
+        size = self.kernel.pointer_size
+        return list(self.kernel.gather_pointers([table + size * cpu for cpu in cpus]))
 
     def _kernel_space(self) -> AddressSpace:
         """The kernel's address space, its two linear ranges checked against the tables."""
-        image, mode = self.mapping.image, self.mapping.mode
-        partial = AddressSpace(self.memory, mode, self.mapping.root, linear=[image])
+        image, mode, size = self.mapping.image, self.mapping.mode, self.types.pointer_size
+        partial = AddressSpace(
+            self.memory, mode, self.mapping.root, linear=[image], pointer_size=size
+        )
         root = self.machine.kernel_root(self.symbols, partial, self.mapping)
         walked = AddressSpace(self.memory, mode, root)
         linear = [image] if walked.verify(image) else []
         direct = self.machine.direct_map(self.symbols, partial, self.mapping)
         if direct is not None and self._direct_map_holds(walked, direct):
             linear.insert(0, direct)
-        return AddressSpace(self.memory, mode, root, linear=linear)
+        return AddressSpace(self.memory, mode, root, linear=linear, pointer_size=size)
 
     def _direct_map_holds(self, walked: AddressSpace, direct: LinearRange) -> bool:
         """Whether the tables map the direct map as we compute it, at both ends of RAM."""

@@ -139,7 +139,7 @@ def _task_clocks(guest: LinuxGuest) -> dict[int, int]:
     """
     cpus = percpu.online(guest)
     layout = guest.layout("rq", {"clock": "clock", "task": "clock_task"}, text=())
-    places = percpu.addresses(guest.symbols.address("runqueues"), list(cpus.values()))
+    places = percpu.addresses(guest, guest.symbols.address("runqueues"), list(cpus.values()))
     columns = layout.lists(guest.kernel, places, [])
     return {
         cpu: max(0, clock - task)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import mmap
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import Target, registers_of
 from virtintrospect.errors import (
     CorruptDataError,
     FaultError,
@@ -27,6 +28,7 @@ from virtintrospect.guests.linux.datasymbols import Searched, with_data
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
+from virtintrospect.memory.base import PAGE_SIZE
 from virtintrospect.symbols.btf import MAX_SIZE, Btf
 from virtintrospect.symbols.profile import Profile
 from virtintrospect.symbols.store import Store
@@ -39,6 +41,8 @@ _NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 _BUILD_ID_SIZE = 20
 #: How ``linux_banner`` begins.
 _BANNER = b"Linux version "
+#: The release in it; the format string of /proc/version, which begins like it, has a ``%s``.
+_RELEASE = re.compile(_BANNER + rb"([0-9][\x21-\x7e]{0,63}) ")
 #: The kernel's own notes are a few hundred bytes.
 _LARGEST_NOTES = 64 << 10
 _CHUNK = 4 << 20
@@ -108,6 +112,11 @@ class _Identification:
         self.size = mapping.image.end - mapping.image.start
 
     def guest(self) -> LinuxGuest:
+        page = 1 << self.mapping.mode.levels[-1].shift
+        if page != PAGE_SIZE:
+            raise GuestNotRecognisedError(
+                f"its pages have {page >> 10} KiB, and tables are read with 4 KiB only so far"
+            )
         profile, build_id = self._profile()
         base = self.mapping.image.start
         symbols = profile.symbols.slid(base)
@@ -123,8 +132,9 @@ class _Identification:
         if not _has_data(symbols):
             guest.symbols = symbols.extended(Searched(guest))
             guest.functions_only = True
-        if isinstance(self.target, SupportsRegisters):
-            guest.registers = self.target
+        # Registers of CPUs that run on are not those of the stacks that are read a moment later.
+        if not self.target.live:
+            guest.registers = registers_of(self.target)
         self._verify(guest)
         return guest
 
@@ -166,7 +176,7 @@ class _Identification:
         try:
             tables = kallsyms.find_tables(image, base)
         except GuestNotRecognisedError as problem:
-            raise _no_symbols(image, "no symbols (kallsyms)") or problem from problem
+            raise self._no_symbols(image, "no symbols (kallsyms)") or problem from problem
         symbols = Symbols(kallsyms.decode(image, tables), base)
         sources = list(tables.sources(image))
         if "init_task" not in symbols:  # no CONFIG_KALLSYMS_ALL
@@ -175,9 +185,11 @@ class _Identification:
                 return brought
             symbols, more = with_data(image, base, symbols)
             sources = sources and sources + more
-        if "linux_banner" not in symbols:
-            missing = _no_symbols(image, "symbols of functions only")
-            raise missing or GuestNotRecognisedError("kallsyms has no linux_banner")
+        if "linux_banner" not in symbols or "init_task" not in symbols:
+            missing = self._no_symbols(image, "symbols of functions only")
+            raise missing or GuestNotRecognisedError(
+                "kallsyms has neither linux_banner nor init_task"
+            )
         offset, build_id = self._own_note(symbols)
         types = None
         extent = self._btf(symbols)
@@ -221,6 +233,19 @@ class _Identification:
                 copy[chunk : chunk + size] = self.read(chunk, size)
         return copy
 
+    def _no_symbols(self, image: memoryview, what: str) -> MissingSymbolsError | None:
+        """What to say of a kernel whose symbols are missing; ``None`` where there is no kernel."""
+        start = self.mapping.image.start
+        for first, end, _ in self.mapping.machine.read_only_data(self.memory, self.mapping):
+            found = _RELEASE.search(image[first - start : end - start])
+            if found is not None:
+                return MissingSymbolsError(
+                    f"the guest's kernel carries {what}: {found[1]!r}",
+                    hint="bring its vmlinux from the distribution's debug package, or its "
+                    "System.map: virt-introspect symbols import FILE",
+                )
+        return None
+
     def _own_note(self, symbols: Symbols) -> tuple[int, bytes]:
         """The kernel's own build id lies between __start_notes and __stop_notes."""
         base = self.mapping.image.start
@@ -255,20 +280,6 @@ class _Identification:
 def _has_data(symbols: Symbols) -> bool:
     """Whether symbols are more than those of functions: every kernel has one of these."""
     return "prb" in symbols or "log_buf" in symbols
-
-
-def _no_symbols(image: memoryview, what: str) -> MissingSymbolsError | None:
-    """What to say of a kernel whose symbols are missing; ``None`` where there is no kernel."""
-    text = bytes(image)
-    at = text.find(_BANNER)
-    if at < 0:
-        return None
-    release = text[at + len(_BANNER) : at + 128].split(b" ", 1)[0]
-    return MissingSymbolsError(
-        f"the guest's kernel carries {what}: {release[:64]!r}",
-        hint="bring its vmlinux from the distribution's debug package, or its System.map: "
-        "virt-introspect symbols import FILE",
-    )
 
 
 def _no_types(banner: bytes, build_id: bytes) -> MissingTypesError:

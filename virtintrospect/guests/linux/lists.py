@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,10 +61,9 @@ def walk_list(
 def _confirm(space: AddressSpace, head: int, guess: Sequence[int]) -> tuple[list[int], int]:
     """The part of a guess that still holds, and the pointer to go on from."""
     if not guess:
-        return [], space.read_u64(head)
+        return [], space.read_pointer(head)
     faults: list[int] = []
-    data = space.gather([head, *guess], 8, faults)
-    nexts = struct.unpack(f"<{len(guess) + 1}Q", data)
+    nexts = space.gather_pointers([head, *guess], faults)
     if not faults and nexts[:-1] == tuple(guess):
         return list(guess), nexts[-1]
     held = 0
@@ -85,7 +83,7 @@ def _follow(
     budget: Budget,
 ) -> Problem | None:
     """Append to ``nodes`` until ``head``; tells why where it does not get there."""
-    read = space.read_u64
+    read = space.read_pointer
     seen = set(nodes)
     while current != head:
         if current in seen:
@@ -110,7 +108,8 @@ def _behind_the_break(
     """Entries that are only reachable backwards, in list order."""
     nodes = list(before)
     try:
-        _follow(space, head, space.read_u64(head + 8), 8, nodes, limit, budget)
+        prev = space.pointer_size
+        _follow(space, head, space.read_pointer(head + prev), prev, nodes, limit, budget)
     except FaultError:
         return []
     return nodes[len(before) :][::-1]

@@ -6,7 +6,6 @@ node's slots are ranges of indices that its pivots divide; the slots of a leaf h
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
@@ -21,13 +20,12 @@ if TYPE_CHECKING:
 MAX_HEIGHT = 31
 _NODE_SIZE = 256
 _TYPE_SHIFT, _TYPE_MASK = 3, 0x0F
-_LAST = (1 << 64) - 1
 #: enum maple_type: the kinds whose slots lead to other nodes.
 _RANGE, _ARANGE = "maple_range_64", "maple_arange_64"
 
 
 class _Form(NamedTuple):
-    """Where a kind of node has its pivots and slots, as positions of 8-byte words."""
+    """Where a kind of node has its pivots and slots, as positions of words."""
 
     pivots: slice
     slots: slice
@@ -46,7 +44,7 @@ def walk_maple(guest: LinuxGuest, root: int, budget: Budget) -> ListWalk:
     entries: list[int] = []
     problem = None
     seen: set[int] = set()
-    level = [(root, 0, _LAST)]
+    level = [(root, 0, guest.kernel.last)]
     for _ in range(MAX_HEIGHT):
         level = level[: budget.follow(len(level))]
         if not level or budget.late():
@@ -63,7 +61,7 @@ def walk_maple(guest: LinuxGuest, root: int, budget: Budget) -> ListWalk:
                 what = "unreadable maple node" if index in bad else "maple node of unknown type"
                 problem = problem or Problem(what, nodes[index])
                 continue
-            words = struct.unpack_from("<32Q", data, index * _NODE_SIZE)
+            words = guest.types.words(data[index * _NODE_SIZE : (index + 1) * _NODE_SIZE])
             ranges = _ranges(form, words, low, high)
             if form.leaf:
                 entries += (entry for entry, _, _ in ranges if not entry & 3)
@@ -101,11 +99,12 @@ def _form(guest: LinuxGuest, kind: str, *, leaf: bool) -> _Form:
 
 
 def _words(guest: LinuxGuest, member: str) -> slice:
-    """Where an array of 8-byte words is in a node."""
+    """Where an array of pointers or indices is in a node."""
     field = guest.types.resolve("maple_node", member)[-1]
-    if field.offset % 8 or field.size % 8 or not 0 < field.offset + field.size <= _NODE_SIZE:
+    word = guest.types.pointer_size
+    if field.offset % word or field.size % word or not 0 < field.offset + field.size <= _NODE_SIZE:
         raise CorruptDataError(f"maple_node.{member} is not within a node", field.offset)
-    return slice(field.offset // 8, (field.offset + field.size) // 8)
+    return slice(field.offset // word, (field.offset + field.size) // word)
 
 
 def _ranges(form: _Form, words: tuple[int, ...], low: int, high: int) -> list[tuple[int, int, int]]:

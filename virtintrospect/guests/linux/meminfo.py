@@ -37,6 +37,8 @@ _SWP_USED, _SWP_WRITEOK = 1, 2
 _SWAP_OFFLIST = 1 << 30
 #: x86 alone counts the pages of its direct map.
 _DIRECT = "direct_pages_count"
+#: Pages above what 32-bit kernels map for good (CONFIG_HIGHMEM).
+_HIGH = "_totalhigh_pages"
 #: CPUs add their part of ``percpu_counter`` as signed 32-bit numbers.
 _S32 = 4
 
@@ -75,7 +77,7 @@ class Memory:
         """Whether this kernel has a variable."""
         return symbol in self.guest.symbols
 
-    def number(self, symbol: str, size: int = 8) -> int:
+    def number(self, symbol: str, size: int = 0) -> int:
         """The integer that a variable holds."""
         return number(self.guest, symbol, size)
 
@@ -117,7 +119,9 @@ class Memory:
         for index in range(min(self.number("nr_swapfiles", 4), _MAX_SWAPFILES)):
             at = guest.symbols.address("nr_swapper_spaces") + 4 * index
             count = int.from_bytes(guest.kernel.read(at, 4), "little")
-            first = guest.kernel.read_u64(guest.symbols.address("swapper_spaces") + 8 * index)
+            first = guest.kernel.read_pointer(
+                guest.symbols.address("swapper_spaces") + guest.kernel.pointer_size * index
+            )
             if first and len(spaces) + count <= _MAX_SPACES:
                 spaces += range(first, first + count * size, size)
         layout = guest.layout("address_space", {"pages": "nrpages"}, text=())
@@ -134,7 +138,7 @@ class Memory:
         guest = self.guest
         count = min(self.number("nr_swapfiles", 4), _MAX_SWAPFILES)
         table = guest.symbols.address("swap_info")
-        pointers = [guest.kernel.read_u64(table + 8 * index) for index in range(count)]
+        pointers = guest.kernel.pointers(table, count)
         members = {"flags": "flags", "used": "inuse_pages.counter|inuse_pages"}
         layout = guest.layout("swap_info_struct", members, text=())
         columns = layout.lists(guest.kernel, [pointer for pointer in pointers if pointer])
@@ -205,15 +209,16 @@ class Memory:
         """vm_memory_committed(): a percpu_counter and what the CPUs hold of it, in pages."""
         guest = self.guest
         row = guest.read_global("vm_committed_as", {"count": "count", "counters": "counters"})
-        places = percpu.addresses(row["counters"], list(percpu.online(guest).values()))
+        places = percpu.addresses(guest, row["counters"], list(percpu.online(guest).values()))
         parts = memoryview(guest.kernel.gather(places, _S32)).cast("i")
         return max(0, int(row["count"]) + sum(parts))
 
     def direct_map(self, level: str, size: int) -> int:
         """Bytes of the direct map by pages of one size (arch/x86/mm/pat/set_memory.c)."""
         index = self.guest.types.enumerators("pg_level").get(level, 0)
-        at = self.guest.symbols.address("direct_pages_count") + 8 * (index & 7)
-        return self.guest.kernel.read_u64(at) * size
+        kernel = self.guest.kernel
+        at = self.guest.symbols.address("direct_pages_count") + kernel.pointer_size * (index & 7)
+        return kernel.read_pointer(at) * size
 
     def zswap(self) -> int | None:
         """Bytes that zswap takes: a variable once, since 6.8 the sum of its pools."""
@@ -282,6 +287,17 @@ def _vmalloc_used(memory: Memory) -> int | None:
     return memory.pages("NR_VMALLOC")
 
 
+def _large_direct_map(size: int) -> Callable[[Memory], int | None]:
+    """The line of the size that a page middle directory maps."""
+
+    def line(memory: Memory) -> int | None:
+        if not memory.has(_DIRECT) or memory.counters.huge_page * PAGE != size:
+            return None
+        return memory.direct_map("PG_LEVEL_2M", size)
+
+    return line
+
+
 #: The fields in the order of /proc/meminfo. ``None``: this kernel has no such line.
 _LINES: dict[str, Callable[[Memory], int | None]] = {
     "memory_total": lambda m: m.total * PAGE,
@@ -298,6 +314,10 @@ _LINES: dict[str, Callable[[Memory], int | None]] = {
     "inactive_file": _counter("NR_INACTIVE_FILE"),
     "unevictable": _counter("NR_UNEVICTABLE"),
     "mlocked": _counter("NR_MLOCK"),
+    "high_total": _if(_HIGH, lambda m: m.number(_HIGH) * PAGE),
+    "high_free": _if(_HIGH, lambda m: m.counters.high_free * PAGE),
+    "low_total": _if(_HIGH, lambda m: (m.total - m.number(_HIGH)) * PAGE),
+    "low_free": _if(_HIGH, lambda m: (m.counters["NR_FREE_PAGES"] - m.counters.high_free) * PAGE),
     "swap_total": lambda m: (m.number("total_swap_pages") + m.leaving_swap) * PAGE,
     "swap_free": lambda m: (m.number("nr_swap_pages") + m.leaving_swap) * PAGE,
     "zswap": lambda m: m.zswap(),
@@ -345,7 +365,8 @@ _LINES: dict[str, Callable[[Memory], int | None]] = {
     "hugepagesize": _hugepage_size,
     "hugetlb": lambda m: m.hugetlb if m.default_hugepages else None,
     "direct_map_4k": _if(_DIRECT, lambda m: m.direct_map("PG_LEVEL_4K", 4 << 10)),
-    "direct_map_2m": _if(_DIRECT, lambda m: m.direct_map("PG_LEVEL_2M", 2 << 20)),
+    "direct_map_2m": _large_direct_map(2 << 20),
+    "direct_map_4m": _large_direct_map(4 << 20),
     "direct_map_1g": _if(
         _DIRECT,
         lambda m: m.direct_map("PG_LEVEL_1G", 1 << 30) if m.number("direct_gbpages", 4) else None,

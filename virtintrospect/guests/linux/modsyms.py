@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
+from virtintrospect.guests.linux.elfsyms import symbol_size, symbols_of
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.guests.linux.modules import LIMIT
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
-#: Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size.
-_SYMBOL = struct.Struct("<IBBHQQ")
 #: More symbols than a module has; amdgpu, the largest, has some 30,000.
 _MAX_SYMBOLS = 1 << 17
 
@@ -53,16 +51,15 @@ def module_functions(guest: LinuxGuest, wanted: dict[str, str], budget: Budget) 
 
 
 def _address(guest: LinuxGuest, function: str, symtab: int, strtab: int, count: int) -> int | None:
-    table = guest.kernel.read_available(symtab, count * _SYMBOL.size)
+    table = guest.kernel.read_available(symtab, count * symbol_size(guest))
     if not table or table[0][0] != symtab:
         guest.note(f"no symbols of the module with {function}", symtab)
         return None
-    whole = b"".join(piece for _, piece in table)
-    symbols = list(_SYMBOL.iter_unpack(whole[: len(whole) // _SYMBOL.size * _SYMBOL.size]))
+    symbols = list(symbols_of(guest, b"".join(piece for _, piece in table)))
     name = function.encode() + b"\0"
     faults: list[int] = []
-    data = guest.kernel.gather([strtab + symbol[0] for symbol in symbols], len(name), faults)
+    data = guest.kernel.gather([strtab + symbol.name for symbol in symbols], len(name), faults)
     for index, symbol in enumerate(symbols):
         if data[index * len(name) : (index + 1) * len(name)] == name:
-            return int(symbol[4])
+            return symbol.value
     return None

@@ -152,7 +152,7 @@ def _summed(
     budget: Budget,
 ) -> list[list[int] | None]:
     """The sum over all CPUs of what each per-CPU pointer leads to."""
-    wanted = {part: f"{part}.v.a.a.counter|{part}" for part in parts if part}
+    wanted = {part: f"{part}.v.a.a.counter|{part}.v|{part}" for part in parts if part}
     layout = guest.layout(structure, wanted, text=())
     sums: list[list[int] | None] = [[0] * len(parts) for _ in pointers]
     try:
@@ -163,7 +163,7 @@ def _summed(
     for offset in offsets:
         if budget.late():
             return [None] * len(pointers)
-        addresses = [(pointer + offset) % (1 << 64) for pointer in pointers]
+        addresses = [(pointer + offset) & guest.kernel.last for pointer in pointers]
         columns = layout.lists(guest.kernel, addresses, [])
         for index, total in enumerate(sums):
             values = [columns[part][index] if part else 0 for part in parts]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a file that are read unless the caller wants fewer.
 LIMIT = 1 << 20
-#: A ``struct page`` has 64 bytes; kernels for debugging have more.
-_PAGE_SIZES = range(32, 257, 8)
+#: A ``struct page`` has 64 bytes, of 32-bit kernels 32 or 40; kernels for debugging have more.
+_PAGE_SIZES = range(32, 257, 4)
 
 
 class CachedFile(NamedTuple):
@@ -90,7 +90,7 @@ def _pages(guest: LinuxGuest, mapping: int, spans: list[Span], last: int) -> dic
         guest.kernel, [span.entry for span in spans], []
     )
     uptodate = 1 << (guest.types.enumerators("pageflags").get("PG_uptodate", 2) & 63)
-    base, size = _page_array(guest)
+    base, size = page_array(guest)
     found: dict[int, int] = {}
     before, start = 0, 0
     for span, flags, owner in zip(spans, *columns.values(), strict=True):
@@ -109,7 +109,7 @@ def _pages(guest: LinuxGuest, mapping: int, spans: list[Span], last: int) -> dic
     return found
 
 
-def _page_array(guest: LinuxGuest) -> tuple[int, int]:
+def page_array(guest: LinuxGuest) -> tuple[int, int]:
     """Address and element size of the array of all pages (``pfn_to_page()``)."""
     size = guest.types.sizeof("page")
     if size not in _PAGE_SIZES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,6 @@ from virtintrospect.guests.linux import bitmap
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
-
-_MASK = (1 << 64) - 1
 
 
 def online(guest: LinuxGuest) -> dict[int, int]:
@@ -34,13 +31,13 @@ def _offsets(guest: LinuxGuest, mask: str) -> dict[int, int]:
     return {number: offsets[number] for number in bitmap.read(guest, mask) if number in offsets}
 
 
-def addresses(base: int, offsets: Sequence[int]) -> list[int]:
+def addresses(guest: LinuxGuest, base: int, offsets: Sequence[int]) -> list[int]:
     """Addresses of the CPUs' copies of what ``base`` stands for."""
-    return [(base + offset) & _MASK for offset in offsets]
+    return [(base + offset) & guest.kernel.last for offset in offsets]
 
 
 def sums(guest: LinuxGuest, base: int, offsets: Sequence[int], count: int) -> list[int]:
     """Sums over CPUs of an array of ``count`` unsigned longs."""
-    data = guest.kernel.gather(addresses(base, offsets), 8 * count)
-    rows = struct.Struct(f"<{count}Q").iter_unpack(data)
-    return [sum(column) & _MASK for column in zip(*rows, strict=True)] or [0] * count
+    rows = [guest.kernel.pointers(place, count) for place in addresses(guest, base, offsets)]
+    last = guest.kernel.last
+    return [sum(column) & last for column in zip(*rows, strict=True)] or [0] * count

@@ -7,7 +7,7 @@ A ring of descriptors says which part of a ring of texts belongs to each record.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.budget import Budget
@@ -22,16 +22,12 @@ MAX_COUNT_BITS = 21
 #: Descriptors read at once.
 _AT_ONCE = 4096
 
-# A descriptor's state is the top two bits of state_var, the rest is its id
+# A descriptor's state is the top two bits of state_var, an unsigned long; the rest is its id
 # (kernel/printk/printk_ringbuffer.h).
-_ID_BITS = 62
 _RESERVED, _COMMITTED, _FINALIZED, _REUSABLE = 0, 1, 2, 3
-_ID_MASK = (1 << _ID_BITS) - 1
 #: Ids and sequence numbers rise together, from -count and from 0 (DESC0_ID, desc_reserve()).
 #: The count is 32 bits wide there, so -count is, too: only so many bits can be compared.
 _COMMON = (1 << 32) - 1
-#: A record's data block starts with the id of its descriptor.
-_BLOCK_HEADER = 8
 #: In blk_lpos: the record has no block; either its text is empty or it was lost.
 _DATALESS = 1
 _EMPTY_LINE = 3
@@ -57,6 +53,29 @@ _INFO = ("seq", "ts_nsec", "text_len", "facility", "level")
 Columns = dict[str, list[Any]]
 
 
+class _Word(NamedTuple):
+    """How an ``unsigned long`` of the guest holds an id, and a state above it."""
+
+    #: Bytes; a record's data block starts with one, the id of its descriptor.
+    size: int
+    #: Bits of the id.
+    bits: int
+    #: All of them.
+    ids: int
+
+    def state(self, value: int) -> int:
+        """What the two bits above the id say."""
+        return value >> self.bits & 3
+
+
+def _word_of(size: int) -> _Word:
+    bits = 8 * size - 2
+    return _Word(size, bits, (1 << bits) - 1)
+
+
+_WORD_64 = _word_of(8)
+
+
 def from_ring(guest: LinuxGuest, after: int | None = None) -> list[LogRecord]:
     """The rows of ``dmesg``; ``after`` as of :func:`~.printk.records`."""
     address = guest.pointer("prb")
@@ -65,20 +84,22 @@ def from_ring(guest: LinuxGuest, after: int | None = None) -> list[LogRecord]:
     if not possible or 1 << ring["size_bits"] > MAX_BUFFER:
         raise CorruptDataError("the printk ring buffer claims an impossible size", address)
     count = 1 << ring["count_bits"]
-    first, last = ring["tail"] & _ID_MASK, ring["head"] & _ID_MASK
-    used = min((last - first) & _ID_MASK, count - 1) + 1
+    word = _word_of(guest.types.pointer_size)
+    first, last = ring["tail"] & word.ids, ring["head"] & word.ids
+    used = min((last - first) & word.ids, count - 1) + 1
     if after is not None:
-        newer = (last - (after - count)) & _COMMON
+        common = min(_COMMON, word.ids)
+        newer = (last - (after - count)) & common
         if newer == 0:
             return []
         if newer < used:
             used = newer
-            first = (last - newer + 1) & _ID_MASK
-        elif newer > _COMMON // 2 or after > _COMMON:
+            first = (last - newer + 1) & word.ids
+        elif newer > common // 2 or after > common:
             after = None  # the log does not reach so far
     if used > MAX_RECORDS:
         guest.note(f"only the newest {MAX_RECORDS} of {used} printk records are shown", address)
-        used, first = MAX_RECORDS, (last - MAX_RECORDS + 1) & _ID_MASK
+        used, first = MAX_RECORDS, (last - MAX_RECORDS + 1) & word.ids
     return _Reader(guest, ring, count, after).read(first, used)
 
 
@@ -95,6 +116,7 @@ class _Reader:
         self._ring = ring
         self._count = count
         self._after = after
+        self._word = _word_of(guest.types.pointer_size)
         self._text = b""
         self._make = Maker(guest)
         self._stopped = False
@@ -109,7 +131,7 @@ class _Reader:
             if budget.late() or self._stopped:
                 break
             some = range(first + max(0, end - _AT_ONCE), first + end)
-            found += self._records([n & _ID_MASK for n in some], budget, newest=end == used)
+            found += self._records([n & self._word.ids for n in some], budget, newest=end == used)
         self._guest.note_all([budget.problem])
         return found
 
@@ -125,9 +147,9 @@ class _Reader:
             # As prb_read(): what was used anew meanwhile was not read as one.
             again = self._descs(slots)["state"]
             states = zip(descs["state"], again, strict=True)
-            descs["state"] = [old if _same(old, new) else None for old, new in states]
+            descs["state"] = [old if self._same(old, new) else None for old, new in states]
         for index, number in enumerate(wanted):
-            if self._after is not None and _unfinished(descs["state"][index], number):
+            if self._after is not None and self._unfinished(descs["state"][index], number):
                 self._stopped = True
                 return
             record = self._record(descs, infos, number, index)
@@ -150,32 +172,35 @@ class _Reader:
         sequence = infos["seq"][index]
         if state is None or begin is None or sequence is None:
             return None
-        if state & _ID_MASK != wanted or state >> _ID_BITS & 3 not in (_COMMITTED, _FINALIZED):
+        word = self._word
+        if state & word.ids != wanted or word.state(state) not in (_COMMITTED, _FINALIZED):
             return None
         if self._after is not None and sequence <= self._after:
             return None
-        body = _block(self._text, begin, descs["next"][index], wanted, infos["text_len"][index])
+        length = infos["text_len"][index]
+        body = _block(self._text, begin, descs["next"][index], wanted, length, word)
         if body is None:
             return None
         level, facility = infos["level"][index], infos["facility"][index]
         return self._make.record(infos["ts_nsec"][index], level, facility, body, sequence)
 
+    def _same(self, before: int | None, after: int | None) -> bool:
+        """Whether a descriptor is still that of the same record, its text not given up."""
+        word = self._word
+        if before is None or after is None or (before ^ after) & word.ids:
+            return False
+        return before == after or word.state(after) != _REUSABLE
 
-def _same(before: int | None, after: int | None) -> bool:
-    """Whether a descriptor is still that of the same record, its text not given up."""
-    if before is None or after is None or (before ^ after) & _ID_MASK:
-        return False
-    return before == after or after >> _ID_BITS & 3 != _REUSABLE
+    def _unfinished(self, state: int | None, wanted: int) -> bool:
+        """Whether a record is still being written or may grow (LOG_CONT): readers wait for it."""
+        if state is None or state & self._word.ids != wanted:
+            return False
+        return self._word.state(state) in (_RESERVED, _COMMITTED)
 
 
-def _unfinished(state: int | None, wanted: int) -> bool:
-    """Whether a record is still being written or may grow (LOG_CONT): readers wait for it."""
-    if state is None or state & _ID_MASK != wanted:
-        return False
-    return state >> _ID_BITS & 3 in (_RESERVED, _COMMITTED)
-
-
-def _block(text: bytes, begin: int, following: int, wanted: int, length: int) -> bytes | None:
+def _block(
+    text: bytes, begin: int, following: int, wanted: int, length: int, word: _Word = _WORD_64
+) -> bytes | None:
     """A record's text; ``None`` where its block was overwritten meanwhile.
 
     A block that would have wrapped around lies at the buffer's start instead, and leaves its id,
@@ -188,8 +213,8 @@ def _block(text: bytes, begin: int, following: int, wanted: int, length: int) ->
         return None
     wrapped = begin // len(text) != following // len(text) and following % len(text)
     start = 0 if wrapped else begin % len(text)
-    block_id = int.from_bytes(text[start : start + _BLOCK_HEADER], "little")
-    end = start + _BLOCK_HEADER + length
-    if block_id & _ID_MASK == wanted and end <= len(text):
-        return text[start + _BLOCK_HEADER : end]
+    block_id = int.from_bytes(text[start : start + word.size], "little")
+    end = start + word.size + length
+    if block_id & word.ids == wanted and end <= len(text):
+        return text[start + word.size : end]
     return None

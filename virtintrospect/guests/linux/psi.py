@@ -170,7 +170,8 @@ def _groups(guest: LinuxGuest, places: list[int], count: int) -> list[_Group | N
     faults: list[int] = []
     totals = _arrays(guest, "psi_group", "total", places, f"{count}Q", faults)
     averaged = _arrays(guest, "psi_group", "avg_total", places, f"{count}Q", faults)
-    averages = _arrays(guest, "psi_group", "avg", places, f"{3 * count}Q", faults)
+    code = "Q" if guest.types.pointer_size == 8 else "I"
+    averages = _arrays(guest, "psi_group", "avg", places, f"{3 * count}{code}", faults)
     members = {"last": "avg_last_update", "next": "avg_next_update", "pcpu": "pcpu"}
     columns = guest.layout("psi_group", members, text=()).lists(guest.kernel, places, faults)
     bad = set(faults)
@@ -195,13 +196,13 @@ def _triples(values: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def _clock(guest: LinuxGuest) -> _Clock:
     """The clock of the scheduler, and PSI's steps on it."""
-    period = number(guest, "psi_period")
+    period = number(guest, "psi_period", 8)
     tick = period - 2_000_000_000
     if not 0 < tick <= 100_000_000:
         raise CorruptDataError(f"a PSI period of {period} ns", guest.symbols.address("psi_period"))
     now = schedclock.now(guest)
     offset = (
-        number(guest, "__sched_clock_offset", signed=True)
+        number(guest, "__sched_clock_offset", 8, signed=True)
         if "__sched_clock_offset" in guest.symbols
         else 0
     )
@@ -232,7 +233,7 @@ def _recent(
     offsets = guest.cpu_offsets
     room = budget.follow(len(groups) * len(offsets)) // max(1, len(offsets))
     starts = [group.pcpu if group else 0 for group in groups[:room]]
-    places = [place for start in starts for place in percpu.addresses(start, offsets)]
+    places = [place for start in starts for place in percpu.addresses(guest, start, offsets)]
     faults: list[int] = []
     columns = layout.lists(guest.kernel, places, faults)
     times = _arrays(guest, "psi_group_cpu", "times", places, f"{states}I", faults)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 from virtintrospect.guests.linux.lists import ListWalk
@@ -51,10 +50,10 @@ def walk_rbtree(guest: LinuxGuest, root: int, budget: Budget) -> ListWalk:
 def _children(guest: LinuxGuest, nodes: list[int], faults: list[int]) -> list[tuple[int, int]]:
     left = guest.types.offsetof("rb_node", "rb_left")
     right = guest.types.offsetof("rb_node", "rb_right")
-    pairs = []
-    for offset in (left, right):
-        data = guest.kernel.gather([node + offset for node in nodes], 8, faults)
-        pairs.append(struct.unpack(f"<{len(nodes)}Q", data))
+    pairs = [
+        guest.kernel.gather_pointers([node + offset for node in nodes], faults)
+        for offset in (left, right)
+    ]
     return list(zip(*pairs, strict=True))
 
 

@@ -45,7 +45,7 @@ def resident_pages(
     for offset in _cpu_offsets(guest) if places else ():
         if budget.late():
             break
-        addresses = [(counters + offset) % (1 << 64) for _, counters in places]
+        addresses = [(counters + offset) & guest.kernel.last for _, counters in places]
         faults: list[int] = []
         data = memoryview(guest.kernel.gather(addresses, 4, faults)).cast("i")
         for (index, _), value in zip(places, data, strict=True):

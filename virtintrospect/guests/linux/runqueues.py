@@ -70,7 +70,7 @@ _PLAIN = (
 
 def read(guest: LinuxGuest, offsets: list[int]) -> list[dict[str, Any]]:
     """The run queues at these per-CPU offsets, each with its current task."""
-    places = percpu.addresses(guest.symbols.address("runqueues"), offsets)
+    places = percpu.addresses(guest, guest.symbols.address("runqueues"), offsets)
     columns = guest.layout("rq", _MEMBERS, text=()).lists(guest.kernel, places, [])
     layout = guest.layout("task_struct", _TASK, text=("comm",))
     columns |= layout.lists(guest.kernel, [task or 0 for task in columns["curr"]], [])

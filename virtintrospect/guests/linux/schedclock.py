@@ -20,10 +20,10 @@ def now(guest: LinuxGuest) -> int:
     """
     layout = guest.layout("rq", {"clock": "clock"}, text=())
     places = percpu.addresses(
-        guest.symbols.address("runqueues"), list(percpu.online(guest).values())
+        guest, guest.symbols.address("runqueues"), list(percpu.online(guest).values())
     )
     seen = [clock for clock in layout.lists(guest.kernel, places, [])["clock"] if clock]
     monotonic = system.monotonic_time(guest)
     if monotonic is not None and "__gtod_offset" in guest.symbols:
-        seen.append(monotonic + number(guest, "__gtod_offset", signed=True))
+        seen.append(monotonic + number(guest, "__gtod_offset", 8, signed=True))
     return max(seen, default=0)

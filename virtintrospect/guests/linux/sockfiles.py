@@ -6,7 +6,7 @@ Of a socket that is the ``struct socket``, which leads to its ``sock``.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.errors import FaultError, NoSuchTargetError
 from virtintrospect.guests.linux.tasks import thread_group
@@ -141,7 +141,7 @@ def _slots(
     if not budget.follow(count >> _DENSITY or 1) or budget.late():
         return []
     try:
-        words: Any = memoryview(guest.kernel.read(array, count * 8)).cast("Q")
+        words = guest.kernel.pointers(array, count)
     except FaultError as error:
         unreadable[error.address] = _NO_TABLE
         return []

@@ -23,7 +23,6 @@ _MAX_BUCKETS = 1 << 22
 _UNIX_BUCKETS = 512
 #: MAX_LINKS (include/uapi/linux/netlink.h): protocols of netlink.
 _NETLINK_PROTOCOLS = 32
-_POINTER = 8
 
 
 #: Buckets, as a power of two, that cost as much as one entry.
@@ -59,6 +58,7 @@ class _Tables:
         self._guest = guest
         self._nets = nets
         self._budget = budget
+        self._pointer = guest.kernel.pointer_size
         #: ``sk_node``, a union with ``sk_nulls_node``: most tables link sockets by it.
         self._node = guest.types.offsetof("sock", "__sk_common.skc_node")
 
@@ -120,7 +120,7 @@ class _Tables:
             if symbol in self._guest.symbols and self._guest.types.has(structure, member):
                 field = self._guest.types.resolve(structure, member)[-1]
                 array = self._guest.symbols.address(symbol) + field.offset
-                yield self._table(array, field.size // _POINTER, _POINTER), self._node
+                yield self._table(array, field.size // self._pointer, self._pointer), self._node
 
     def unix(self) -> Iterator[Chains]:
         """UNIX sockets: one table until 6.0, then one a namespace (commit 51bae889fe11)."""
@@ -129,7 +129,7 @@ class _Tables:
         else:
             arrays = self._of_nets("unx.table.buckets")
         for array in arrays:
-            yield self._table(array, _UNIX_BUCKETS, _POINTER), self._node
+            yield self._table(array, _UNIX_BUCKETS, self._pointer), self._node
 
     def packet(self) -> Iterator[Chains]:
         """Packet sockets: a list in each namespace (net/packet/af_packet.c)."""
@@ -155,7 +155,7 @@ class _Tables:
                 if nested:
                     self._guest.note("nested hash table of netlink sockets", table)
                     continue
-                yield self._table(table + buckets_at, count, _POINTER, locks=True), node_at
+                yield self._table(table + buckets_at, count, self._pointer, locks=True), node_at
             # While a table grows, its entries move to the next one (lib/rhashtable.c).
             pending = columns["future"] if len(seen) < 2 * _NETLINK_PROTOCOLS else []
 
@@ -173,7 +173,8 @@ class _Tables:
         :param locks: the lowest bit of a bucket says that it is locked (lib/rhashtable.c); without,
             it marks an empty bucket (include/linux/list_nulls.h).
         """
-        if not array or not count or count > _MAX_BUCKETS or not 0 < stride <= 4096 or stride % 8:
+        sound = 0 < stride <= 4096 and not stride % self._pointer
+        if not array or not count or count > _MAX_BUCKETS or not sound:
             self._guest.note(f"table of sockets with {count} buckets", array or 0)
             return []
         if not self._budget.follow(count >> _DENSITY or 1) or self._budget.late():

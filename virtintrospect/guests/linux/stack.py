@@ -280,6 +280,10 @@ def _walker(guest: LinuxGuest, text: KernelText, budget: Budget) -> StackWalker:
 
     :raises UnsupportedError: nothing does.
     """
+    if guest.machine.name == "i386":
+        from virtintrospect.guests.linux.unwind_i386 import BasePointers
+
+        return BasePointers(guest, text)
     if "x86_64" in guest.machine.architectures:
         from virtintrospect.guests.linux.orc import Orc, has_orc
         from virtintrospect.guests.linux.unwind_x86 import Unwinder
@@ -290,9 +294,9 @@ def _walker(guest: LinuxGuest, text: KernelText, budget: Budget) -> StackWalker:
 
         return FrameRecords(guest, text)
     if "riscv64" in guest.machine.architectures:
-        from virtintrospect.guests.linux.unwind_riscv import FramePointers
+        from virtintrospect.guests.linux.unwind_riscv import FrameChain
 
-        return FramePointers(guest, text)
+        return FrameChain(guest, text)
     raise UnsupportedError(f"kernel stacks of {guest.machine.name} cannot be read yet")
 
 

@@ -89,7 +89,7 @@ def _sum(guest: LinuxGuest, types: Types, structure: int, member: str) -> int:
     """``percpu_counter_sum_positive()``."""
     members = {"count": f"{member}.count", "parts": f"{member}.counters"}
     row = Layout(types, "ext4_sb_info", members, text=()).read(guest.kernel, structure)
-    places = percpu.addresses(row["parts"], list(percpu.online(guest).values()))
+    places = percpu.addresses(guest, row["parts"], list(percpu.online(guest).values()))
     parts = memoryview(guest.kernel.gather(places, _S32)).cast("i")
     return max(0, int(row["count"]) + sum(parts))
 

@@ -75,10 +75,10 @@ _HANDLERS = {
     "bitmap": "proc_do_large_bitmap",
     "static_key": "proc_do_static_key",
 }
-#: Bytes of one number.
+#: Codes of one number; ``L`` is an ``unsigned long`` of the guest's.
 _WIDTHS = {
-    "int": "i", "uint": "I", "ulong": "Q", "u8": "B", "bool": "B", "seconds": "i",
-    "user_ticks": "i", "milliseconds": "i", "long_milliseconds": "Q", "static_key": "i",
+    "int": "i", "uint": "I", "ulong": "L", "u8": "B", "bool": "B", "seconds": "i",
+    "user_ticks": "i", "milliseconds": "i", "long_milliseconds": "L", "static_key": "i",
 }  # fmt: skip
 #: These print one number, whatever the size of the variable.
 _SINGLE = {"u8": 1, "bool": 1, "static_key": 4}
@@ -125,7 +125,7 @@ def values(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[bytes | N
                 found[number] = _short_string(guest, rows[number])
             else:
                 raw = data[place * size : (place + 1) * size]
-                found[number] = _text(kind, raw, length)
+                found[number] = _text(kind, raw, length, guest.types.pointer_size)
     return found
 
 
@@ -143,11 +143,11 @@ def _kind(row: Row, kinds: dict[int, str]) -> str:
     return kind
 
 
-def _text(kind: str, raw: bytes, length: int | None) -> bytes | None:
+def _text(kind: str, raw: bytes, length: int | None, pointer_size: int = 8) -> bytes | None:
     """The numbers of a variable, with spaces between; of a string what is before its end."""
     if kind == "string":
         return raw.split(b"\0", 1)[0]
-    code = _WIDTHS[kind]
+    code = _WIDTHS[kind].replace("L", "Q" if pointer_size == 8 else "I")
     width = struct.calcsize(code)
     numbers = struct.unpack(f"<{len(raw) // width}{code}", raw[: len(raw) // width * width])
     if kind in ("bool", "static_key"):
@@ -186,7 +186,7 @@ def _bitmap(guest: LinuxGuest, row: Row) -> bytes | None:
     if bits > _MAX_BITS:
         return None
     try:
-        pointer = guest.kernel.read_u64(row["data"])
+        pointer = guest.kernel.read_pointer(row["data"])
         raw = guest.kernel.read(pointer, -(-bits // 64) * 8) if pointer else b""
     except FaultError as error:
         guest.note("unreadable parameter", error.address)

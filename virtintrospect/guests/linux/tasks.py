@@ -98,7 +98,7 @@ class Tasks:
     def _chains_up(self, known: npt.NDArray[Any], nexts: npt.NDArray[Any]) -> bool:
         """Whether head → known[0] → … → known[-1] → head is what memory says."""
         offset, head = self._offset, self._head
-        first = self._guest.kernel.read_u64(head)
+        first = self._guest.kernel.read_pointer(head)
         if not len(known):
             return first == head
         following = nexts[:-1] - type(nexts[0])(offset)

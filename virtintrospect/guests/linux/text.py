@@ -6,21 +6,19 @@ Names are those of kernel/kallsyms.c and kernel/module/kallsyms.c, in the spelli
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.elfsyms import symbol_size, symbols_of
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.guests.linux.modules import LIMIT
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
 
-#: Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size.
-_SYMBOL = struct.Struct("<IBBHQQ")
 #: More symbols than a module has; amdgpu, the largest, has some 30,000.
 _MOST_SYMBOLS = 1 << 17
 #: Symbols, as a power of two, that cost as much as one entry.
@@ -139,12 +137,12 @@ class KernelText:
             if believed and self._budget.follow(cost) == cost:
                 try:
                     data = self._guest.kernel.read(
-                        module.symtab, module.symbol_count * _SYMBOL.size
+                        module.symtab, module.symbol_count * symbol_size(self._guest)
                     )
                 except FaultError as error:
                     self._guest.note(f"no symbols of module {module.name}", error.address)
             found: dict[int, int] = {}
-            for name, _, _, section, value, _ in _SYMBOL.iter_unpack(data):
+            for name, section, value in symbols_of(self._guest, data):
                 if section and name and module.start <= value < module.end:
                     found.setdefault(value, name)
             self._symbols[module.start] = sorted(found.items())

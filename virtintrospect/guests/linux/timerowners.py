@@ -78,10 +78,9 @@ class Owners:
     def _of_signals(self, signals: list[int | None]) -> list[int | None]:
         r"""Process ids of ``signal_struct``\ s (``pids[PIDTYPE_TGID]``)."""
         types, kernel = self._guest.types, self._guest.kernel
-        at = types.offsetof("signal_struct", "pids") + 8 * _TGID
+        at = types.offsetof("signal_struct", "pids") + types.pointer_size * _TGID
         faults: list[int] = []
-        data = kernel.gather([(signal or 0) + at for signal in signals], 8, faults)
-        pointers = list(memoryview(data).cast("Q"))
+        pointers = kernel.gather_pointers([(signal or 0) + at for signal in signals], faults)
         at = types.offsetof("pid", "numbers") + types.offsetof("upid", "nr")
         data = kernel.gather([pointer + at for pointer in pointers], 4, faults)
         bad = set(faults)

@@ -8,6 +8,7 @@ from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux import percpu, timerowners
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.chains import heads, walk_chains
+from virtintrospect.guests.linux.counters import number
 from virtintrospect.guests.linux.rbtree import walk_rbtree
 from virtintrospect.guests.linux.system import monotonic_time, tick
 from virtintrospect.model import Timer
@@ -82,15 +83,15 @@ def _wheels(guest: LinuxGuest, cpu: int, offset: int, budget: Budget) -> list[Ro
     if not 0 < buckets <= _MAX_BUCKETS:
         guest.note(f"timer wheel with {buckets} buckets", 0)
         return []
-    first = percpu.addresses(guest.symbols.address("timer_bases"), [offset])[0]
-    bases = [first + number * size for number in range(_BASES)]
+    first = percpu.addresses(guest, guest.symbols.address("timer_bases"), [offset])[0]
+    bases = [first + index * size for index in range(_BASES)]
     layout = guest.layout("timer_base", {"cpu": "cpu", "clock": "clk"}, text=())
     columns = layout.lists(guest.kernel, bases, [])
-    jiffies = guest.pointer("jiffies_64")
+    jiffies = number(guest, "jiffies_64", 8)
     firsts: list[int] = []
-    for base, number, clock in zip(bases, columns["cpu"], columns["clock"], strict=True):
+    for base, owner, clock in zip(bases, columns["cpu"], columns["clock"], strict=True):
         # Until 6.9 there were two: what lies behind them is something else.
-        if number == cpu and abs(clock - jiffies) < _FAR:
+        if owner == cpu and abs(clock - (jiffies & guest.kernel.last)) < _FAR:
             try:
                 firsts += heads(guest, base + vectors[-1].offset, buckets, budget)
             except FaultError as error:
@@ -101,6 +102,7 @@ def _wheels(guest: LinuxGuest, cpu: int, offset: int, budget: Budget) -> list[Ro
     rows = _rows(guest, "timer_list", _WHEEL, addresses)
     for row in rows:
         row |= {"kind": "wheel", "cpu": cpu, "clock": None, "jiffies": jiffies, "due": None}
+        row["longest"] = guest.kernel.last
         row["flags"] = tuple(name for bit, name in _FLAGS if row["flags"] & bit)
     return rows
 
@@ -108,7 +110,7 @@ def _wheels(guest: LinuxGuest, cpu: int, offset: int, budget: Budget) -> list[Ro
 def _hrtimers(guest: LinuxGuest, cpu: int, offset: int, budget: Budget) -> list[Row]:
     """Timers of a CPU's clocks; each has a red-black tree."""
     types = guest.types
-    base = percpu.addresses(guest.symbols.address("hrtimer_bases"), [offset])[0]
+    base = percpu.addresses(guest, guest.symbols.address("hrtimer_bases"), [offset])[0]
     clocks = types.resolve("hrtimer_cpu_base", "clock_base")[-1]
     if not 0 < clocks.count <= _MAX_CLOCKS:
         guest.note(f"a CPU with {clocks.count} clocks", base)
@@ -150,8 +152,8 @@ def _due(row: Row, now: int | None, length: int | None) -> int | None:
     """When a timer of a wheel is due, in nanoseconds of CLOCK_MONOTONIC."""
     if now is None or length is None:
         return None
-    left = (row["expires"] - row["jiffies"]) & ((1 << 64) - 1)
-    left -= (left >> 63) << 64
+    half = row["longest"] // 2 + 1
+    left = ((row["expires"] - row["jiffies"] + half) & row["longest"]) - half
     return int(now + left * length)
 
 

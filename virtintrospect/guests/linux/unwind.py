@@ -8,7 +8,6 @@ addresses, as unwind_guess.c does; those are guesses, and marked.
 from __future__ import annotations
 
 import abc
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,6 +78,8 @@ class StackWalker(abc.ABC):
 
     #: Where a task that sleeps has its state: members of ``struct task_struct``, ``sp`` at least.
     SAVED: Mapping[str, str]
+    #: Bytes of a slot of a stack.
+    word: int = 8
 
     def __init__(self, text: KernelText) -> None:
         self._text = text
@@ -145,10 +146,11 @@ class StackWalker(abc.ABC):
         if stack is None:
             return
         count = 0
-        for sp in range((state.sp + 7) & ~7, stack.end - 7, 8):
-            address = u64_of(stacks, sp)
+        word = self.word
+        for sp in range((state.sp + word - 1) & -word, stack.end - word + 1, word):
+            address = number_of(stacks, sp, word)
             if self._text.is_code(address):
-                yield Frame(address, sp + 8, "scan", returns=True)
+                yield Frame(address, sp + word, "scan", returns=True)
                 count += 1
                 if count == _MOST_GUESSES:
                     return
@@ -160,12 +162,17 @@ def stack_of(stacks: Sequence[Stack], address: int) -> Stack | None:
 
 
 def u64_of(stacks: Sequence[Stack], address: int) -> int:
-    """The number at an address of a stack.
+    """The 64-bit number at an address of a stack.
 
     :raises Broken: it is on none of them.
     """
+    return number_of(stacks, address, 8)
+
+
+def number_of(stacks: Sequence[Stack], address: int, size: int) -> int:
+    """As :func:`u64_of`, of so many bytes."""
     for stack in stacks:
-        if stack.start <= address <= stack.end - 8:
-            (value,) = struct.unpack_from("<Q", stack.data, address - stack.start)
-            return int(value)
+        at = address - stack.start
+        if 0 <= at <= len(stack.data) - size:
+            return int.from_bytes(stack.data[at : at + size], "little")
     raise Broken(f"{address:#x} is on no stack")

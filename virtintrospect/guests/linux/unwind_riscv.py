@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _FROM_KERNEL = 1 << 8
 
 
-class FramePointers(StackWalker):
+class FrameChain(StackWalker):
     """Walks by frame pointers."""
 
     SAVED: Mapping[str, str] = {"sp": "thread.sp", "fp": "thread.s[0]", "pc": "thread.ra"}
@@ -43,7 +43,8 @@ class FramePointers(StackWalker):
         names = ("ret_from_fork", "ret_from_fork_kernel_asm", "ret_from_fork_user_asm")
         self._starts = {symbols.get(name, 0) for name in names}
         entry = symbols.get("handle_exception", 0)
-        self._entry = (entry, symbols.get("ret_from_exception_end", _end_of(guest, entry)))
+        end = symbols.get("ret_from_exception_end")
+        self._entry = (entry, _end_of(guest, entry) if end is None else end)
 
     def saved(self, row: Mapping[str, int], copy: Stack) -> State:  # noqa: ARG002
         """By ``thread``, where ``__switch_to`` left it."""

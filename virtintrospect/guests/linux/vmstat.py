@@ -6,12 +6,11 @@ nodes' counters, dirty limits, and events, which each CPU counts for itself.
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.guests.linux import percpu
-from virtintrospect.guests.linux.counters import HUGE_PAGE, PAGE, Counters, items, number
+from virtintrospect.guests.linux.counters import PAGE, Counters, items, longs, number
 from virtintrospect.model import Counter
 
 if TYPE_CHECKING:
@@ -27,12 +26,14 @@ def vmstat(guest: LinuxGuest) -> list[Counter]:
     values = _zones(guest, counters) + _numa(guest, counters) + _nodes(guest, counters)
     values += _limits(guest, counters) + events(guest)
     table = guest.symbols.address("vmstat_text")
-    data = guest.kernel.read(table, 8 * len(values))
-    names = guest.kernel.strings(struct.unpack(f"<{len(values)}Q", data), _LONGEST_NAME)
+    names = guest.kernel.strings(guest.kernel.pointers(table, len(values)), _LONGEST_NAME)
     rows = []
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
         if name is None:
-            guest.note(f"counter {index} of vmstat has no readable name", table + 8 * index)
+            guest.note(
+                f"counter {index} of vmstat has no readable name",
+                table + guest.kernel.pointer_size * index,
+            )
         else:
             rows.append(Counter(name, value))
     if "NR_UNSTABLE_NFS" not in guest.types.enumerators("node_stat_item"):
@@ -50,7 +51,7 @@ def _nodes(guest: LinuxGuest, counters: Counters) -> list[int]:
     names = guest.types.enumerators("node_stat_item")
     total = items(names, "NR_VM_NODE_STAT_ITEMS")
     shown = {
-        name: value // HUGE_PAGE if counters.huge(name) else value
+        name: value // counters.huge_page if counters.huge(name) else value
         for name, value in counters.node.items()
     }
     return _ordered(shown, names, total)
@@ -67,15 +68,14 @@ def _ordered(values: dict[str, int], names: dict[str, int], total: int) -> list[
 def _numa(guest: LinuxGuest, counters: Counters) -> list[int]:
     """NUMA events: since 5.14 CPUs hold what the reader of /proc has them add to the sums."""
     for symbol in ("vm_numa_event", "vm_numa_stat"):
-        if symbol in guest.symbols:
+        if symbol in guest.symbols and "numa_stat_item" in guest.types:
             break
     else:
         return []  # built without CONFIG_NUMA
     names = guest.types.enumerators("numa_stat_item")
     count = "NR_VM_NUMA_EVENT_ITEMS"
     total = items(names, count if count in names else "NR_VM_NUMA_STAT_ITEMS")
-    data = guest.kernel.read(guest.symbols.address(symbol), 8 * total)
-    values = [max(0, value) for value in struct.unpack(f"<{total}q", data)]
+    values = [max(0, value) for value in longs(guest, guest.symbols.address(symbol), total)]
     if not guest.types.has("per_cpu_zonestat", "vm_numa_event"):
         return values
     offset = guest.types.offsetof("per_cpu_zonestat", "vm_numa_event")
@@ -114,7 +114,12 @@ def dirty_limits(guest: LinuxGuest, counters: Counters) -> tuple[int, int]:
     """Background and hard limit of dirty pages: global_dirty_limits() of mm/page-writeback.c."""
     free = counters["NR_FREE_PAGES"]
     usable = free - min(free, number(guest, "totalreserve_pages"))
-    usable += counters["NR_INACTIVE_FILE"] + counters["NR_ACTIVE_FILE"] + 1
+    usable += counters["NR_INACTIVE_FILE"] + counters["NR_ACTIVE_FILE"]
+    if "vm_highmem_is_dirtyable" in guest.symbols and not number(
+        guest, "vm_highmem_is_dirtyable", 4
+    ):
+        usable -= min(usable, counters.high_dirtyable)
+    usable += 1
     limit = _limit(guest, "vm_dirty_bytes", "vm_dirty_ratio", usable)
     background = _limit(guest, "dirty_background_bytes", "dirty_background_ratio", usable)
     if background >= limit:
@@ -135,7 +140,7 @@ def events(guest: LinuxGuest) -> list[int]:
         return []  # built without CONFIG_VM_EVENT_COUNTERS
     names = guest.types.enumerators("vm_event_item")
     total = items(names, "NR_VM_EVENT_ITEMS")
-    if guest.types.sizeof("vm_event_state") < 8 * total:
+    if guest.types.sizeof("vm_event_state") < guest.kernel.pointer_size * total:
         raise CorruptDataError(f"{total} events in too small a structure", 0)
     base = guest.symbols.address("vm_event_states")
     values = percpu.sums(guest, base, list(percpu.online(guest).values()), total)

@@ -91,7 +91,7 @@ class Waits:
             return Wait(kind, lock)
         guest = self._guest
         try:
-            owner = guest.kernel.read_u64(lock + guest.types.offsetof(kind, "owner"))
+            owner = guest.kernel.read_pointer(lock + guest.types.offsetof(kind, "owner"))
         except FaultError:
             return Wait(kind, lock)
         if kind == "rw_semaphore" and owner & _READER_OWNED:
@@ -106,7 +106,7 @@ class Waits:
         if not types.has(kind, "wait_list") or item.copy is None or not item.frames:
             return None
         inner = types.offsetof(waiter, "task"), types.offsetof(waiter, "list")
-        for at in _slots(item, item.task):
+        for at in _slots(item, item.task, types.pointer_size):
             node = at - inner[0] + inner[1]
             lock = self._of_list(kind, node)
             if lock is not None:
@@ -118,7 +118,7 @@ class Waits:
         guest = self._guest
         head, owner_at = (guest.types.offsetof(kind, name) for name in ("wait_list", "owner"))
         try:
-            if guest.kernel.read_u64(guest.kernel.read_u64(node) + 8) != node:
+            if guest.kernel.pointers(guest.kernel.read_pointer(node), 2)[1] != node:
                 return None
         except FaultError:
             return None
@@ -128,7 +128,7 @@ class Waits:
         for other in nodes:
             lock = other - head
             try:
-                owner = guest.kernel.read_u64(lock + owner_at)
+                owner = guest.kernel.read_pointer(lock + owner_at)
             except FaultError:
                 continue
             # Others in the list are waiters on stacks, with no such thing at that place.
@@ -139,8 +139,9 @@ class Waits:
     def _frozen_file_system(self, item: TaskStack, functions: tuple[str, ...]) -> Wait | None:
         if item.copy is None or "percpu_rwsem_wait" not in functions[:6]:
             return None
-        for at in range(0, min(len(item.copy.data), _NEAR) - 7, 8):
-            value = int.from_bytes(item.copy.data[at : at + 8], "little")
+        word = self._guest.types.pointer_size
+        for at in range(0, min(len(item.copy.data), _NEAR) - word + 1, word):
+            value = int.from_bytes(item.copy.data[at : at + word], "little")
             index = bisect_right(self._starts, value) - 1
             if index >= 0 and value < self.frozen[index].end:
                 frozen = self.frozen[index]
@@ -158,14 +159,13 @@ class Waits:
         return None
 
 
-def _slots(item: TaskStack, value: int) -> list[int]:
+def _slots(item: TaskStack, value: int, word: int) -> list[int]:
     """Addresses of the innermost part of a stack that hold a value."""
     assert item.copy is not None
-    sought = value.to_bytes(8, "little")
+    sought = value.to_bytes(word, "little")
     data = item.copy.data[:_NEAR]
-    return [
-        item.copy.start + at for at in range(0, len(data) - 7, 8) if data[at : at + 8] == sought
-    ]
+    places = range(0, len(data) - word + 1, word)
+    return [item.copy.start + at for at in places if data[at : at + word] == sought]
 
 
 def _frozen(guest: LinuxGuest, budget: Budget) -> list[Frozen]:

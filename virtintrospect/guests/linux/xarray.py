@@ -122,12 +122,12 @@ def _form(guest: LinuxGuest) -> _Form:
         types.resolve("xa_node", member)[-1] for member in ("shift", "offset", "slots")
     )
     bits = _BITS.get(slots.count)
-    sound = shift.size == offset.size == 1 and slots.element_size == 8
+    sound = shift.size == offset.size == 1 and slots.element_size == types.pointer_size
     if bits is None or not sound or not max(shift.offset, offset.offset) < slots.offset:
         raise CorruptDataError(f"an xa_node with {slots.count} slots of other kinds", 0)
     if slots.offset > _MAX_HEADER:
         raise CorruptDataError(f"an xa_node with {slots.offset} bytes before its slots", 0)
-    words = struct.Struct(f"<{slots.count}Q")
+    words = struct.Struct(f"<{slots.count}{'Q' if types.pointer_size == 8 else 'I'}")
     return _Form(words, shift.offset, offset.offset, slots.offset, bits)
 
 

@@ -69,6 +69,7 @@ def cpu_hints(facts: Facts) -> Iterator[Hint]:
     }
     yield from _count(facts, count, mean, worst, steal, evidence)
     yield from _stolen(facts, steal, evidence)
+    yield from _delayed(facts, evidence)
     yield from _one_cpu(facts, steps, evidence)
     if 100 * mean / count < facts.policy.idle_percent and not facts.stale:
         yield facts.hint(
@@ -137,6 +138,29 @@ def _stolen(
             "steal falls when other guests are idle, and no quota is set",
             virsh=facts.virsh("schedinfo"),
         )
+
+
+def _delayed(facts: Facts, evidence: dict[str, float | int | str | None]) -> Iterator[Hint]:
+    """VCPUs that waited for a CPU of this host, by its own scheduler: also without steal time."""
+    ran, waited = (
+        sum(values[-1] - values[0] for values in series.values())
+        for series in (facts.window.named("vcpus", key=1, value=at) for at in (1, 2))
+    )
+    if ran + waited <= 0 or 100 * waited / (ran + waited) < facts.policy.delay_percent:
+        return
+    # An idle guest wants little, and waits for it at the end of the line.
+    if 1000 * facts.window.seconds * facts.policy.idle_percent / 100 > ran:
+        return
+    share = 100 * waited / (ran + waited)
+    yield facts.hint(
+        "cpu",
+        "host",
+        f"its vCPUs waited {share:.0f} % of the time that they wanted to run: too many on this "
+        "host's CPUs, or pinned to too few",
+        evidence | {"vcpu_ran_ms": ran, "vcpu_waited_ms": waited},
+        "the wait falls when the vCPUs may run on other CPUs, or other guests are idle",
+        virsh=facts.virsh("vcpupin"),
+    )
 
 
 def _one_cpu(

@@ -9,9 +9,11 @@ from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.hints import HINTS
+from virtintrospect.insight.tables.memory import MAP, MAP_PROCESSES, MAP_RANGES, SEARCH
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
 from virtintrospect.insight.tables.primitives import (
+    DUMP,
     IMPORTED,
     READ,
     REGISTERS,
@@ -19,6 +21,7 @@ from virtintrospect.insight.tables.primitives import (
     TARGET,
     TRANSLATE,
     TYPES,
+    WRITE,
 )
 from virtintrospect.insight.tables.processes import (
     CONTAINERS,
@@ -54,6 +57,7 @@ __all__ = [
     "CRASH",
     "DMESG",
     "DOMMEMSTAT",
+    "DUMP",
     "ENV",
     "FILES",
     "HINTS",
@@ -64,7 +68,10 @@ __all__ = [
     "LIST",
     "LOAD",
     "LOGINS",
+    "MAP",
     "MAPS",
+    "MAP_PROCESSES",
+    "MAP_RANGES",
     "MEMORY",
     "MODULES",
     "MOUNTS",
@@ -77,6 +84,7 @@ __all__ = [
     "REGISTERS",
     "ROUTES",
     "RUNQUEUES",
+    "SEARCH",
     "SESSIONS",
     "SLABS",
     "SOCKETS",
@@ -89,6 +97,7 @@ __all__ = [
     "TYPES",
     "USERS",
     "VMSTAT",
+    "WRITE",
     "find",
     "guestinfo_table",
 ]
@@ -139,7 +148,11 @@ ALL = {
         TYPES,
         TRANSLATE,
         READ,
+        WRITE,
         REGISTERS,
+        DUMP,
+        MAP,
+        SEARCH,
     )
 }
 

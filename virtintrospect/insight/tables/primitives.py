@@ -79,4 +79,25 @@ TRANSLATE = Table(
 
 READ = Table("read", (Column("address", _A), Column("data", Unit.HEX), Column("text")))
 
+DUMP = Table(
+    "dump",
+    (
+        Column("file"),
+        Column("format"),
+        Column("size", _B),
+        Column("resident", _B),
+        Column("holes", _B),
+        Column("unreadable", _B),
+        Column("sha256"),
+        Column("seconds", _N),
+        Column("pause_ms", _N),
+        Column("runs", _N),
+    ),
+    single=True,
+)
+
+WRITE = Table(
+    "write", (Column("address", _A), Column("before", Unit.HEX), Column("data", Unit.HEX))
+)
+
 REGISTERS = Table("registers", (Column("vcpu", _N), Column("register"), Column("value", _A)))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtintrospect.arch import PagingMode, walk
 from virtintrospect.arch.arm64 import aarch64
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
 from virtintrospect.guests.linux.machine.leaves import leaves
@@ -64,8 +64,9 @@ class _Arm64(Machine):
 
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """Registers, and a page table near the start of RAM."""
-        if isinstance(target, SupportsRegisters):
-            yield from by_registers(target.memory, target)
+        registers = registers_of(target)
+        if registers is not None:
+            yield from by_registers(target.memory, registers)
         yield from by_page_table(target.memory, _NEAR)
 
     def thorough(self, target: Target) -> Iterator[KernelMapping]:

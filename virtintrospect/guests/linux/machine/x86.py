@@ -7,7 +7,8 @@ Four ways, cheapest first; each yields candidates, and identification decides:
    entry is that of the kernel's own. 256 pages to try, whatever the size of the guest.
 2. **Registers**: CR3 of any vCPU, where the target can read it.
 3. **VMCOREINFO**: the text block that the kernel keeps for crash dumps names
-   ``swapper_pg_dir`` and ``phys_base`` (kernel/vmcore_info.c). A scan of resident pages.
+   ``swapper_pg_dir`` and ``phys_base`` (kernel/vmcore_info.c). An image may have it as a note;
+   else a scan of resident pages, for lack of a cheaper way.
 4. **Any page table**: every resident page is tried as a top table. A process's table has the
    kernel's entries too, so any one will do.
 """
@@ -20,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode, walk
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
 from virtintrospect.memory import PhysicalMemory
@@ -63,9 +64,14 @@ class _X86(Machine):
 
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """The trampoline page table, and registers."""
-        yield from by_trampoline(target.memory)
-        if isinstance(target, SupportsRegisters):
-            yield from by_registers(target.memory, target)
+        if target.memory.frames is None:  # Xen boots no CPU of a PV guest in real mode
+            yield from by_trampoline(target.memory)
+        registers = registers_of(target)
+        if registers is not None:
+            yield from by_registers(target.memory, registers)
+        for note in getattr(target.memory, "notes", ()):
+            if note.name == "VMCOREINFO":
+                yield from _by_text(target.memory, note.desc)
 
     def thorough(self, target: Target) -> Iterator[KernelMapping]:
         """VMCOREINFO, and any page table."""
@@ -135,7 +141,12 @@ def by_trampoline(memory: PhysicalMemory) -> Iterator[KernelMapping]:
 
 def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[KernelMapping]:
     """Try CR3 of the first vCPU; with KPTI the user's half has bit 12 set."""
-    cr3 = target.registers(0).get("cr3", 0)
+    cr3 = target.registers(0).get("cr3")
+    if cr3 is None:  # the notes of /proc/vmcore have none
+        return
+    if memory.frames is not None:
+        yield from _try_root(memory, memory.frames.physical(cr3 & ~0xFFF), "CR3")
+        return
     for root in (cr3 & ~0x1FFF, cr3 & ~0xFFF):
         yield from _try_root(memory, root, "CR3")
 
@@ -145,14 +156,21 @@ def by_vmcoreinfo(memory: PhysicalMemory) -> Iterator[KernelMapping]:
     from virtintrospect.symbols import vmcoreinfo
 
     for _, text in islice(vmcoreinfo.find(memory), _MAX_TRIES):
-        try:
-            info = vmcoreinfo.parse(text)
-            names = ("init_top_pgt", "swapper_pg_dir")
-            name = next((n for n in names if f"SYMBOL({n})" in info.fields), names[0])
-            paddr = info.symbol(name) - KERNEL_MAP + info.number("phys_base")
-        except (CorruptDataError, NotFoundError):
-            continue
-        yield from _try_root(memory, paddr, "VMCOREINFO")
+        yield from _by_text(memory, text)
+
+
+def _by_text(memory: PhysicalMemory, text: bytes) -> Iterator[KernelMapping]:
+    """The top table that a text of VMCOREINFO names."""
+    from virtintrospect.symbols import vmcoreinfo
+
+    try:
+        info = vmcoreinfo.parse(text)
+        names = ("init_top_pgt", "swapper_pg_dir")
+        name = next((n for n in names if f"SYMBOL({n})" in info.fields), names[0])
+        paddr = info.symbol(name) - KERNEL_MAP + info.number("phys_base")
+    except (CorruptDataError, NotFoundError):
+        return
+    yield from _try_root(memory, paddr, "VMCOREINFO")
 
 
 def by_any_page_table(memory: PhysicalMemory) -> Iterator[KernelMapping]:
@@ -201,10 +219,12 @@ def image_range(memory: PhysicalMemory, mode: PagingMode, root: int) -> LinearRa
         entry = memory.read_u64(table + 8 * ((KERNEL_MAP >> level.shift) & 511))
         if not entry & mode.present or (level.large and entry & mode.leaf):
             return None
-        table = entry & mode.frame
+        table = _frame(memory, mode, entry)
     entries = _TABLE.unpack(memory.read(table, 4096))
     mapped = [index for index, entry in enumerate(entries) if entry & mode.present]
-    if not mapped or not any(entries[index] & mode.leaf for index in mapped):
+    # Xen gives PV guests no large pages.
+    small = memory.frames is None and not any(entries[index] & mode.leaf for index in mapped)
+    if not mapped or small:
         return None
     first, count = mapped[0], _run_length(mapped)
     start = _large_page(memory, mode, entries[first])
@@ -233,11 +253,17 @@ def _large_page(memory: PhysicalMemory, mode: PagingMode, entry: int) -> int:
     """
     if entry & mode.leaf:
         return entry & mode.frame & -_LARGE_PAGE
-    table: tuple[int, ...] = _TABLE.unpack(memory.read(entry & mode.frame, 4096))
+    table: tuple[int, ...] = _TABLE.unpack(memory.read(_frame(memory, mode, entry), 4096))
     for index, small in enumerate(table):
         if small & mode.present:
-            return (small & mode.frame) - index * 4096
+            return _frame(memory, mode, small) - index * 4096
     return -1
+
+
+def _frame(memory: PhysicalMemory, mode: PagingMode, entry: int) -> int:
+    """Guest-physical address in an entry."""
+    address = entry & mode.frame
+    return address if memory.frames is None else memory.frames.physical(address)
 
 
 def read_only_data(memory: PhysicalMemory, mapping: KernelMapping) -> list[LinearRange]:

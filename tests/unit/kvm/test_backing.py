@@ -1,0 +1,74 @@
+"""Writing to the file behind shared RAM, and what others see of it meanwhile."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from virtintrospect_kvm.backing import BackingFile
+
+PAGE = 4096
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    descriptor = os.memfd_create("ram")
+    os.ftruncate(descriptor, 16 * PAGE)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_everything_is_written_where_it_belongs(memfd: int) -> None:
+    file = BackingFile(os.dup(memfd), 2 * PAGE)
+    expected = bytearray(16 * PAGE)
+    for offset, data in ((0, b"a"), (PAGE - 3, b"across pages"), (64, b"12345678"), (67, b"odd!")):
+        file.write(offset, data)
+        expected[2 * PAGE + offset : 2 * PAGE + offset + len(data)] = data
+    assert os.pread(memfd, 16 * PAGE, 0) == expected
+    file.close()
+
+
+def test_holes(memfd: int) -> None:
+    os.pwrite(memfd, b"x", 3 * PAGE)
+    os.pwrite(memfd, b"x", 4 * PAGE)
+    file = BackingFile(os.dup(memfd), PAGE)
+    assert file.first_hole(2 * PAGE, 2 * PAGE) is None
+    assert file.first_hole(2 * PAGE, 2 * PAGE + 1) == 4 * PAGE
+    assert file.first_hole(2 * PAGE - 1, 8) == 2 * PAGE - 1
+    assert file.first_hole(14 * PAGE, PAGE) == 14 * PAGE
+    assert file.first_hole(100 * PAGE, 1) == 100 * PAGE  # behind the end of the file
+    file.close()
+
+
+_WRITER = """
+import sys
+from virtintrospect_kvm.backing import BackingFile
+file = BackingFile(int(sys.argv[1]), 0)
+values = [b"\\x11" * 8, b"\\x22" * 8]
+print(flush=True)
+for number in range(20000):
+    file.write(8, values[number & 1])
+"""
+
+
+def test_a_number_is_never_seen_in_part(memfd: int) -> None:
+    os.pwrite(memfd, b"\x11" * 16, 0)
+    seen = set()
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(memfd)],
+            pass_fds=[memfd], stdout=subprocess.PIPE,
+        ) as writer,
+        mmap.mmap(memfd, PAGE) as window,
+        memoryview(window) as view,
+        view.cast("Q") as words,
+    ):  # fmt: skip
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        while writer.poll() is None:
+            seen |= {words[1] for _ in range(1000)}
+    assert seen == {0x1111111111111111, 0x2222222222222222}

@@ -1,0 +1,376 @@
+"""Dumps of built memory: what is in the file, what is not, and every way that it can end early."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.descriptors import descriptors
+from virtintrospect.acquire import FORMATS, Origin, dump, part
+from virtintrospect.acquire.layout import lay_out
+from virtintrospect.driver import Target
+from virtintrospect.errors import FaultError, OutputError, UnsupportedError, UsageError
+from virtintrospect.memory import PhysicalMemory, Region
+from virtintrospect.memory.cpunotes import Note, qemu_note, registers
+from virtintrospect.memory.elfcore import ElfCore
+from virtintrospect.memory.image import open_image
+
+PAGE = 4096
+MIB = 1 << 20
+
+
+class Memory(PhysicalMemory):
+    """RAM in two regions that is there in parts, and may stop answering."""
+
+    regions = (Region(0, MIB), Region(MIB, 4 * MIB), Region(16 * MIB, 18 * MIB))
+
+    def __init__(self) -> None:
+        self.data = {5 * PAGE: b"a", 2 * MIB + PAGE: b"b", 16 * MIB: b"c", 18 * MIB - PAGE: b"d"}
+        self.looked_at: list[int] = []
+        self.broken: set[int] = set()
+        self.interrupt_at = -1
+
+    def _read_within(self, index: int, paddr: int, size: int) -> bytes:  # noqa: ARG002
+        if paddr <= self.interrupt_at < paddr + size:
+            raise KeyboardInterrupt
+        pages = range(paddr, paddr + size, PAGE)
+        self.looked_at += pages
+        if self.broken & set(pages):
+            raise FaultError(min(self.broken & set(pages)), size)
+        return b"".join(self.data.get(page, b"\0") * PAGE for page in pages)
+
+    def resident(self) -> Iterator[Region]:
+        yield Region(0, MIB)
+        yield Region(2 * MIB, 3 * MIB)
+        yield Region(16 * MIB, 18 * MIB)
+
+
+class Still(Target):
+    """A target that cannot be paused."""
+
+    transport = "built"
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+
+    @property
+    def memory(self) -> Memory:
+        return self._memory
+
+    def close(self) -> None:
+        pass
+
+
+class Pausing(Still):
+    """One that can, and tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def pause(self) -> float:
+        self.calls.append("pause")
+        return time.monotonic()
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+
+
+NOTES = [Note("VMCOREINFO", 0, b"OSRELEASE=6.1\nX=1\n"), Note("QEMU", 0, b"odd")]
+
+
+@pytest.fixture
+def origin() -> Origin:
+    return Origin(Pausing(), "guest 1", notes=list(NOTES))
+
+
+def memory_of(origin: Origin) -> Memory:
+    assert isinstance(origin.target, Still)
+    return origin.target.memory
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format(tmp_path: Path, origin: Origin, name: str) -> None:
+    path, before, seen = tmp_path / "out", descriptors(), []
+    done = dump(origin, path, name, progress=lambda *progress: seen.append(progress))
+    assert descriptors() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (done.format, done.resident, done.holes) == (name, 4 * PAGE, 6 * MIB - 4 * PAGE)
+    assert (done.unreadable, done.pause_ms, done.runs) == (0, 0, 1)
+    assert done.size == path.stat().st_size
+    assert done.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    # LiME's headers put pages across the borders of blocks.
+    assert path.stat().st_blocks * 512 <= (4 * 2 + 4) * PAGE
+    assert not set(memory_of(origin).looked_at) & set(range(MIB, 2 * MIB, PAGE))
+    assert seen[-1] == (6 * MIB, 6 * MIB)
+    with open_image(path) as image:
+        for page, letter in memory_of(origin).data.items():
+            assert image.read(page, PAGE) == letter * PAGE
+        assert (
+            image.read(0, 4 * MIB).strip(b"\0")
+            == b"a" * PAGE + image.read(6 * PAGE, 2 * MIB - 5 * PAGE) + b"b" * PAGE
+        )
+        if name == "elf":
+            assert isinstance(image, ElfCore)
+            assert image.notes == NOTES
+            assert image.regions == (Region(0, 4 * MIB), Region(16 * MIB, 18 * MIB))
+
+
+def test_readelf_finds_nothing_wrong(tmp_path: Path, origin: Origin) -> None:
+    dump(origin, tmp_path / "out", "elf")
+    run = subprocess.run(
+        ["readelf", "-hl", tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert not run.stderr
+    assert "Type:                              CORE" in run.stdout
+    assert run.stdout.count("LOAD") == 2
+
+
+def test_registers_go_there_and_back() -> None:
+    values = {"rip": 0xFFFF_FFFF_8100_0000, "cr3": 0x1000, "gs_base": 5, "cs": 16, "cr4": 0x6F0}
+    (found,) = registers([qemu_note(values)])
+    assert {name: value for name, value in found.items() if value} == values
+
+
+def test_what_is_there_is_not_replaced(tmp_path: Path, origin: Origin) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"precious")
+    with pytest.raises(UsageError, match="there already") as caught:
+        dump(origin, path, "raw")
+    assert "--force" in caught.value.hint
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    dump(origin, path, "raw", force=True, digest=False)
+    assert path.stat().st_size == 18 * MIB
+    for other, words in ((tmp_path, "no regular file"), (Path("/dev/null"), "no regular file")):
+        with pytest.raises(UsageError, match=words):
+            dump(origin, other, "raw", force=True)
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(UsageError, match="no regular file"):
+        dump(origin, tmp_path / "link", "raw", force=True)
+    with pytest.raises(OutputError, match="No such file"):
+        dump(origin, tmp_path / "no" / "where", "raw")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_interrupted_and_resumed(tmp_path: Path, origin: Origin, name: str) -> None:
+    """All of it, by another run; the hash is that of the whole file."""
+    path, memory = tmp_path / "out", memory_of(origin)
+    memory.interrupt_at = 17 * MIB
+    before = descriptors()
+    with pytest.raises(KeyboardInterrupt):
+        dump(origin, path, name, pause=True)
+    assert descriptors() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.part", "out.part.state"]
+    assert origin.target.calls == ["pause", "resume"]  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="was not finished"):
+        dump(origin, path, name)
+    memory.interrupt_at, memory.looked_at = -1, []
+    done = dump(origin, path, name, resume=True)
+    assert min(memory.looked_at) == 17 * MIB
+    assert (done.runs, done.resident) == (2, 4 * PAGE)
+    assert done.pause_ms > 0
+    assert done.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    dump(origin, tmp_path / "at once", name)
+    assert path.read_bytes() == (tmp_path / "at once").read_bytes()
+
+
+def test_resume_is_for_the_same_guest_only(tmp_path: Path, origin: Origin) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(UsageError, match="no unfinished dump"):
+        dump(origin, path, "elf", resume=True)
+    memory_of(origin).interrupt_at = 16 * MIB
+    with pytest.raises(KeyboardInterrupt):
+        dump(origin, path, "elf")
+    memory_of(origin).interrupt_at = -1
+    with pytest.raises(UsageError, match="of another guest"):
+        dump(Origin(origin.target, "guest 2", notes=origin.notes), path, "elf", resume=True)
+    with pytest.raises(UsageError, match="another format"):
+        dump(origin, path, "lime", resume=True)
+    journal = tmp_path / "out.part.state"
+    whole = journal.read_text()
+    for damaged in ("", "[]", whole.replace('"done"', '"gone"'), whole.rstrip()[:-5]):
+        journal.write_text(damaged)
+        with pytest.raises(UsageError):
+            dump(origin, path, "elf", resume=True)
+    journal.write_text(whole)
+    dump(origin, path, "elf", resume=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_begun_anew_by_force(tmp_path: Path, origin: Origin) -> None:
+    memory_of(origin).interrupt_at = 16 * MIB
+    with pytest.raises(KeyboardInterrupt):
+        dump(origin, tmp_path / "out", "elf")
+    memory_of(origin).interrupt_at = -1
+    assert dump(origin, tmp_path / "out", "raw", force=True).runs == 1
+
+
+def test_interrupted_before_anything(tmp_path: Path, origin: Origin) -> None:
+    memory_of(origin).interrupt_at = 0
+    with pytest.raises(KeyboardInterrupt):
+        dump(origin, tmp_path / "out", "raw")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pages_that_fault(tmp_path: Path, origin: Origin) -> None:
+    """What the guest gave back meanwhile is zeros, and counted."""
+    memory_of(origin).broken = {5 * PAGE, 7 * PAGE}
+    done = dump(origin, tmp_path / "out", "raw")
+    assert (done.unreadable, done.resident) == (2 * PAGE, 3 * PAGE)
+    with open_image(tmp_path / "out") as image:
+        assert image.read(5 * PAGE, PAGE) == bytes(PAGE)
+        assert image.read(2 * MIB + PAGE, 4) == b"bbbb"
+
+
+def test_without_pause(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="cannot stop the guest"):
+        dump(Origin(Still()), tmp_path / "out", "raw", pause=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_at_once(tmp_path: Path, origin: Origin) -> None:
+    memory_of(origin).interrupt_at = 16 * MIB
+    with pytest.raises(KeyboardInterrupt):
+        dump(origin, tmp_path / "out", "raw")
+    memory_of(origin).interrupt_at = -1
+    with (tmp_path / "out.part").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for how in ("resume", "force"):
+            with pytest.raises(OutputError) as caught:
+                dump(origin, tmp_path / "out", "raw", **{how: True})  # type: ignore[arg-type]
+            assert "another dump" in caught.value.hint
+    dump(origin, tmp_path / "out", "raw", force=True)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    if os.geteuid():
+        pytest.skip("mounting needs root")
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder])
+    if mount.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_disk_full(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real thing, and the reserve that comes before it; both can go on with more space."""
+    memory = memory_of(origin)
+    memory.data |= dict.fromkeys(range(0, MIB, PAGE), b"x")
+    with small_disk(tmp_path / "small", "512k") as disk:
+        with pytest.raises(OutputError, match="only 256 MiB are left") as caught:
+            dump(origin, disk / "out", "raw")
+        assert caught.value.hint
+        assert not list(disk.iterdir())
+        monkeypatch.setattr(part, "SPARE", 0)
+        memory.data = dict.fromkeys(range(2 * MIB, 3 * MIB, PAGE), b"x")
+        with pytest.raises(OutputError, match="No space left"):
+            dump(origin, disk / "out", "raw")
+        memory.data = {2 * MIB: b"b"}
+        assert dump(origin, disk / "out", "raw", resume=True).runs == 2
+
+
+def test_file_too_large(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with pytest.raises(OutputError, match="File too large") as caught:
+        dump(origin, tmp_path / "out", "raw")
+    assert "elf" in caught.value.hint
+
+
+def test_name_taken_meanwhile(
+    tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    before = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        before(descriptor)
+        path.write_bytes(b"precious")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UsageError, match="come into being"):
+        dump(origin, path, "raw")
+    assert path.read_bytes() == b"precious"
+
+
+class Registered(Pausing):
+    """One whose vCPUs' registers can be read."""
+
+    vcpus = 2
+
+    def registers(self, vcpu: int) -> dict[str, int]:
+        self.calls.append(f"registers {vcpu}")
+        return {"rip": 0xFFFF_FFFF_8100_0000 + vcpu, "cr3": 0x1000, "rsp": 7}
+
+
+def test_registers_are_of_the_moment_of_the_memory(tmp_path: Path) -> None:
+    target = Registered()
+    dump(Origin(target, notes=NOTES[:1]), tmp_path / "out", "elf", pause=True)
+    assert target.calls == ["pause", "registers 0", "registers 1", "resume"]
+    with open_image(tmp_path / "out") as image:
+        assert isinstance(image, ElfCore)
+        names = [note.name for note in image.notes]
+        assert names == ["CORE", "CORE", "QEMU", "QEMU", "VMCOREINFO"]
+        for notes in (image.notes, image.notes[:2]):  # QEMU's, and else those of programs
+            first, second = registers(notes)
+            assert (first["rip"], second["rip"], second["rsp"]) == (
+                0xFFFF_FFFF_8100_0000, 0xFFFF_FFFF_8100_0001, 7,
+            )  # fmt: skip
+    again = Origin(target, notes=list(image.notes))
+    assert again.all_notes() == image.notes
+
+
+def test_command_offers_every_format(tmp_path: Path, origin: Origin) -> None:
+    from virtintrospect.cli.dump import _FORMATS
+
+    assert _FORMATS == FORMATS
+    with pytest.raises(UsageError, match="no format 'qcow2'"):
+        dump(origin, tmp_path / "out", "qcow2")
+
+
+def test_raw_without_firmware_far_above() -> None:
+    ram, rom = Region(0, 64 * MIB), Region(4096 * MIB - 256 * 1024, 4096 * MIB)
+    high = Region(4096 * MIB, 5000 * MIB)
+    for regions, size in (
+        ([ram, rom], 64 * MIB),
+        ([ram, rom, high], 5000 * MIB),
+        ([rom], 4096 * MIB),
+        ([ram, Region(100 * MIB, 101 * MIB)], 101 * MIB),
+    ):
+        assert lay_out("raw", regions, [], "x86_64").size == size
+    assert lay_out("elf", [ram, rom], [], "x86_64").parts[-1].start == rom.start
+
+
+def test_what_was_written_after_the_last_note_is_forgotten(tmp_path: Path, origin: Origin) -> None:
+    """A page that is zeros when the dump goes on must not show what it was before."""
+    memory, path = memory_of(origin), tmp_path / "out"
+    memory.interrupt_at = 16 * MIB + 9 * PAGE
+    with pytest.raises(KeyboardInterrupt):
+        dump(origin, path, "raw")
+    with (tmp_path / "out.part").open("r+b") as file:
+        file.seek(16 * MIB)
+        file.write(b"old" * MIB)
+    memory.interrupt_at = -1
+    del memory.data[16 * MIB]
+    done = dump(origin, path, "raw", resume=True)
+    assert done.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    with open_image(path) as image:
+        assert image.read(16 * MIB, MIB) == bytes(MIB)
+        assert image.read(2 * MIB + PAGE, 4) == b"bbbb"

@@ -1,0 +1,45 @@
+"""What ``xl dump-core`` writes of a real guest, read as an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guests import compare
+from tests.xen.lab.guest import XenGuest, xl
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.session import open_session
+
+pytest.importorskip("virtintrospect.memory.xencore")
+
+
+@pytest.fixture
+def core(guest: XenGuest, tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "guest.core"
+    xl("dump-core", str(guest.domid), str(path), timeout=240)
+    yield path
+    path.unlink()
+
+
+def test_tables_of_a_core(core: Path, guest: XenGuest) -> None:
+    before = guest.snapshot()
+    with open_session(guest.name) as live:
+        registers = live.target.registers(0)  # type: ignore[attr-defined]
+    with open_session(str(core)) as session:
+        linux = session.guest
+        assert isinstance(linux, LinuxGuest)
+        assert linux.info().release.decode() == guest.release
+        # The guest ran on between the dump and its own word: what lasts is compared.
+        mine = {process.pid: process.name for process in linux.processes()}
+        theirs = {pid: process.stat.comm for pid, process in before.processes.items()}
+        for pid, name in theirs.items():
+            # /proc cuts the names of workers at 15 bytes.
+            if not name.startswith(b"kworker"):
+                assert mine.get(pid, b"")[: len(name)] == name
+        assert compare.modules(linux.modules(), before) == []
+        assert compare.log(linux.dmesg(), before) == []
+        assert linux.take_problems() == []
+        found = session.target.registers(0)  # type: ignore[attr-defined]
+        assert found["cr4"] == registers["cr4"]

@@ -1,0 +1,1 @@
+"""A real Xen with a Debian dom0, under plain QEMU."""

@@ -1,0 +1,179 @@
+"""A machine that runs Xen: QEMU/TCG, the hypervisor, a Debian dom0, and what runs in it.
+
+dom0 boots from the lab's own initramfs and sees this machine's files and Xen's tools as one tree
+(an overlay of two folders, both read-only, over 9p), so that our tests run in it as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Self
+
+from tests.guests.lab.channel import Answer, Channel, GuestError
+from tests.guests.lab.domain import CHANNEL, PREFIX
+from tests.guests.lab.initramfs import initramfs
+from tests.guests.lab.kernels import kernel
+from tests.guests.lab.paths import runtime
+
+from . import packages
+
+DOM0_KERNEL = "6.1-dom0"
+_DOM0_MODULES = (
+    "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay",
+    "xen_privcmd", "xen_evtchn", "xenfs", "xen_gntdev", "xen_gntalloc",
+)  # fmt: skip
+#: With SMAP, dom0 dies at its first iretq; with RDTSCP, PVH guests crash (QEMU 7.2 emulates both
+#: wrongly under a hypervisor). SVM and nested paging, for PVH guests, are emulated.
+_PROCESSOR = "max,+svm,+npt,-smap,-rdtscp,-xsave,-xsaveopt,-xgetbv1,-avx,-avx2,-f16c,-fma,-mpx,-pku"
+_RAM_MIB, _DOM0_MIB = 3072, 1152
+_XEN_LINE = (
+    f"com1=115200,8n1 console=com1 dom0_mem={_DOM0_MIB}M,max:{_DOM0_MIB}M dom0_max_vcpus=1 "
+    "loglvl=warning guest_loglvl=all"
+)
+_BOOT_PATIENCE = 240.0
+_SHARE = "security_model=none,readonly=on,multidevs=remap"
+#: Where dom0 has the tree.
+TREE = "/mnt/tree"
+
+_PREPARE = f"""
+set -e
+mkdir -p /mnt/host /mnt/xen /mnt/upper {TREE} /dev/shm /dev/pts
+for share in host xen; do
+    mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 $share /mnt/$share
+done
+mount -t tmpfs upper /mnt/upper
+mkdir /mnt/upper/files /mnt/upper/work
+mount -t overlay -o lowerdir=/mnt/host:/mnt/xen,upperdir=/mnt/upper/files,workdir=/mnt/upper/work \\
+    tree {TREE}
+mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs shm /dev/shm
+mount --bind /dev {TREE}/dev
+mount --bind /dev/pts {TREE}/dev/pts
+mount --bind /dev/shm {TREE}/dev/shm
+mount --bind /sys {TREE}/sys
+mount -t proc proc {TREE}/proc
+mount -t xenfs xenfs {TREE}/proc/xen
+mount -t tmpfs run {TREE}/run
+mkdir -p {TREE}/run/xen {TREE}/run/xenstored {TREE}/run/lock {TREE}/run/guests
+mkdir -p {TREE}/var/log/xen/console {TREE}/var/lib/xen {TREE}/var/lib/xenstored
+mkdir -p {TREE}/var/lib/xen/dump
+"""
+_START = """
+set -e
+bin=/usr/lib/xen-4.17/bin
+$bin/xenstored --pid-file=/run/xenstored.pid
+tries=0
+until xenstore-read -s / >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    [ $tries -lt 300 ] || { echo "xenstored does not answer" >&2; exit 1; }
+    sleep 0.1
+done
+$bin/xen-init-dom0
+$bin/xenconsoled --overflow-data=keep --log=all --log-dir=/var/log/xen/console \
+    --pid-file=/run/xenconsoled.pid
+"""
+
+
+class XenMachine(Channel):
+    """The machine, running, with a dom0 whose toolstack is up. A context manager."""
+
+    def __init__(self) -> None:
+        self._tree = packages.tree()
+        folder = runtime(f"{PREFIX}nested-{os.getpid()}-{time.time_ns():x}")
+        super().__init__("dom0", lambda: str(folder / CHANNEL), folder / "xen.log")
+        self._folder = folder
+        with (folder / "qemu.log").open("w") as log:
+            self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stderr=log)
+        try:
+            self._wait_for_socket()
+            self.wait_ready(_BOOT_PATIENCE)
+            self.run(_PREPARE, 60)
+            self.shell(_START, 120)
+        except BaseException:
+            self.close()
+            raise
+
+    def execute_in_tree(
+        self, command: str, timeout: float = 60, *, environment: dict[str, str] | None = None
+    ) -> Answer:
+        """Run a shell command in dom0, in the tree; the working directory is this process's."""
+        settings = {
+            "PATH": "/usr/lib/xen-4.17/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
+            **(environment or {}),
+        }
+        words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
+        inside = f"cd {shlex.quote(str(Path.cwd()))} && {command}"
+        return self.execute(
+            f"chroot {TREE} /usr/bin/env {' '.join(words)} /bin/sh -c {shlex.quote(inside)}",
+            timeout,
+        )
+
+    def shell(self, command: str, timeout: float = 60) -> str:
+        """As :meth:`execute_in_tree`: standard output of a command that must succeed.
+
+        :raises GuestError: it failed; what it said, and the end of the hypervisor's log.
+        """
+        answer = self.execute_in_tree(command, timeout)
+        if answer.status:
+            said = (answer.stdout + answer.stderr).decode(errors="replace")[-4000:]
+            raise GuestError(f"{command!r}: status {answer.status}: {said}\n{self._tail()}")
+        return answer.stdout.decode(errors="replace")
+
+    def log(self) -> str:
+        """The end of what Xen and dom0 have said."""
+        return self._tail()
+
+    def close(self) -> None:
+        """End the machine; twice is harmless."""
+        self.disconnect()
+        self._process.kill()
+        self._process.wait(30)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _command(self) -> list[str]:
+        image = kernel(DOM0_KERNEL)
+        root = initramfs(image, [(module, "") for module in _DOM0_MODULES])
+        dom0 = f"{packages.vmlinux(image)} console=hvc0 loglevel=4 panic=-1 lab.workload=0"
+        options = {
+            "-M": "q35",
+            "-accel": "tcg",
+            "-cpu": _PROCESSOR,
+            "-m": str(_RAM_MIB),
+            "-display": "none",
+            "-kernel": str(self._tree / "xen"),
+            "-append": _XEN_LINE,
+            "-initrd": f"{dom0},{root}",
+            "-serial": f"file:{self.console}",
+        }
+        flat = [word for option in options.items() for word in option]
+        for tag, path in (("host", "/"), ("xen", self._tree)):
+            flat += ["-virtfs", f"local,path={path},mount_tag={tag},{_SHARE}"]
+        port = ["-device", "virtio-serial"]
+        port += [
+            "-chardev",
+            f"socket,id={CHANNEL},path={self._folder / CHANNEL},server=on,wait=off",
+        ]
+        port += ["-device", f"virtserialport,chardev={CHANNEL},name={CHANNEL}"]
+        # It must not outlive this process, however that ends.
+        qemu = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+        return [*qemu, "-nodefaults", "-no-user-config", "-no-reboot", *flat, *port]
+
+    def _wait_for_socket(self) -> None:
+        deadline = time.monotonic() + 30
+        while not (self._folder / CHANNEL).exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise GuestError((self._folder / "qemu.log").read_text(errors="replace"))
+            time.sleep(0.05)
