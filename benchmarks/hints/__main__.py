@@ -19,7 +19,6 @@ from tests.guests.lab.domain import Config
 from tests.guests.lab.guest import Guest
 from tests.guests.lab.initramfs import program
 from tests.guests.lab.kernels import loose_module
-from virtintrospect.driver import SupportsResidentSize
 from virtintrospect.host import Host
 from virtintrospect.insight.figures import sample
 from virtintrospect.insight.hints import Facts, hints
@@ -121,9 +120,7 @@ def _watch(session: Session, count: int = 9, step: float = 1.0) -> Facts:
     for _ in range(count):
         taken.append(sample(session.guest, session.target))
         time.sleep(step)
-    target = session.target
-    resident = target.resident_size() if isinstance(target, SupportsResidentSize) else None
-    return Facts(Window(taken), POLICY, session.domain, resident)
+    return Facts(Window(taken), POLICY, session.domain)
 
 
 def _used(guest: Guest) -> int:

@@ -22,13 +22,13 @@ class Facts:
     :param window: its figures over time.
     :param policy: thresholds.
     :param domain: the libvirt domain, where there is one.
-    :param resident: bytes of memory that its VMM has on this host.
+    :param held: bytes of this host's memory that hold pages which the guest has free.
     """
 
     window: Window
     policy: Policy
     domain: Domain | None = None
-    resident: int | None = None
+    held: int | None = None
 
     @property
     def stale(self) -> bool:

@@ -173,32 +173,25 @@ def _shrink(facts: Facts, found: Need, current: int, wanted: int) -> Iterator[Hi
 
 
 def held_hints(facts: Facts) -> Iterator[Hint]:
-    """Host memory that holds pages which the guest has free.
-
-    QEMU holds some page for each of ``resident``; the guest uses total less free of them. At
-    least what is left over is held for nothing.
-    """
+    """Host memory that holds pages which the guest has free: counted page by page."""
     free, total = facts.window.last("memory", "memory_free"), facts.current
-    if facts.resident is None or free is None or total is None or facts.reports_free_pages:
+    held = facts.held
+    if held is None or free is None or total is None or facts.reports_free_pages:
         return
-    held = int(facts.resident - (total - free))
     if held < facts.policy.held_mib * MIB:
         return
-    low = _rounded(int(total - free + held // 10))
+    # A tenth of what is free stays with the guest meanwhile.
+    low = str(_rounded(int(total - 0.9 * free)) >> 10)
+    down, up = (facts.virsh("setmem", kib, "--live") for kib in (low, str(total >> 10)))
     yield facts.hint(
         "memory",
         "reclaim",
-        f"the host holds at least {size(held)} that the guest has free",
-        {"resident": facts.resident, "memory_free": free, "current": total},
-        "the guest's free memory is no longer in the resident set of QEMU",
-        current=facts.resident,
-        recommended=facts.resident - held,
-        virsh=(
-            f"{facts.virsh('setmem', str(low >> 10), '--live')} && "
-            f"{facts.virsh('setmem', str(total >> 10), '--live')}"
-            if facts.has_balloon and facts.domain
-            else None
-        ),
+        f"the host holds {size(held)} that the guest has free",
+        {"free_and_held": held, "memory_free": free},
+        "the guest takes that memory again soon",
+        current=held,
+        recommended=0,
+        virsh=f"{down} && {up}" if facts.has_balloon and facts.domain else None,
     )
 
 
