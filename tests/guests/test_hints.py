@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -10,13 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
 from virtintrospect.cli.hints import _held
 from virtintrospect.cli.main import cli
+from virtintrospect.daemon.config import Govern, History
+from virtintrospect.daemon.figures import Sampler
+from virtintrospect.daemon.govern import Governor, Wish
+from virtintrospect.daemon.state import State
 from virtintrospect.errors import UsageError
 from virtintrospect.host import Host
 from virtintrospect.insight.figures import sample
@@ -25,7 +31,7 @@ from virtintrospect.insight.history import Window
 from virtintrospect.insight.policy import load_policy
 from virtintrospect.model import Hint
 from virtintrospect.plugin import adjust
-from virtintrospect.plugin.adjust import follow, undo, within_limits
+from virtintrospect.plugin.adjust import changes, follow, undo, within_limits
 from virtintrospect.session import Session, open_session
 
 from .lab.domain import Config
@@ -116,7 +122,9 @@ def used(guest: Guest) -> int:
 def test_an_idle_guest_can_give_memory_back(session: Session) -> None:
     found = hints(watch(session))
     hint = one(found, "memory", "shrink")
-    assert (hint.current, hint.recommended) == (1024 * MIB, POLICY.smallest_mib * MIB)
+    assert hint.current == 1024 * MIB
+    assert hint.recommended is not None
+    assert 256 * MIB <= hint.recommended < 320 * MIB
     assert ("cpu", "watch") in kinds(found)
     assert "idle" in one(found, "cpu", "watch").reason
     assert 0 < hint.confidence < 0.5  # of a few seconds
@@ -254,7 +262,7 @@ def test_the_command(loads: Guest) -> None:
     assert shrink["current"] == 1024 * MIB
     assert any(item.startswith("used_at_most=") for item in shrink["evidence"])
     people = run(loads.name, "--for", "2s", "--explain")
-    assert "1.0 GiB → 256 MiB" in people.output
+    assert re.search(r"1\.0 GiB → [0-9]+ MiB", people.output)
     assert "wrong if: " in people.output
     everything = run("--all", "--for", "2s")
     assert "could be given back; guests in trouble: 0" in everything.output
@@ -290,14 +298,16 @@ def test_memory_is_taken_and_given_back(ballooned: Guest, tmp_path: Path, host: 
     with open_session(ballooned.name) as session:
         hint = one(hints(watch(session, 3)), "memory", "shrink")
         assert hint.virsh is not None
-        assert hint.virsh.endswith("setmem " + f"{ballooned.name} {256 * 1024} --live")
+        assert hint.recommended is not None
+        target = hint.recommended // MIB
+        assert hint.virsh.endswith(f"setmem {ballooned.name} {target * 1024} --live")
         log = tmp_path / "log" / "adjusted.jsonl"
         domain = host.domain(ballooned.name)
         done = follow(hint, domain, host, POLICY, lambda: sample(session.guest), log)
-        assert (done.outcome, done.after) == ("done", 256 * MIB)
-        assert comes_to(ballooned, 256)
+        assert (done.outcome, done.after) == ("done", target * MIB)
+        assert comes_to(ballooned, target)
         total = int(ballooned.get("/proc/meminfo").split()[1]) >> 10
-        assert total < 256
+        assert total < target
         assert log.stat().st_mode & 0o777 == 0o600
         undo(host.domain(ballooned.name), host, log)
         assert comes_to(ballooned, 1024)
@@ -350,11 +360,77 @@ def test_the_command_follows_and_undoes(
     )
     assert comes_to(ballooned, 1024), refused.output
     done = run(ballooned.name, "--for", "1s", "--apply", "--yes")
-    assert "memory 1.0 GiB → 256 MiB: done" in done.stderr
-    assert comes_to(ballooned, 256)
+    change = re.search(r"memory 1\.0 GiB → ([0-9]+) MiB: done", done.stderr)
+    assert change is not None, done.output
+    assert comes_to(ballooned, int(change[1]))
     back = run(ballooned.name, "--undo")
-    assert "memory 256 → 1024 MiB" in back.stderr
+    assert f"memory {change[1]} → 1024 MiB" in back.stderr
     assert comes_to(ballooned, 1024)
+
+
+class Governed:
+    """As much of the daemon's session as the governor asks of it, on a real guest."""
+
+    state = State.READY
+
+    def __init__(self, session: Session) -> None:
+        assert session.domain is not None
+        self.session, self.domain = session, session.domain
+
+    async def ask(self, function: Any, *, patience: float) -> Any:
+        assert patience
+        return await asyncio.to_thread(function, self.session.guest)
+
+
+def test_a_host_that_is_short_governs_itself(ballooned: Guest, tmp_path: Path) -> None:
+    with open_session(ballooned.name) as session:
+        governed = Governed(session)
+        sampler = Sampler(tmp_path / "history", History(interval_seconds=0.1))
+        hub = cast(Any, SimpleNamespace(sessions={"x": governed}, uri="qemu:///system"))
+        config = Govern(host_short_mib=0, least_confidence=0)
+
+        def rounds(config: Govern) -> Governor:
+            governor = Governor(hub, config, tmp_path)
+            governor.policy = POLICY
+            for _ in range(4):
+                sampler.look(governed.domain, session.guest, session.target)
+                time.sleep(0.3)
+            asyncio.run(governor.round())
+            return governor
+
+        rounds(config)  # the host has enough
+        assert comes_to(ballooned, 1024)
+        rounds(dataclasses.replace(config, host_short_mib=1 << 30, least_confidence=1))  # unsure
+        assert comes_to(ballooned, 1024)
+        governor = rounds(dataclasses.replace(config, host_short_mib=1 << 30))
+        assert ballooned.domain.info()[2] < 320 * 1024
+        comes_to(ballooned, ballooned.domain.info()[2] >> 10)
+        left = int(re.search(rb"MemAvailable: +(\d+)", ballooned.get("/proc/meminfo"))[1]) >> 10  # type: ignore[index]
+        with load(ballooned, "touch", str(left - 12)):
+            time.sleep(1)
+            asyncio.run(governor.round())  # figures of before say nothing now
+            for _ in range(4):
+                sampler.look(governed.domain, session.guest, session.target)
+                time.sleep(0.3)
+            asyncio.run(governor.round())
+            given = changes(tmp_path / "adjusted.jsonl", ballooned.uuid)[-1].after // MIB
+            assert given > 300
+            assert comes_to(ballooned, given)
+        undo(Host("qemu:///system").domain(ballooned.name), Host("qemu:///system", writable=True),
+             tmp_path / "adjusted.jsonl")  # fmt: skip
+        assert comes_to(ballooned, 1024)
+
+
+def test_guests_that_ask_share_what_there_is(tmp_path: Path) -> None:
+    grow = Hint("memory", "grow", 512 * MIB, 8192 * MIB, "x --live", "", (), 1.0, "")
+    domain = cast(Any, SimpleNamespace(uuid="u", name="x"))
+    wishes = [Wish(cast(Any, None), domain, grow) for _ in range(2)]
+    governor = Governor(cast(Any, None), Govern(), tmp_path)
+    reserve = governor.policy.host_reserve_mib
+    chosen = governor.chosen(wishes, (reserve + 1000) * MIB)
+    assert [wish.hint.recommended for wish in chosen] == [1012 * MIB] * 2
+    chosen = governor.chosen(wishes, reserve * MIB)
+    assert [wish.hint.recommended for wish in chosen] == [512 * MIB] * 2  # nothing
 
 
 @pytest.mark.parametrize(

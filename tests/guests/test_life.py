@@ -79,8 +79,8 @@ def test_session_survives_a_reboot(boot: Callable[[Config], Guest]) -> None:
     with open_session(guest.name) as session:
         first = session.guest
         assert len(first.processes()) > 20
-        guest.execute("reboot -f &", 5)
-        time.sleep(2)  # so that the question goes to the new kernel, not to the dying one
+        guest.run("(sleep 1; reboot -f) </dev/null >/dev/null 2>&1 &")
+        time.sleep(3)  # so that the question goes to the new kernel, not to the dying one
         guest.wait_ready()
         second = _again(session, first)
         before = guest.snapshot()

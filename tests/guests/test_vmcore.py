@@ -41,7 +41,7 @@ class Crashed:
         self.version = guest.get("/proc/version")
         self.modules = guest.get("/proc/modules")
         self.stext = int(guest.run("grep ' _stext$' /proc/kallsyms").split()[0], 16)
-        guest.execute("(sleep 0.3; echo c > /proc/sysrq-trigger) &", 5)
+        guest.run("(sleep 0.3; echo c > /proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
         guest.disconnect()
         deadline = time.monotonic() + PATIENCE
         # The second kernel's word, not the first one's, which may come late.

@@ -122,6 +122,21 @@ def test_a_guest_without_a_balloon_takes_a_restart(drivers: dict[str, int]) -> N
     assert "--config" in hint.virsh
 
 
+IDLE = [[[n, 0, 0, 0, at, 0, 0, 0, 0] for n in range(4)] for at in (0, 100_000)]
+_VCPUS = "<vcpu id='0' enabled='yes' hotpluggable='no'/>" + "".join(
+    f"<vcpu id='{n}' enabled='yes' hotpluggable='yes' order='{n}'/>" for n in (1, 2, 3)
+)
+
+
+@pytest.mark.parametrize(("vcpus", "how"), [("", "--config"), (_VCPUS, "--live")])
+def test_only_plugged_vcpus_can_be_taken_from_a_running_guest(vcpus: str, how: str) -> None:
+    domain = dataclasses.replace(DOMAIN, xml=XML.replace("<devices>", f"{vcpus}<devices>"))
+    found = judge(figures(100, each_cpu=IDLE[0]), figures(0, each_cpu=IDLE[1]), domain=domain)
+    hint = found["cpu", "shrink"]
+    assert hint.virsh == f"virsh -c qemu:///system setvcpus 'web 01' 1 {how}"
+    assert ("restart" in hint.reason) == (how == "--config")
+
+
 def test_steal() -> None:
     each = [[n, 50_000, 0, 0, 0, 0, 0, 0, 50_000] for n in range(2)]
     nothing = [[n, 0, 0, 0, 0, 0, 0, 0, 0] for n in range(2)]

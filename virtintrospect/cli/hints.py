@@ -20,7 +20,7 @@ from virtintrospect.cli.options import (
     pass_settings,
     target_options,
 )
-from virtintrospect.errors import UsageError, VirtIntrospectError
+from virtintrospect.errors import MemoryAccessError, UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
     from virtintrospect.insight.figures import Sample
@@ -281,6 +281,7 @@ def _apply(settings: Settings, rows: list[_Named], policy: Policy, *, yes: bool)
     from virtintrospect.plugin.adjust import can_follow, follow
     from virtintrospect.session import open_domain
 
+    refused = False
     possible = [(name, hint) for name, hint in rows if can_follow(hint)]
     if not possible:
         click.echo("nothing here can be changed while the guest runs", err=True)
@@ -289,10 +290,16 @@ def _apply(settings: Settings, rows: list[_Named], policy: Policy, *, yes: bool)
             what = f"{printable(name)}: {hint.resource}{_change(hint)}"
             if not yes and not click.confirm(f"{what}?", err=True):
                 continue
-            domain = host.domain(name)
-            with open_domain(domain, access=settings.access) as session:
-                done = follow(hint, domain, host, policy, partial(_sample, session))
-            click.echo(f"{what}: {printable(done.outcome)}", err=True)
+            try:
+                domain = host.domain(name)
+                with open_domain(domain, access=settings.access) as session:
+                    done = follow(hint, domain, host, policy, partial(_sample, session))
+                click.echo(f"{what}: {printable(done.outcome)}", err=True)
+            except VirtIntrospectError as error:
+                _warn(what, error)
+                refused = True
+    if refused:
+        raise MemoryAccessError("not all of it was done", hint="see the warnings above")
 
 
 def _sample(session: Session) -> Sample:

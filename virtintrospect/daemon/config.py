@@ -129,6 +129,24 @@ class Metadata:
 
 
 @dataclass(frozen=True, slots=True)
+class Govern:
+    """``[govern]``: follow hints on memory by itself. Needs a read-write connection."""
+
+    enabled: bool = False
+    #: docs/hints.md: conservative, balanced, dense, or one of your own.
+    policy: str = "balanced"
+    interval_seconds: float = _number(60.0, 0.1, 86_400)
+    #: How far back figures count.
+    window_seconds: float = _number(3600.0, 1, 30 * 86_400)
+    #: Memory is taken only while this host has less than so many MiB available.
+    host_short_mib: int = _number(4096, 0, 1 << 30)
+    #: Memory is taken only by hints that are so sure (0 to 1).
+    least_confidence: float = _number(0.5, 0, 1)
+    #: Seconds between two changes of one domain that take something.
+    rest_seconds: float = _number(900.0, 0, 86_400)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it."""
 
@@ -140,6 +158,7 @@ class Config:
     triage: Triage = Triage()
     metrics: Metrics = Metrics()
     metadata: Metadata = Metadata()
+    govern: Govern = Govern()
 
     @property
     def run_dir(self) -> Path:

@@ -22,7 +22,7 @@ from virtintrospect.cli.escape import printable
 from virtintrospect.daemon.config import Config, load
 from virtintrospect.daemon.log import event, to_stderr
 from virtintrospect.daemon.notify import notify, watchdog_seconds
-from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
     from virtintrospect.daemon.hub import Hub
@@ -192,6 +192,12 @@ def _hub(config: Config) -> tuple[Hub, list[Coroutine[Any, Any, None]]]:
         from virtintrospect.daemon.metadata import Publisher
 
         extras.append(Publisher(hub, sampler.latest, config.metadata.interval_seconds).run())
+    if config.govern.enabled:
+        from virtintrospect.daemon.govern import Governor
+
+        if not config.history.enabled:
+            raise UsageError("govern.enabled needs history.enabled", hint="set both to true")
+        extras.append(Governor(hub, config.govern, config.state_dir).run())
     return hub, extras
 
 

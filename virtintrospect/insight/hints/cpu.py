@@ -113,15 +113,17 @@ def _count(
     wanted = max(1, math.ceil(worst * 100 / policy.busy_target_percent))
     busy_now = stalled > policy.cpu_stalled_percent or 100 * steal > policy.steal_percent
     if wanted < count and not facts.stale and not busy_now and wanted <= count // 2:
+        live = count - wanted <= facts.unpluggable
         yield facts.hint(
             "cpu",
             "shrink",
-            f"95 % of the time no more than {worst:.1f} of its {count} vCPUs were busy",
+            f"95 % of the time no more than {worst:.1f} of its {count} vCPUs were busy"
+            + ("" if live else "; those it started with take a restart"),
             evidence,
             "tasks wait for a CPU (PSI cpu some) with fewer of them",
             current=count,
             recommended=wanted,
-            virsh=facts.virsh("setvcpus", str(wanted), "--live"),
+            virsh=facts.virsh("setvcpus", str(wanted), "--live" if live else "--config"),
         )
 
 

@@ -68,6 +68,12 @@ class Facts:
         now = re.search(r" current='([0-9]{1,6})'", match[0])
         return int(now[1] if now else match[1]), int(match[1])
 
+    @property
+    def unpluggable(self) -> int:
+        """VCPUs that can be taken from the guest while it runs; those it started with cannot."""
+        vcpus = re.findall(r"<vcpu id='[0-9]{1,6}' ([^>]*)/>", self._xml)
+        return sum("enabled='yes'" in one and "hotpluggable='yes'" in one for one in vcpus)
+
     def virsh(self, command: str, *arguments: str) -> str | None:
         """The command line that an operator would type."""
         if self.domain is None:
