@@ -44,7 +44,7 @@ kernels: $(STAMP) ## fetch the Debian kernels that the tests boot
 	@$(BIN)/python -m tests.xen.lab.packages
 
 test: check kernels ## everything: checks, unit tests, real guests (TESTS=… for some of them)
-	$(BIN)/python -m pytest --durations=15 $(TESTS)
+	$(BIN)/python -m tests $(TESTS)
 
 test-unit: $(STAMP) ## unit tests only
 	$(BIN)/python -m pytest -q tests/unit

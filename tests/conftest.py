@@ -1,0 +1,27 @@
+"""``--lane``: the tests in two parts that can run side by side (``python -m tests``)."""
+
+from __future__ import annotations
+
+import pytest
+
+LANES = ("matrix", "rest")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "only those that run on every guest of the matrix, or only the others"
+    parser.addoption("--lane", choices=LANES, help=help_text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    lane = config.getoption("--lane")
+    if lane is None:
+        return
+    # A guest of the matrix is booted once for all its tests: they stay together.
+    others = [item for item in items if (_lane(item) != lane)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if _lane(item) == lane]
+
+
+def _lane(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return "matrix" if callspec is not None and "guest" in callspec.params else "rest"
