@@ -1,8 +1,8 @@
 """Packets and bytes of network interfaces (``dev_get_stats()`` of net/core/dev.c).
 
 Where a driver counts is known only to its own function ``ndo_get_stats64``. Those that the
-kernel itself offers are followed, and that of virtio_net; another driver with one of its own has
-counters that are unknown here.
+kernel itself offers are followed, and those of virtio_net and veth; another driver with one of its
+own has counters that are unknown here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError, NotFoundError
-from virtintrospect.guests.linux import virtionet
+from virtintrospect.guests.linux import veth, virtionet
 from virtintrospect.guests.linux.modsyms import module_functions
 
 if TYPE_CHECKING:
@@ -54,9 +54,14 @@ _FUNCTIONS = {
     "ip_tunnel_get_stats64": "tstats",  # its name until 5.11
     "dummy_get_stats64": "transmit",
     "virtnet_stats": "virtio_net",
+    "veth_get_stats64": "veth",
 }
 #: Those of modules, which the kernel's own symbols do not have.
-_MODULES = {"dummy": "dummy_get_stats64", "virtio_net": "virtnet_stats"}
+_MODULES = {
+    "dummy": "dummy_get_stats64",
+    "virtio_net": "virtnet_stats",
+    "veth": "veth_get_stats64",
+}
 
 
 #: What :func:`counters` needs of each ``net_device``. What the core itself drops it counts per
@@ -69,6 +74,7 @@ MEMBERS = {
     "get_stats": "netdev_ops.ndo_get_stats",
     "stat_type": "pcpu_stat_type?",
     "per_cpu": "tstats",
+    "queues": "num_rx_queues",
     **{f"plain_{name}": f"stats.{name}" for name in Counters._fields},
 }
 
@@ -96,7 +102,31 @@ def counters(guest: LinuxGuest, rows: list[Row], budget: Budget) -> list[Counter
         if counted is not None:
             dropped = rows[index]["plain_tx_dropped"]
             found[index] = _NONE._replace(**counted, tx_dropped=dropped)
+    _pairs(guest, rows, kinds, found, budget)
     return _with_core(guest, rows, found, budget)
+
+
+def _pairs(
+    guest: LinuxGuest, rows: list[Row], kinds: list[str], found: list[Counters], budget: Budget
+) -> None:
+    """The ends of veth pairs; what each has sent is per CPU, in one structure or in another."""
+    pairs = [index for index, kind in enumerate(kinds) if kind == "veth"]
+    sent: dict[int, list[int] | None] = {}
+    told = "netdev_stat_type" in guest.types
+    switched = guest.types.enumerators("netdev_stat_type") if told else {}
+    for structure, parts, kind in (
+        ("pcpu_lstats", ("packets", "bytes"), "NETDEV_PCPU_STAT_LSTATS"),
+        ("pcpu_sw_netstats", ("tx_packets", "tx_bytes"), "NETDEV_PCPU_STAT_TSTATS"),
+    ):
+        # Before 6.9 nothing said which; it was the first.
+        own = switched.get(kind) if switched else (None if "lstats" in structure else 0)
+        mine = [index for index in pairs if rows[index]["stat_type"] == own]
+        sums = _summed(guest, structure, parts, [rows[index]["per_cpu"] for index in mine], budget)
+        sent |= dict(zip(mine, sums, strict=True))
+    counted = veth.counters(guest, [rows[i] for i in pairs], [sent.get(i) for i in pairs])
+    for index, values in zip(pairs, counted, strict=True):
+        if values is not None:
+            found[index] = _NONE._replace(**values)
 
 
 def _with_core(

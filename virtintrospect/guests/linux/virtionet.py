@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtintrospect.errors import CorruptDataError, NoSuchTargetError, VirtIntrospectError
+from virtintrospect.errors import CorruptDataError, VirtIntrospectError
+from virtintrospect.guests.linux.netpriv import counter, driver_types, private
 from virtintrospect.symbols.layout import Layout
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 #: Most pairs of queues: VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MAX (include/uapi/linux/virtio_net.h).
 _MAX_PAIRS = 0x8000
-#: NETDEV_ALIGN (include/linux/netdevice.h): a driver's own part of net_device begins behind it.
-_ALIGN = 32
 #: The driver's own part of a device, and its two arrays of queues.
 _INFO = "virtnet_info"
 _QUEUES = {"rq": "receive_queue", "sq": "send_queue"}
@@ -42,11 +41,8 @@ def counters(guest: LinuxGuest, devices: list[int]) -> list[dict[str, int] | Non
     """
     if not devices:
         return []
-    try:
-        types = guest.types if _INFO in guest.types else guest.module_types("virtio_net")
-    except VirtIntrospectError as error:
-        if not isinstance(error, NoSuchTargetError):  # a kernel that gives modules no types
-            guest.note(f"no counters of virtio_net: {error.message}", devices[0])
+    types = driver_types(guest, "virtio_net", _INFO)
+    if types is None:
         return [None] * len(devices)
     return [_of_device(guest, types, device) for device in devices]
 
@@ -55,7 +51,7 @@ def _of_device(guest: LinuxGuest, types: Types, device: int) -> dict[str, int] |
     members = {"pairs": "max_queue_pairs", "device": "dev", **{name: name for name in _QUEUES}}
     found: dict[str, int] = {}
     try:
-        place = device + _private(types)
+        place = device + private(types)
         info = Layout(types, _INFO, members, text=()).read(guest.kernel, place)
         if info["device"] != device or not 0 < info["pairs"] <= _MAX_PAIRS:
             raise CorruptDataError("virtnet_info is not that of its device", place)
@@ -71,17 +67,10 @@ def _of_device(guest: LinuxGuest, types: Types, device: int) -> dict[str, int] |
     return found
 
 
-def _private(types: Types) -> int:
-    """``netdev_priv()``: a member since 6.11 (commit ddc0ee01b3b8), behind the rest before."""
-    if types.has("net_device", "priv"):
-        return types.offsetof("net_device", "priv")
-    return -(-types.sizeof("net_device") // _ALIGN) * _ALIGN
-
-
 def _paths(array: str) -> dict[str, str]:
-    """Counters are ``u64``, or ``u64_stats_t`` since 6.4; one that is missing is optional."""
+    """Where each column is in a queue; one that this kernel may lack is optional."""
     return {
-        column: "|".join(f"stats.{name}{end}" for name in names for end in (".v.a.a.counter", ""))
+        column: "|".join(counter(f"stats.{name}") for name in names)
         + ("?" if column == "tx_errors" else "")
         for column, names in _COUNTED[array].items()
     }
