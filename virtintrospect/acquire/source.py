@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from virtintrospect.driver import Capability, SupportsRegisters, Target
+from virtintrospect.driver import Target, registers_of
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.memory.cpunotes import Note, qemu_note, status_note
 
@@ -58,11 +58,11 @@ def origin_of(target: Target, guest: Guest | None, identity: str, machine: str =
 
 def _registers(target: Target, machine: str) -> Iterator[Note]:
     """One or two notes a CPU, as QEMU writes them, where the target can read registers."""
-    if Capability.REGISTERS not in target.capabilities():
+    source = registers_of(target)
+    if source is None:
         return
-    assert isinstance(target, SupportsRegisters)
     try:
-        cpus = [target.registers(vcpu) for vcpu in range(target.vcpus)]
+        cpus = [source.registers(vcpu) for vcpu in range(source.vcpus)]
     except VirtIntrospectError:  # a dump without registers is better than none
         return
     machine = _NOTE_MACHINES.get(machine, machine)

@@ -22,7 +22,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from virtintrospect.arch import X86_LEGACY, X86_PAE, PagingMode, walk
-from virtintrospect.driver import SupportsRegisters, Target
+from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine
 from virtintrospect.guests.linux.machine.lowmem import image_range, page_offset
@@ -72,8 +72,9 @@ class _I386(Machine):
     def quick(self, target: Target) -> Iterator[KernelMapping]:
         """The trampoline header, and registers."""
         yield from by_trampoline(target.memory)
-        if isinstance(target, SupportsRegisters):
-            yield from by_registers(target.memory, target)
+        registers = registers_of(target)
+        if registers is not None:
+            yield from by_registers(target.memory, registers)
 
     def thorough(self, target: Target) -> Iterator[KernelMapping]:
         """VMCOREINFO, and any page table."""
