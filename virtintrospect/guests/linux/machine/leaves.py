@@ -10,8 +10,8 @@ from virtintrospect.arch import PagingMode
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import LinearRange
 
-#: Tables that are read of one top table: enough for 16 GiB in small pages.
-_MOST_TABLES = 8192
+#: Entries of a level's tables that are read of one top table: enough for 16 GiB in pages of 4 KiB.
+_MOST_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,10 @@ class Leaves:
     def chosen(self, which: Any) -> Leaves:
         """Those that a mask or an array of indices names."""
         return Leaves(self.vaddr[which], self.size[which], self.paddr[which], self.entry[which])
+
+    def end(self) -> int:
+        """First address behind all of them: ``1 << 64`` where the last page is the last of all."""
+        return int((self.vaddr + (self.size - self.size.dtype.type(1))).max()) + 1
 
     def rows(self) -> Iterator[tuple[int, int, int, int]]:
         """Virtual address, size, physical address, entry of each."""
@@ -67,7 +71,8 @@ def leaves(memory: PhysicalMemory, mode: PagingMode, root: int, start: int, end:
     parts: list[tuple[Any, Any, Any, Any]] = []
     for level in mode.levels:
         width = 1 << level.bits
-        tables, bases = tables[:_MOST_TABLES], bases[:_MOST_TABLES]
+        most = _MOST_ENTRIES >> level.bits
+        tables, bases = tables[:most], bases[:most]
         data = memory.gather(tables.tolist(), 8 * width)
         entries = np.frombuffer(data, dtype="<u8")
         step = np.arange(width, dtype=np.uint64) << np.uint64(level.shift)

@@ -211,5 +211,5 @@ def kernel_image(memory: PhysicalMemory, mode: PagingMode, root: int) -> LinearR
     start, _, paddr = runs[-1]
     inside = found.vaddr - found.paddr == (start - paddr) & ((1 << 64) - 1)
     inside &= (found.vaddr >= start) & (found.vaddr < start + _LARGEST_IMAGE)
-    ends = found.vaddr[inside] + found.size[inside]
-    return LinearRange(start, min(int(ends.max()), start + _LARGEST_IMAGE), paddr)
+    end = min(found.chosen(inside).end(), start + _LARGEST_IMAGE)
+    return LinearRange(start, end, paddr)
