@@ -19,7 +19,7 @@ from .lab.truth import Snapshot, Task
 _TICK_MS = 10
 #: Pages that a CPU may keep to itself in a percpu_counter: /proc before 6.16 does not see them,
 #: we do (percpu_counter_batch: the larger of 32 and two per CPU), for three counters.
-_RSS_SLACK = 3 * 32 * 2 * 4096
+_RSS_SLACK = 3 * 32 * 2
 #: Fields of /proc/PID/stat, numbered as in proc(5).
 _PPID, _PRIORITY, _NICE, _THREADS, _START = 4, 18, 19, 20, 22
 _UTIME, _STIME = 14, 15
@@ -75,7 +75,7 @@ def _process(mine: Process, first: Truth, last: Truth, before: Snapshot) -> list
         "path": first.exe,
         "cgroup_path": _cgroup(first),
         "cmdline": _cmdline(first),
-        "total_size": None if not first.statm[0] else first.statm[0] * 4096,
+        "total_size": None if not first.statm[0] else first.statm[0] * before.page_size,
         "confidence": 1.0,
     }
     for name, again in (("cwd", last.cwd), ("path", last.exe), ("cmdline", _cmdline(last))):
@@ -90,7 +90,7 @@ def _process(mine: Process, first: Truth, last: Truth, before: Snapshot) -> list
     found += _name(subject, mine, first, last)
     found += _time(subject, mine, first, last)
     found += _start(subject, mine, first, before)
-    return found + _resident(subject, mine, first, last)
+    return found + _resident(subject, mine, first, last, before.page_size)
 
 
 def _identity(task: Task) -> dict[str, Any]:
@@ -170,12 +170,12 @@ def _start(subject: str, mine: Process, first: Task, before: Snapshot) -> list[s
     return [f"{subject}: start_time is {mine.start_time}, the guest says {wanted}"]
 
 
-def _resident(subject: str, mine: Process, first: Truth, last: Truth) -> list[str]:
+def _resident(subject: str, mine: Process, first: Truth, last: Truth, page: int) -> list[str]:
     if not first.statm[0]:
         return [] if mine.resident_size is None else [f"{subject}: resident_size without memory"]
-    values = (first.statm[1] * 4096, last.statm[1] * 4096)
+    values, slack = (first.statm[1] * page, last.statm[1] * page), _RSS_SLACK * page
     size = mine.resident_size
-    if size is not None and min(values) - _RSS_SLACK <= size <= max(values) + _RSS_SLACK:
+    if size is not None and min(values) - slack <= size <= max(values) + slack:
         return []
     return [f"{subject}: resident_size is {size}, the guest says {values}"]
 

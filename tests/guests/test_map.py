@@ -47,7 +47,7 @@ def test_kinds(linux: LinuxGuest, guest: Guest) -> None:
     guest.run("echo 3 > /proc/sys/vm/nr_hugepages")
     owners, theirs, part = looked_at(linux, guest, "kpageflags")
     guest.run("echo 0 > /proc/sys/vm/nr_hugepages")
-    assert owners.pages("hugetlb") == 3 * 512
+    assert owners.pages("hugetlb") * owners.page_size == 3 * (linux.meminfo().hugepagesize or 0)
     assert linux.take_problems() == []
     kind = owners.kind[part]
     known = theirs >> np.uint64(63) == 0
@@ -83,7 +83,7 @@ def test_mappings(linux: LinuxGuest, guest: Guest) -> None:
     """How often each page is mapped, page by page."""
     owners, theirs, part = looked_at(linux, guest, "kpagecount")
     mine = owners.of(*COUNTED)[part] & (theirs >> np.uint64(63) == 0)
-    assert mine.sum() > 4000
+    assert mine.sum() * owners.page_size > 16 << 20
     different = mine & (owners.mappings[part] != theirs)
     assert different.sum() <= OWN, np.flatnonzero(different)[:10]
 

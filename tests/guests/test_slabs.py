@@ -40,7 +40,7 @@ def our_slabinfo(linux: LinuxGuest) -> dict[str, int]:
     found: dict[str, int] = {}
     for row in linux.slabs():
         assert row.num_slabs is not None
-        assert row.size == row.num_slabs * row.pagesperslab * 4096
+        assert row.size == row.num_slabs * row.pagesperslab * linux.page_size
         for field in (*_FIELDS, *_SLABS):
             found[f"{row.name.decode()} {field}"] = getattr(row, field)
     return found

@@ -11,9 +11,11 @@ from typing import Any
 
 from tests.unit.images import BuiltMemory
 from tests.unit.symbols.btf_blob import FWD, PTR, Blob
-from virtintrospect.arch import X86_64_4LEVEL
+from virtintrospect.arch import X86_64_4LEVEL, PagingMode
+from virtintrospect.arch.arm64 import aarch64
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
+from virtintrospect.guests.linux.machine.arm64 import ARM64
 from virtintrospect.guests.linux.machine.x86 import X86_64
 from virtintrospect.space import LinearRange
 from virtintrospect.symbols.btf import Btf
@@ -146,12 +148,28 @@ class BuiltKernel:
             following = ring[(index + 1) % len(ring)]
             self.write(node, struct.pack("<2Q", following, ring[index - 1]))
 
-    def guest(self, *, live: bool = False) -> LinuxGuest:
-        """The guest, with the symbols so far."""
+    def guest(self, *, live: bool = False, page_shift: int = 12) -> LinuxGuest:
+        """The guest, with the symbols so far.
+
+        :param page_shift: with another one than 12 it is an AArch64 kernel with such pages.
+        """
         image = LinearRange(BASE, BASE + SIZE, 0)
         mapping = KernelMapping(X86_64_4LEVEL, _ROOT, image, "hand", X86_64)
+        if page_shift != 12:
+            mode = aarch64(page_shift, 48)._replace(low=False)
+            mapping = KernelMapping(mode, self._arm_tables(mode), image, "hand", ARM64)
         table = symbol_table(self.symbols)
         return LinuxGuest(self.memory, mapping, Symbols(table, BASE), self.types, b"", live=live)
+
+    def _arm_tables(self, mode: PagingMode) -> int:
+        """Tables that map the image page by page; the top one."""
+        self.number("memstart_addr", 0)
+        tables = [(2 << 20) + (number << 16) for number in range(len(mode.levels))]
+        for level, table, onward in zip(mode.levels, tables, [*tables[1:], 0], strict=True):
+            slot = table + 8 * (BASE >> level.shift & (1 << level.bits) - 1)
+            pages = range(0, SIZE, 1 << level.shift)
+            self.memory.write_u64(slot, *([onward | 3] if onward else [at | 3 for at in pages]))
+        return tables[0]
 
 
 def symbol_table(addresses: Mapping[str, int]) -> SymbolTable:

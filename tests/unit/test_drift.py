@@ -181,14 +181,15 @@ def _tasks(form: str, kernel: BuiltKernel) -> list[int]:
     return [init, thread, worker]
 
 
-def test_processes(form: str) -> None:
+@pytest.mark.parametrize("page_shift", [12, 14, 16])
+def test_processes(form: str, page_shift: int) -> None:
     """``state`` and ``__state``, forms of rss_stat, of start times, of kernel threads' names."""
     kernel = BuiltKernel(_process_types(form))
     _tasks(form, kernel)
-    init, worker = kernel.guest().processes()
+    init, worker = kernel.guest(page_shift=page_shift).processes()
     assert (init.pid, init.name, init.state, init.threads, init.uid) == (1, b"init", "S", 2, 1000)
-    assert init.resident_size == (10 + 11 + 13) * 4096
-    assert init.total_size == 99 * 4096
+    assert init.resident_size == (10 + 11 + 13) << page_shift
+    assert init.total_size == 99 << page_shift
     assert (worker.pid, worker.state, worker.kernel_thread) == (2, "I", True)
     name = b"kworker/R-a_ver" if form == "old" else b"kworker/R-a_very_long_name"
     assert worker.name == name

@@ -79,6 +79,17 @@ def test_image_with_its_header_mapped() -> None:
     assert first.start == TEXT
 
 
+@pytest.mark.parametrize(
+    ("shift", "bits"), [(12, 48), (12, 52), (14, 47), (14, 48), (14, 52), (16, 48), (16, 52)]
+)
+def test_a_page_table_leads_there(shift: int, bits: int) -> None:
+    memory, tables = built(shift, bits)
+    tables.map((1 << 64) - (2 << 20), RAM, DATA)  # the fixed map, at the end of the addresses
+    found = next(arm64.by_page_table(memory, 1 << 62))
+    assert (found.mode, found.root) == (tables.mode, tables.root)
+    assert found.image.start == TEXT - (64 << 10)
+
+
 @pytest.mark.parametrize(("shift", "bits"), [(12, 48), (14, 48), (16, 48), (16, 52)])
 def test_vmcoreinfo_leads_there(shift: int, bits: int) -> None:
     memory, tables = built(shift, bits)
@@ -91,6 +102,16 @@ def test_vmcoreinfo_leads_there(shift: int, bits: int) -> None:
     )
     found = next(arm64.by_vmcoreinfo(memory))
     assert (found.root, found.image.start) == (tables.root, TEXT - (64 << 10))
+
+
+def test_an_image_at_the_very_end_of_the_addresses() -> None:
+    """No kernel's; its end is behind the last address, and not address 0."""
+    memory = BuiltMemory(1 << 20, start=RAM)
+    mode = aarch64(12, 48)._replace(low=False)
+    for table in (0, 1):
+        memory.write_u64(RAM + (table << 12) + 8 * 511, RAM + (table + 1 << 12) | 3)
+    memory.write_u64(RAM + (2 << 12) + 8 * 511, RAM | CODE | 1)
+    assert next(arm64.kernel_images(memory, mode, RAM)).end == 1 << 64
 
 
 def test_tables_that_lead_to_themselves_end() -> None:

@@ -64,11 +64,12 @@ def _types(*, hlist: bool) -> Btf:
 class Disk:
     """Builds dentries, inodes and pages into memory."""
 
-    def __init__(self, *, hlist: bool) -> None:
+    def __init__(self, *, hlist: bool, page: int = 4096) -> None:
         self.memory = BuiltMemory(SIZE)
         self.hlist = hlist
         self._next = 0x1000
-        self._frame = 512  # page frames from 2 MiB up
+        self._page = page
+        self._frame = (2 << 20) // page  # page frames from 2 MiB up
         self._children: dict[int, list[int]] = {}
         types = _types(hlist=hlist)
         kernel = AddressSpace(
@@ -77,6 +78,7 @@ class Disk:
         self.problems: list[tuple[str, int]] = []
         self.guest: Any = SimpleNamespace(
             memory=self.memory,
+            page_size=page,
             kernel=kernel,
             types=types,
             symbols={"vmemmap_base": 0},
@@ -107,7 +109,7 @@ class Disk:
     def page(self, content: bytes, *, flags: int = UPTODATE) -> tuple[int, int]:
         """A page with this content: its ``struct page``, and where that says whose it is."""
         frame, self._frame = self._frame, self._frame + 1
-        self.memory.write(frame * 4096, content)
+        self.memory.write(frame * self._page, content)
         page = VMEMMAP + frame * PAGE_STRUCT
         self.put(page, flags)
         return page, page + 8
@@ -170,6 +172,16 @@ def test_whole_and_partial_files(disk: Disk) -> None:
     assert read(disk, disk.inode()).whole == b""
     assert read(disk, disk.inode(size=5)).whole is None
     assert not disk.problems
+
+
+@pytest.mark.parametrize("page", [16 << 10, 64 << 10])
+def test_larger_pages(page: int) -> None:
+    """Of kernels with another PAGE_SIZE (synthetic; of 16 KiB there is a real one)."""
+    disk = Disk(hlist=True, page=page)
+    whole = disk.file({0: b"a" * page, 1: b"bcd"}, page + 3)
+    assert read(disk, whole).whole == b"a" * page + b"bcd"
+    hole = disk.file({0: b"a" * page, 2: b"c"}, 2 * page + 1)
+    assert read(disk, hole).pieces == ((0, b"a" * page), (2 * page, b"c"))
 
 
 def test_pages_that_are_being_read_are_not_there(disk: Disk) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: Rights of a page, as bits of :attr:`Leaves.rights`.
 WRITABLE, USER, EXECUTABLE, PRESENT = 1, 2, 4, 8
 
-#: Tables that are read at once: 4 MiB of them.
-_AT_ONCE = 1024
+#: Tables that are read at once, and entries of them: 4 MiB.
+_AT_ONCE, _ENTRIES_AT_ONCE = 1024, 1 << 19
 
 
 class Leaves(NamedTuple):
@@ -90,7 +90,8 @@ def leaves(
     )
     while todo and limit > 0:
         chunk = todo.pop()
-        most = min(_AT_ONCE, limit)
+        bits = mode.levels[chunk.level].bits
+        most = min(_AT_ONCE, _ENTRIES_AT_ONCE >> bits, limit)
         if len(chunk.root) > most:
             todo.append(_cut(chunk, slice(most, None)))
             chunk = _cut(chunk, slice(0, most))

@@ -83,7 +83,9 @@ class PageOwners:
     def within(self, ranges: Iterable[tuple[int, int]]) -> npt.NDArray[np.bool_]:
         """A mask of the pages that lie in some ranges of guest-physical addresses.
 
-        ``owners.within(guest.memory.resident())`` are those that the host holds memory for.
+        ``owners.within(guest.memory.resident())`` are those that the host holds memory for. A
+        page of which some lies in a range counts as a whole: pages of 16 or 64 KiB may be held
+        in part.
 
         :param ranges: ``(start, end)``, in bytes.
         """

@@ -77,6 +77,12 @@ KERNELS = {
         more=("crc32c_generic",),
         architecture="arm64",
     ),
+    "6.12-arm64-16k": Source(  # pages of 16 KiB
+        "trixie",
+        r"linux-image-6\.12\.[^-]*-arm64-16k",
+        more=("crc32c_generic", "ext4"),
+        architecture="arm64",
+    ),
     "7.2-arm64": Source(
         "sid",
         r"linux-binary-[7-9]\.[^-]*-cloud-arm64",

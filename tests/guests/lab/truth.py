@@ -155,6 +155,12 @@ class Snapshot:
         """Seconds since boot."""
         return float(self.file("/proc/uptime").split()[0])
 
+    @cached_property
+    def page_size(self) -> int:
+        """Bytes of a page: what the first process has in bytes and in pages (PAGE_SIZE)."""
+        first = self.processes[1]
+        return (int(first.status["VmSize"].split()[0]) << 10) // first.statm[0]
+
     @property
     def boot_time(self) -> int:
         """Seconds since 1970 at which the guest booted (btime of /proc/stat)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtintrospect.guests.linux.counters import PAGE
 from virtintrospect.guests.linux.meminfo import Memory
 from virtintrospect.guests.linux.vmstat import events
 from virtintrospect.model import BalloonStats
@@ -16,12 +15,10 @@ from virtintrospect.model import BalloonStats
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
 
-_KIB = PAGE // 1024
-
 
 def balloon_stats(guest: LinuxGuest) -> BalloonStats:
     """The guest's part of the record of ``dommemstat``."""
-    memory = Memory(guest)
+    memory, kib = Memory(guest), guest.page_size // 1024
     names = guest.types.enumerators("vm_event_item")
     values = events(guest)
 
@@ -30,14 +27,14 @@ def balloon_stats(guest: LinuxGuest) -> BalloonStats:
         return values[index] * unit if 0 <= index < len(values) else None
 
     return BalloonStats(
-        swap_in=event("PSWPIN", _KIB),
-        swap_out=event("PSWPOUT", _KIB),
+        swap_in=event("PSWPIN", kib),
+        swap_out=event("PSWPOUT", kib),
         major_fault=event("PGMAJFAULT"),
         minor_fault=event("PGFAULT"),
-        unused=memory.counters["NR_FREE_PAGES"] * _KIB,
-        available=memory.total * _KIB,
-        usable=memory.available * _KIB,
-        disk_caches=memory.counters["NR_FILE_PAGES"] * _KIB,
+        unused=memory.counters["NR_FREE_PAGES"] * kib,
+        available=memory.total * kib,
+        usable=memory.available * kib,
+        disk_caches=memory.counters["NR_FILE_PAGES"] * kib,
         hugetlb_pgalloc=event("HTLB_BUDDY_PGALLOC"),
         hugetlb_pgfail=event("HTLB_BUDDY_PGALLOC_FAIL"),
     )

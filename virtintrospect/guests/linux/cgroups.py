@@ -20,7 +20,7 @@ from virtintrospect.guests.linux.cgrouptree import (
     trees,
 )
 from virtintrospect.guests.linux.chains import walk_chains
-from virtintrospect.guests.linux.counters import PAGE, number
+from virtintrospect.guests.linux.counters import number
 from virtintrospect.guests.linux.paths import PathReader
 from virtintrospect.model import ControlGroup
 
@@ -32,9 +32,8 @@ Row = dict[str, Any]
 
 #: CGRP_FROZEN, bit 3 of ``cgroup.flags``: an enumerator without a name to ask for.
 _CGRP_FROZEN = 1 << 3
-#: PAGE_COUNTER_MAX: no limit of memory, in pages. PIDS_MAX: no limit of tasks
-#: (kernel/cgroup/pids.c), PID_MAX_LIMIT and one. Both by the bytes of a ``long``.
-_NO_PAGES = {8: ((1 << 63) - 1) // PAGE, 4: (1 << 31) - 1}
+#: PIDS_MAX: no limit of tasks (kernel/cgroup/pids.c), PID_MAX_LIMIT and one, by the bytes of a
+#: ``long``.
 _NO_PIDS = {8: (4 << 20) + 1, 4: 32769}
 #: RUNTIME_INF: no limit of CPU time.
 _NO_QUOTA = (1 << 64) - 1
@@ -169,6 +168,8 @@ class _Hierarchy:
     def __init__(self, guest: LinuxGuest, tree: Tree, paths: PathReader, budget: Budget) -> None:
         self._guest = guest
         self._long = guest.types.pointer_size
+        #: PAGE_COUNTER_MAX: no limit of memory, in pages.
+        self._no_pages = ((1 << 63) - 1) // guest.page_size if self._long == 8 else (1 << 31) - 1
         self._tree = tree
         known = controllers(guest)
         self._controllers = {name: known[name] for name in _STRUCTURES if name in known}
@@ -229,13 +230,14 @@ class _Hierarchy:
     def _memory(self, index: int, *, root: bool) -> dict[str, int | None]:
         """What the root group uses is the whole guest's; the kernel has no files for it."""
         row = self._resources.get("memory", {}).get(index, {}) if not root else {}
-        pages = {name: _limit(row.get(name), _NO_PAGES[self._long]) for name in _MEMORY}
+        pages = {name: _limit(row.get(name), self._no_pages) for name in _MEMORY}
         if not self._swap:
             pages["swap_current"] = pages["swap_max"] = None
         if not self._tree.unified:
             pages["high"] = pages["low"] = pages["min"] = None
+        page = self._guest.page_size
         found = {
-            name if name.startswith("swap") else f"memory_{name}": value and value * PAGE
+            name if name.startswith("swap") else f"memory_{name}": value and value * page
             for name, value in pages.items()
         }
         return found | {f"memory_{name}": row.get(name) for name in _EVENTS}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cgroups import groups_of_sets, memory_usage
 from virtintrospect.guests.linux.containernames import Match, guardian, identify
-from virtintrospect.guests.linux.counters import PAGE
 from virtintrospect.guests.linux.namespaces import inodes, memberships
 from virtintrospect.guests.linux.paths import MAX_DEPTH, PathReader
 from virtintrospect.guests.linux.ps import processes
@@ -201,7 +200,7 @@ def _memory(guest: LinuxGuest, firsts: list[_Member], budget: Budget) -> list[in
     pages = memory_usage(guest, [address for _, address in places])
     for (number, _), used in zip(places, pages, strict=True):
         if used is not None and found[number] is None:
-            found[number] = used * PAGE
+            found[number] = used * guest.page_size
     return found
 
 

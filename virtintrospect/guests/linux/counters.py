@@ -15,8 +15,6 @@ from virtintrospect.errors import CorruptDataError, NotFoundError
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
 
-#: Bytes of a page.
-PAGE = 4096
 #: More counters of one kind than any kernel has.
 MAX_ITEMS = 1024
 #: CONFIG_NODES_SHIFT is at most 10; a node has at most 5 zones on x86-64.

@@ -116,6 +116,10 @@ class LinuxGuest(Guest):
         self.memory = memory
         self.mapping = mapping
         self.machine = mapping.machine
+        #: PAGE_SHIFT and PAGE_SIZE: what the smallest page of its tables has, and what the kernel
+        #: counts in.
+        self.page_shift = mapping.mode.levels[-1].shift
+        self.page_size = 1 << self.page_shift
         self.symbols = symbols
         self.types = types
         self.build_id = build_id

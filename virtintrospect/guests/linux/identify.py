@@ -28,7 +28,6 @@ from virtintrospect.guests.linux.datasymbols import Searched, with_data
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.memory.base import PAGE_SIZE
 from virtintrospect.symbols.btf import MAX_SIZE, Btf
 from virtintrospect.symbols.profile import Profile
 from virtintrospect.symbols.store import Store
@@ -112,11 +111,6 @@ class _Identification:
         self.size = mapping.image.end - mapping.image.start
 
     def guest(self) -> LinuxGuest:
-        page = 1 << self.mapping.mode.levels[-1].shift
-        if page != PAGE_SIZE:
-            raise GuestNotRecognisedError(
-                f"its pages have {page >> 10} KiB, and tables are read with 4 KiB only so far"
-            )
         profile, build_id = self._profile()
         base = self.mapping.image.start
         symbols = profile.symbols.slid(base)

@@ -34,7 +34,6 @@ _HAS_VSYSCALL = 0x2
 _NO_VSYSCALL = 2
 #: ANON_VMA_NAME_MAX_LEN (include/linux/mm_inline.h); no special mapping has a longer name.
 _MAX_NAME = 80
-_PAGE = 4096
 #: How often the tree is read again when it changed meanwhile.
 _ATTEMPTS = 3
 
@@ -192,7 +191,7 @@ class _Table:
             start=row["start"],
             end=row["end"],
             permissions=letters + ("s" if flags & _VM_MAYSHARE else "p"),
-            offset=(row["offset"] * _PAGE) % (1 << 64) if row["file"] else 0,
+            offset=(row["offset"] * self._guest.page_size) % (1 << 64) if row["file"] else 0,
             device=device_name(row["device"] if row["file"] else 0),
             inode=row["inode"] if row["file"] else 0,
             path=name if name is None or self._budget.keep(len(name)) else None,

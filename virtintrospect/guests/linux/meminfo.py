@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux import percpu
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.counters import PAGE, Counters, number
+from virtintrospect.guests.linux.counters import Counters, number
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.model import MemoryInfo
 
@@ -72,6 +72,8 @@ class Memory:
     def __init__(self, guest: LinuxGuest) -> None:
         self.guest = guest
         self.counters = Counters(guest)
+        #: Bytes of a page.
+        self.page: int = guest.page_size
 
     def has(self, symbol: str) -> bool:
         """Whether this kernel has a variable."""
@@ -85,7 +87,7 @@ class Memory:
         """Bytes of counters of pages, summed; ``None`` where this kernel has not all of them."""
         values = [self.counters.get(name) for name in names]
         known = [value for value in values if value is not None]
-        return sum(known) * PAGE if len(known) == len(values) else None
+        return sum(known) * self.page if len(known) == len(values) else None
 
     @cached_property
     def total(self) -> int:
@@ -193,16 +195,16 @@ class Memory:
         """Bytes of huge pages of all sizes."""
         if not self.has("hstates"):
             return 0
-        return sum(state.total * (PAGE << state.order) for state in self.hugepages)
+        return sum(state.total * (self.page << state.order) for state in self.hugepages)
 
     def commit_limit(self) -> int:
         """vm_commit_limit() of mm/util.c, in pages."""
         kilobytes = self.number("sysctl_overcommit_kbytes")
         if kilobytes:
-            allowed = kilobytes >> 2
+            allowed = kilobytes * 1024 // self.page
         else:
             ratio = self.number("sysctl_overcommit_ratio", 4)
-            allowed = (self.total - self.hugetlb // PAGE) * ratio // 100
+            allowed = (self.total - self.hugetlb // self.page) * ratio // 100
         return max(0, allowed) + self.number("total_swap_pages")
 
     def committed(self) -> int:
@@ -236,7 +238,7 @@ class Memory:
         offset = types.offsetof("zswap_pool", "list")
         layout = guest.layout("zswap_pool", {"pages": "zs_pool.pages_allocated.counter"}, text=())
         columns = layout.lists(guest.kernel, [node - offset for node in nodes], [])
-        return sum(pages or 0 for pages in columns["pages"]) * PAGE
+        return sum(pages or 0 for pages in columns["pages"]) * self.page
 
     def memtest(self) -> int | None:
         """Bytes that memtest found bad, where it ran (memtest_report_meminfo(), 6.3)."""
@@ -271,7 +273,7 @@ def _hugepages(field: str) -> Callable[[Memory], Any]:
 
 def _hugepage_size(memory: Memory) -> int | None:
     state = memory.default_hugepages
-    return None if state is None else PAGE << state.order
+    return None if state is None else memory.page << state.order
 
 
 def _vmalloc_total(memory: Memory) -> int | None:
@@ -283,7 +285,7 @@ def _vmalloc_total(memory: Memory) -> int | None:
 def _vmalloc_used(memory: Memory) -> int | None:
     """nr_vmalloc_pages(): a variable once, a node's counter since 7.0."""
     if memory.has("nr_vmalloc_pages"):
-        return memory.number("nr_vmalloc_pages") * PAGE
+        return memory.number("nr_vmalloc_pages") * memory.page
     return memory.pages("NR_VMALLOC")
 
 
@@ -291,7 +293,7 @@ def _large_direct_map(size: int) -> Callable[[Memory], int | None]:
     """The line of the size that a page middle directory maps."""
 
     def line(memory: Memory) -> int | None:
-        if not memory.has(_DIRECT) or memory.counters.huge_page * PAGE != size:
+        if not memory.has(_DIRECT) or memory.counters.huge_page * memory.page != size:
             return None
         return memory.direct_map("PG_LEVEL_2M", size)
 
@@ -300,12 +302,12 @@ def _large_direct_map(size: int) -> Callable[[Memory], int | None]:
 
 #: The fields in the order of /proc/meminfo. ``None``: this kernel has no such line.
 _LINES: dict[str, Callable[[Memory], int | None]] = {
-    "memory_total": lambda m: m.total * PAGE,
+    "memory_total": lambda m: m.total * m.page,
     "memory_free": _counter("NR_FREE_PAGES"),
-    "memory_available": lambda m: m.available * PAGE,
-    "buffers": lambda m: m.buffers * PAGE,
-    "cached": lambda m: m.cached * PAGE,
-    "swap_cached": lambda m: m.swap_cached * PAGE,
+    "memory_available": lambda m: m.available * m.page,
+    "buffers": lambda m: m.buffers * m.page,
+    "cached": lambda m: m.cached * m.page,
+    "swap_cached": lambda m: m.swap_cached * m.page,
     "active": _counter("NR_ACTIVE_ANON", "NR_ACTIVE_FILE"),
     "inactive": _counter("NR_INACTIVE_ANON", "NR_INACTIVE_FILE"),
     "active_anon": _counter("NR_ACTIVE_ANON"),
@@ -314,14 +316,14 @@ _LINES: dict[str, Callable[[Memory], int | None]] = {
     "inactive_file": _counter("NR_INACTIVE_FILE"),
     "unevictable": _counter("NR_UNEVICTABLE"),
     "mlocked": _counter("NR_MLOCK"),
-    "high_total": _if(_HIGH, lambda m: m.number(_HIGH) * PAGE),
-    "high_free": _if(_HIGH, lambda m: m.counters.high_free * PAGE),
-    "low_total": _if(_HIGH, lambda m: (m.total - m.number(_HIGH)) * PAGE),
-    "low_free": _if(_HIGH, lambda m: (m.counters["NR_FREE_PAGES"] - m.counters.high_free) * PAGE),
-    "swap_total": lambda m: (m.number("total_swap_pages") + m.leaving_swap) * PAGE,
-    "swap_free": lambda m: (m.number("nr_swap_pages") + m.leaving_swap) * PAGE,
+    "high_total": _if(_HIGH, lambda m: m.number(_HIGH) * m.page),
+    "high_free": _if(_HIGH, lambda m: m.counters.high_free * m.page),
+    "low_total": _if(_HIGH, lambda m: (m.total - m.number(_HIGH)) * m.page),
+    "low_free": _if(_HIGH, lambda m: (m.counters["NR_FREE_PAGES"] - m.counters.high_free) * m.page),
+    "swap_total": lambda m: (m.number("total_swap_pages") + m.leaving_swap) * m.page,
+    "swap_free": lambda m: (m.number("nr_swap_pages") + m.leaving_swap) * m.page,
     "zswap": lambda m: m.zswap(),
-    "zswapped": _if("zswap_stored_pages", lambda m: m.number("zswap_stored_pages", 4) * PAGE),
+    "zswapped": _if("zswap_stored_pages", lambda m: m.number("zswap_stored_pages", 4) * m.page),
     "dirty": _counter("NR_FILE_DIRTY"),
     "writeback": _counter("NR_WRITEBACK"),
     "anon_pages": _counter("NR_ANON_MAPPED"),
@@ -337,22 +339,22 @@ _LINES: dict[str, Callable[[Memory], int | None]] = {
     "nfs_unstable": lambda _: 0,
     "bounce": _or_zero("NR_BOUNCE"),
     "writeback_tmp": _or_zero("NR_WRITEBACK_TEMP"),
-    "commit_limit": lambda m: m.commit_limit() * PAGE,
-    "committed_as": lambda m: m.committed() * PAGE,
+    "commit_limit": lambda m: m.commit_limit() * m.page,
+    "committed_as": lambda m: m.committed() * m.page,
     "vmalloc_total": _vmalloc_total,
     "vmalloc_used": _vmalloc_used,
     "vmalloc_chunk": lambda _: 0,
-    "percpu": lambda m: m.number("pcpu_nr_populated", 4) * m.number("pcpu_nr_units", 4) * PAGE,
+    "percpu": lambda m: m.number("pcpu_nr_populated", 4) * m.number("pcpu_nr_units", 4) * m.page,
     "early_memtest_bad": lambda m: m.memtest(),
     "hardware_corrupted": _if(
-        "num_poisoned_pages", lambda m: m.number("num_poisoned_pages") * PAGE
+        "num_poisoned_pages", lambda m: m.number("num_poisoned_pages") * m.page
     ),
     "anon_huge_pages": _if("transparent_hugepage_flags", _counter("NR_ANON_THPS")),
     "shmem_huge_pages": _if("transparent_hugepage_flags", _counter("NR_SHMEM_THPS")),
     "shmem_pmd_mapped": _if("transparent_hugepage_flags", _counter("NR_SHMEM_PMDMAPPED")),
     "file_huge_pages": _if("transparent_hugepage_flags", _counter("NR_FILE_THPS")),
     "file_pmd_mapped": _if("transparent_hugepage_flags", _counter("NR_FILE_PMDMAPPED")),
-    "cma_total": _if("cma_areas", lambda m: m.number("totalcma_pages") * PAGE),
+    "cma_total": _if("cma_areas", lambda m: m.number("totalcma_pages") * m.page),
     "cma_free": _if("cma_areas", _counter("NR_FREE_CMA_PAGES")),
     "unaccepted": _counter("NR_UNACCEPTED"),
     "balloon": _counter("NR_BALLOON_PAGES"),

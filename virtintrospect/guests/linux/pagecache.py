@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.errors import CorruptDataError, FaultError
-from virtintrospect.guests.linux.counters import PAGE
 from virtintrospect.guests.linux.xarray import Span, walk_spans
 
 if TYPE_CHECKING:
@@ -61,16 +60,17 @@ def read_inode(guest: LinuxGuest, inode: int, budget: Budget, *, limit: int = LI
     wanted = min(size, limit)
     if wanted <= 0:
         return CachedFile(size, (), limit)
-    last = (wanted - 1) // PAGE
+    page = guest.page_size
+    last = (wanted - 1) // page
     pages = _pages(guest, mapping, walk_spans(guest, root, budget, last=last), last)
     pieces: list[tuple[int, bytes]] = []
     for index, frame in sorted(pages.items()):
-        offset = index * PAGE
-        length = min(PAGE, wanted - offset)
+        offset = index * page
+        length = min(page, wanted - offset)
         if not budget.keep(length):
             break
         try:
-            data = guest.memory.read(frame * PAGE, length)
+            data = guest.memory.read(frame * page, length)
         except FaultError as error:
             guest.note("page of a file outside of memory", error.address)
             continue

@@ -52,7 +52,7 @@ class Frames:
 
         self._guest = guest
         self._base, self._size = page_array(guest)
-        self._page = 1 << guest.kernel.mode.levels[-1].shift
+        self._page = guest.page_size
         self.count = count
         self.kind = np.full(count, KIND["absent"], dtype=np.uint8)
         self.flags = np.zeros(count, dtype=np.uint64)

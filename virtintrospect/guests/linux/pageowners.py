@@ -52,7 +52,7 @@ def page_owners(guest: LinuxGuest) -> PageOwners:
 
     :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages.
     """
-    page = 1 << guest.kernel.mode.levels[-1].shift
+    page = guest.page_size
     count = guest.memory.end // page
     if count > _MAX_FRAMES:
         raise UnsupportedError(

@@ -32,7 +32,6 @@ PF_KTHREAD = 0x0020_0000
 _MAX_RT_PRIO, _DEFAULT_PRIO = 100, 120
 #: PID_MAX_LIMIT (include/linux/threads.h).
 _MAX_PID = 4 << 20
-_PAGE = 4096
 
 _MEMBERS = {
     "tid": "pid",
@@ -269,7 +268,7 @@ class _Table:
         utime, stime = self._times[index]
         resident = self._resident[index]
         kernel_thread = bool(row["flags"] & PF_KTHREAD)
-        user = bool(row["mm"]) and not kernel_thread
+        user, page = bool(row["mm"]) and not kernel_thread, self._guest.page_size
         return Process(
             pid=row["pid"],
             tid=row["tid"],
@@ -286,8 +285,8 @@ class _Table:
             start_time=self._start_time(row),
             user_time=None if utime is None else utime // 1_000_000,
             system_time=None if stime is None else stime // 1_000_000,
-            resident_size=None if resident is None or not user else resident * _PAGE,
-            total_size=row["total_vm"] * _PAGE if user and row["total_vm"] is not None else None,
+            resident_size=None if resident is None or not user else resident * page,
+            total_size=row["total_vm"] * page if user and row["total_vm"] is not None else None,
             path=self._file(row, "exe"),
             cmdline=self._kept(self._command_line(row)) if user else None,
             cwd=self._file(row, "cwd"),

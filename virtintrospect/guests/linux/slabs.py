@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from virtintrospect.errors import NotFoundError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.chains import walk_chains
-from virtintrospect.guests.linux.counters import PAGE, number
+from virtintrospect.guests.linux.counters import number
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.model import SlabCache
 
@@ -85,7 +85,7 @@ def slabs(guest: LinuxGuest) -> list[SlabCache]:
                 pagesperslab=pages,
                 active_slabs=count,
                 num_slabs=count,
-                size=None if count is None else count * pages * PAGE,
+                size=None if count is None else count * pages * guest.page_size,
                 address=cache,
             )
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.guests.linux import percpu
-from virtintrospect.guests.linux.counters import PAGE, Counters, items, longs, number
+from virtintrospect.guests.linux.counters import Counters, items, longs, number
 from virtintrospect.model import Counter
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def dirty_limits(guest: LinuxGuest, counters: Counters) -> tuple[int, int]:
 def _limit(guest: LinuxGuest, size: str, ratio: str, usable: int) -> int:
     wanted = number(guest, size)
     if wanted:
-        return -(-wanted // PAGE)
-    return number(guest, ratio, 4) * PAGE // 100 * usable // PAGE
+        return -(-wanted // guest.page_size)
+    return number(guest, ratio, 4) * guest.page_size // 100 * usable // guest.page_size
 
 
 def events(guest: LinuxGuest) -> list[int]:

@@ -49,8 +49,12 @@ _MAGIC, _MAGIC_OFFSET = b"ARM\x64", 56
 
 #: Bits of a leaf (arch/arm64/include/asm/pgtable-hwdef.h): read-only, no execution by the kernel.
 _READ_ONLY, _NO_EXECUTE = 1 << 7, 1 << 53
-_USUAL, _LARGE = (aarch64(12, bits)._replace(low=False) for bits in (48, 52))
+#: PAGE_SHIFT by the size of pages, and the sizes of addresses that kernels with such pages use
+#: (CONFIG_ARM64_VA_BITS). Made for 52 bits, one with 16 KiB has 47 on a processor without LPA2.
 _PAGE_SHIFTS = {4096: 12, 16384: 14, 65536: 16}
+_SIZES = {12: (48, 52), 14: (52, 48, 47), 16: (48, 52)}
+#: The part of a top table's entries that is its end, and how many entries are used at most.
+_LAST_PART, _MOST_ENTRIES = 32, 128
 
 
 class _Arm64(Machine):
@@ -137,8 +141,7 @@ class _Arm64(Machine):
         """``vmemmap``: VMEMMAP_START, less the pages before ``memstart_addr``."""
         raw = guest.pointer("memstart_addr")
         memstart = raw - (1 << 64) if raw >> 63 else raw
-        page_shift = guest.mapping.mode.levels[-1].shift
-        return _noted(guest, "VMEMMAP_START") - (memstart >> page_shift) * size
+        return _noted(guest, "VMEMMAP_START") - (memstart >> guest.page_shift) * size
 
     def vmalloc_size(self, guest: LinuxGuest) -> int | None:
         """VMALLOC_END - VMALLOC_START."""
@@ -200,14 +203,22 @@ def by_vmcoreinfo(memory: PhysicalMemory) -> Iterator[KernelMapping]:
 def by_page_table(memory: PhysicalMemory, most: int) -> Iterator[KernelMapping]:
     """Try pages as the kernel's top table, those of the first ``most`` bytes of RAM.
 
-    Only the usual formats: 4 KiB pages, 48 or 52 bits of address.
+    One size of pages after the other, the usual one first.
     """
+    for page_shift in _PAGE_SHIFTS.values():
+        modes = [aarch64(page_shift, bits)._replace(low=False) for bits in _SIZES[page_shift]]
+        yield from _by_page_table(memory, most, 1 << page_shift, modes)
+
+
+def _by_page_table(
+    memory: PhysicalMemory, most: int, page: int, modes: list[PagingMode]
+) -> Iterator[KernelMapping]:
     import numpy as np
 
     left, found = most, 0
     for region in memory.resident():
-        start = -(-region.start // 4096) * 4096
-        end = min(region.end, start + left) // 4096 * 4096
+        start = -(-region.start // page) * page
+        end = min(region.end, start + left) // page * page
         left -= max(0, end - start)
         for chunk in range(start, end, _CHUNK):
             size = min(_CHUNK, end - chunk)
@@ -215,39 +226,43 @@ def by_page_table(memory: PhysicalMemory, most: int) -> Iterator[KernelMapping]:
                 data = memory.view(chunk, size) or memory.read(chunk, size)
             except FaultError:
                 continue
-            words = np.frombuffer(data, dtype="<u8").reshape(-1, 512)
-            for mode, index in _top_tables(words, memory.end):
+            words = np.frombuffer(data, dtype="<u8").reshape(-1, page // 8)
+            for mode, index in _top_tables(words, memory.end, modes):
                 found += 1
                 if found > _MAX_ROOTS:
                     return
-                root = chunk + index * 4096
+                root = chunk + index * page
                 yield from _try_root(memory, mode, root, "a page table found in RAM")
         if left <= 0:
             return
 
 
-def _top_tables(pages: Any, end: int) -> Iterator[tuple[PagingMode, int]]:
+def _top_tables(pages: Any, end: int, modes: list[PagingMode]) -> Iterator[tuple[PagingMode, int]]:
     """Which pages may be the kernel's top table, and of which format.
 
-    Such a page has tables in RAM as entries and nothing else, and few of them. With 48 bits the
-    direct map is in its first half, the fixed map near its end; with 52 it has 16 entries, of
-    which the last leads to a table without the direct map.
+    Such a page has tables in RAM as entries and nothing else, and few of them. The direct map
+    is in the first half of the entries; image and fixed map are near their end, above the
+    direct map of any size of addresses. Behind the entries there is nothing.
     """
     import numpy as np
 
-    is_table = (pages[:, [15, *range(496, 512)]] & np.uint64(3)) == np.uint64(3)
+    counts = [1 << mode.levels[0].bits for mode in modes]
+    ends = [range(count - max(1, count // _LAST_PART), count) for count in counts]
+    is_table = (pages[:, [index for part in ends for index in part]] & np.uint64(3)) == 3
     likely = np.flatnonzero(is_table.any(axis=1))
     words = pages[likely]
     tables = (words & np.uint64(3)) == np.uint64(3)
-    frames = words & np.uint64(0x0000_FFFF_FFFF_F000)
+    # Those with 52 bits of address have other bits at both ends, which are zero below 2^48.
+    frames = words & np.uint64((1 << 48) - 8 * pages.shape[1])
     good = ((tables & (frames < np.uint64(end))) | (words == 0)).all(axis=1)
-    good &= tables.sum(axis=1) <= 128
+    good &= tables.sum(axis=1) <= _MOST_ENTRIES
     for number in np.flatnonzero(good).tolist():
         table = tables[number]
-        if table[:256].any() and table[496:].any():
-            yield _USUAL, int(likely[number])
-        elif table[:15].any() and table[15] and not table[16:].any():
-            yield _LARGE, int(likely[number])
+        for mode, count, part in zip(modes, counts, ends, strict=True):
+            last = table[part.start : part.stop].any()
+            if last and table[: count // 2].any() and not table[count:].any():
+                yield mode, int(likely[number])
+                break
 
 
 def _try_root(
@@ -282,8 +297,7 @@ def kernel_images(memory: PhysicalMemory, mode: PagingMode, root: int) -> Iterat
         return
     same = found.chosen(found.vaddr - found.paddr == _offset(best))
     inside = (same.vaddr >= best.start) & (same.vaddr - best.start < np.uint64(_LARGEST_IMAGE))
-    ends = same.vaddr[inside] + same.size[inside]
-    end = min(int(ends.max()), best.start + _LARGEST_IMAGE)
+    end = min(same.chosen(inside).end(), best.start + _LARGEST_IMAGE)
     whole = LinearRange(best.start, end, best.paddr)
     before = LinearRange(best.start - _SEGMENT, end, best.paddr - _SEGMENT)
     yield from (whole, before) if _has_header(memory, best.paddr) else (before, whole)
