@@ -181,12 +181,15 @@ class AddressSpace:
         The linear ranges are not asked, the tables alone are. For a process
         ``pages(end=1 << 47)`` leaves the kernel's half out.
 
-        :param limit: page tables that are read at most. A process has one for each 2 MiB that
+        :param limit: page tables that are read at most; one of more than 4 KiB, as kernels with
+            larger pages have them, counts as several. A process has one for each 2 MiB that
             it uses; a hostile guest's tables may have no end.
         :raises CorruptDataError: there are more tables than that.
         """
         import numpy as np
 
+        for level in self.mode.levels[-1:]:
+            limit = min(limit, limit * _PAGE // (self.mode.entry_size << level.bits))
         found, read = [no_leaves()], 0
         for tables, some in leaves(self.memory, self.mode, [self.root], start, end, limit + 1):
             read += len(tables.paddr)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.images import BuiltMemory, PageTables
 from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL
+from virtintrospect.arch.arm64 import aarch64
 from virtintrospect.arch.leaves import EXECUTABLE, PRESENT, USER, WRITABLE, leaves
 from virtintrospect.errors import CorruptDataError, FaultError, UsageError
 from virtintrospect.memory.base import MAX_READ
@@ -60,6 +61,15 @@ def test_several_address_spaces(memory: BuiltMemory) -> None:
     assert found == [(0, 0x8_0000), (1, 0x8_1000), (2, 0x8_2000)]
     assert sum(len(tables.paddr) for tables, _ in batches) == 12
     assert [tables.level for tables, _ in batches] == ["PGD", "PUD", "PMD", "PTE"]
+
+
+def test_larger_tables_count_as_several() -> None:
+    """A table of 64 KiB is sixteen of 4 KiB: a guest must not have more read by larger pages."""
+    memory = BuiltMemory(1 << 17)
+    memory.write_u64(1 << 16, *[1 << 16 | 3] * 8192)
+    with pytest.raises(CorruptDataError, match="more than 100 page tables"):
+        AddressSpace(memory, aarch64(16, 48), 1 << 16).pages(limit=1600)
+    assert memory.reads < 200
 
 
 def test_tables_without_end(memory: BuiltMemory) -> None:

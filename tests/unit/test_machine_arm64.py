@@ -90,6 +90,29 @@ def test_a_page_table_leads_there(shift: int, bits: int) -> None:
     assert found.image.start == TEXT - (64 << 10)
 
 
+class Registers:
+    """TTBR1_EL1 and TCR_EL1 of the only CPU."""
+
+    vcpus = 1
+
+    def __init__(self, root: int, control: int) -> None:
+        self.values = {"ttbr1_el1": root, "tcr_el1": control}
+
+    def registers(self, vcpu: int) -> dict[str, int]:
+        return self.values if vcpu == 0 else {}
+
+
+@pytest.mark.parametrize(
+    ("shift", "bits", "size"), [(12, 48, 2), (14, 47, 1), (14, 52, 1), (16, 48, 3), (16, 52, 3)]
+)
+def test_registers_lead_there(shift: int, bits: int, size: int) -> None:
+    """TCR_EL1 has the size of pages in TG1 (31:30), that of addresses in T1SZ (21:16)."""
+    memory, tables = built(shift, bits)
+    registers = Registers(tables.root | 7 << 48 | 1, size << 30 | 64 - bits << 16)
+    found = next(arm64.by_registers(memory, registers))
+    assert (found.mode, found.root) == (tables.mode, tables.root)
+
+
 @pytest.mark.parametrize(("shift", "bits"), [(12, 48), (14, 48), (16, 48), (16, 52)])
 def test_vmcoreinfo_leads_there(shift: int, bits: int) -> None:
     memory, tables = built(shift, bits)
