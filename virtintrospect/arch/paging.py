@@ -229,7 +229,7 @@ def translator(
     bytes as an entry has at a physical address, and may raise
     :exc:`~virtintrospect.errors.FaultError`.
 
-    :param frames: :attr:`PhysicalMemory.frames` of the memory that ``read_entry`` reads.
+    :param frames: ``PhysicalMemory.frames`` of the memory that ``read_entry`` reads.
     """
     root_mask, canonical, entry_size = mode.root_mask, mode.canonical, mode.entry_size
     levels = [
