@@ -243,9 +243,10 @@ def test_no_more_than_the_budget(disk: Disk) -> None:
     assert budget.problem is not None
 
 
-def test_absurd_struct_page(disk: Disk) -> None:
+@pytest.mark.parametrize("size", [1 << 20, 16, 68])
+def test_absurd_struct_page(disk: Disk, size: int) -> None:
     inode = disk.file({0: b"a"}, 1)
-    disk.guest.types.sizeof = lambda _: 1 << 20
+    disk.guest.types.sizeof = lambda _: size
     with pytest.raises(CorruptDataError):
         read(disk, inode)
 

@@ -128,6 +128,17 @@ def test_a_mapping_is_believed_if_its_inode_leads_back() -> None:
     ]  # fmt: skip
 
 
+def test_an_array_of_all_pages_ends() -> None:
+    """With CONFIG_FLATMEM something else follows: it is no page."""
+    built = kernel({})
+    built.number("mem_map", BASE + ARRAY)
+    built.number("max_mapnr", 100)
+    assert kinds(built, 99, 100, 128, 200) == ["kernel", "absent", "absent", "absent"]
+    built = kernel({})
+    built.number("mem_map", 0)  # there, and not used: CONFIG_SPARSEMEM without CONFIG_NUMA
+    assert kinds(built, 99, 200) == ["kernel", "kernel"]
+
+
 def test_heads_and_orders_that_lead_nowhere() -> None:
     pages = {
         8: {"compound_head": 1}, 9: {"compound_head": (1 << 64) - 1},

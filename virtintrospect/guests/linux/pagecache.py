@@ -112,6 +112,6 @@ def _pages(guest: LinuxGuest, mapping: int, spans: list[Span], last: int) -> dic
 def page_array(guest: LinuxGuest) -> tuple[int, int]:
     """Address and element size of the array of all pages (``pfn_to_page()``)."""
     size = guest.types.sizeof("page")
-    if size not in _PAGE_SIZES:
+    if size not in _PAGE_SIZES or size % guest.types.pointer_size:
         raise CorruptDataError(f"a struct page of {size} bytes", 0)
     return guest.machine.page_array(guest, size), size

@@ -54,6 +54,9 @@ class Frames:
         self._base, self._size = page_array(guest)
         self._page = guest.page_size
         self.count = count
+        # One array of all pages (CONFIG_FLATMEM) ends there, and something else follows.
+        flat = "mem_map" in guest.symbols and guest.pointer("mem_map")
+        self._end = guest.pointer("max_mapnr") if flat else count
         self.kind = np.full(count, KIND["absent"], dtype=np.uint8)
         self.flags = np.zeros(count, dtype=np.uint64)
         #: Where the array lies: its virtual addresses.
@@ -80,21 +83,24 @@ class Frames:
         import numpy as np
 
         raw, there = self._read(start, count)
-        words = raw.view(np.uint64).reshape(count, -1)
+        word = self._guest.types.pointer_size
+        words = raw.view(f"<u{word}").reshape(count, -1)
         halves = raw.view(np.uint32).reshape(count, -1)
-        flags = words[:, self._at["flags"] // 8]
+        flags, head, mapping, private = (
+            words[:, self._at[name] // word].astype(np.uint64, copy=False)
+            for name in ("flags", "head", "mapping", "private")
+        )
         kinds = halves[:, self._at["type"] // 4]
-        mapping = words[:, self._at["mapping"] // 8]
         references = halves[:, self._at["count"] // 4]
 
-        heads, larger = self._heads(words[:, self._at["head"] // 8], start)
+        heads, larger = self._heads(head, start)
         kind = np.full(count, KIND["kernel"], dtype=np.uint8)
         kind[references == 0] = KIND["free_percpu"]
         typed = self._typed(kinds, flags, raw.reshape(count, -1))
         self._mapped(kind, mapping, flags, typed == 0)
         kind[typed != 0] = typed[typed != 0]
         kind[larger] = kind[heads[larger]]
-        self._buddies(kind, words[:, self._at["private"] // 8])
+        self._buddies(kind, private)
         kind[self._flag(flags, "PG_reserved")] = KIND["reserved"]
         kind[self._flag(flags, "PG_hwpoison")] = KIND["poisoned"]
         kind[~there] = KIND["absent"]
@@ -110,7 +116,8 @@ class Frames:
         there = np.zeros(count * size // _STEP + 1, dtype=bool)
         base = self._base + start * size
         frames = [self.memmap]
-        for run in guest.kernel.runs(base, count * size):
+        known = max(0, min(count, self._end - start))
+        for run in guest.kernel.runs(base, known * size):
             at = run.vaddr - base
             if guest.memory.region_index(run.paddr) < 0:
                 continue
@@ -120,7 +127,9 @@ class Frames:
             there[at // _STEP : -(-(at + run.size) // _STEP)] = True
             frames.append(np.arange(run.paddr // self._page, (run.paddr + run.size) // self._page))
         self.memmap = np.concatenate(frames).astype(np.uint64)
-        return raw, there[np.arange(count) * size // _STEP]
+        present = there[np.arange(count) * size // _STEP]
+        present[known:] = False
+        return raw, present
 
     def _heads(self, word: Array, start: int) -> tuple[Array, Array]:
         """The first page of the larger one that each page is in, and which are not it.
@@ -243,7 +252,7 @@ def _offset(guest: LinuxGuest, *paths: str) -> int:
     types = guest.types
     path = next((path for path in paths if types.has("page", path)), paths[0])
     offset = types.offsetof("page", path)
-    aligned = 4 if path in ("page_type", "_refcount") else 8
+    aligned = 4 if path in ("page_type", "_refcount") else types.pointer_size
     if not 0 <= offset <= types.sizeof("page") - aligned or offset % aligned:
         raise CorruptDataError(f"page.{path} at offset {offset}", 0)
     return offset

@@ -153,7 +153,7 @@ class _Owners:
             return  # the direct map is not where it should be: all would look like vmalloc()
         array = self._frames.place
         known = [*((linear.start, linear.end) for linear in kernel.linear), image[:2], array]
-        start = 1 << 63
+        start = _kernel_start(self._guest)
         for first, end in [*sorted(known), (1 << 64, 1 << 64)]:
             # On x86-64 modules have the room behind the image to themselves.
             modules = self._guest.machine.name == "x86-64" and start >= image.end
@@ -194,7 +194,7 @@ class _Owners:
         roots = [process.root for process in self._users]
         pids = np.array([process.pid for process in self._users], dtype=np.int32)
         mode = self._guest.machine.user_mode(self._guest.kernel.mode)
-        end = 1 << (mode.virtual_bits - 1)
+        end = min(1 << (mode.virtual_bits - 1), _kernel_start(self._guest))
         first = np.full(len(self._kind), len(roots), dtype=np.int32)
         several = np.zeros(len(self._kind), dtype=bool)
         for tables, found in self._leaves(roots, mode, 0, end):
@@ -292,3 +292,11 @@ class _Owners:
                 )
             )
         return rows
+
+
+def _kernel_start(guest: LinuxGuest) -> int:
+    """First address of the kernel's part; of 32 bits that is where its direct map begins."""
+    if guest.types.pointer_size == 8:
+        return 1 << 63
+    starts = (linear.start for linear in guest.kernel.linear)
+    return min(starts, default=guest.machine.lowest_code)
