@@ -88,7 +88,8 @@ static char *slurp(int fd, size_t *size)
 			if (!buffer)
 				_exit(1);
 		}
-		n = read(fd, buffer + used, room - used);
+		/* Files below /proc/sys refuse to be asked for 4 MiB or more, whatever they have. */
+		n = read(fd, buffer + used, room - used < 1 << 20 ? room - used : 1 << 20);
 		if (n < 0 && errno == EPIPE) /* /dev/kmsg: records were overwritten meanwhile */
 			continue;
 		if (n <= 0)
