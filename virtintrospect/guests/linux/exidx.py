@@ -60,7 +60,7 @@ class UnwindTables:
         index = int(begins.searchsorted(address, side="right")) - 1
         if index < 0:
             raise Broken(f"no unwinding table has {address:#x}")
-        place, word = entries[index].tolist()
+        place, word = (int(number) for number in entries[index])
         if word == _CANNOT:
             return None
         if not word >> 31:  # elsewhere
@@ -68,12 +68,12 @@ class UnwindTables:
             word = int.from_bytes(self._guest.kernel.read(place, 4), "little")
         kind, more = word >> 24 & 0xFF, word >> 16 & 0xFF
         if kind == 0x80:
-            return word.to_bytes(4, "big")[1:]
+            return bytes([word >> 16 & 0xFF, word >> 8 & 0xFF, word & 0xFF])
         if kind != 0x81:
             raise Broken(f"an unwinding table for {address:#x} of unknown kind ({kind:#x})")
         data = self._guest.kernel.read(place + 4, 4 * more)
         words = [data[at : at + 4][::-1] for at in range(0, len(data), 4)]
-        return b"".join([word.to_bytes(4, "big")[2:], *words])
+        return b"".join([bytes([word >> 8 & 0xFF, word & 0xFF]), *words])
 
     def _entries(self, table: _Table) -> tuple[Any, Any]:
         """Where functions begin, in rising order; place and second word of each entry."""
@@ -87,14 +87,16 @@ class UnwindTables:
         offsets = (offsets & 0x7FFF_FFFF) - ((offsets & 0x4000_0000) << 1)
         begins = (places + offsets) & _WORD
         order = np.argsort(begins, kind="stable")
-        entries = np.stack([places[order] + 0, words[1::2].astype(np.int64)[order]], axis=1)
+        entries = np.stack([places[order], words[1::2].astype(np.int64)[order]], axis=1)
         return begins[order], entries
 
 
 def _tables(guest: LinuxGuest) -> Iterator[_Table]:
     symbols = guest.symbols
     code = symbols.address("_stext"), symbols.address("_etext")
-    yield _bounded(code, symbols.address("__start_unwind_idx"), symbols.address("__stop_unwind_idx"))
+    yield _bounded(
+        code, symbols.address("__start_unwind_idx"), symbols.address("__stop_unwind_idx")
+    )
     members = {"start": "start", "stop": "stop", "first": "begin_addr", "last": "end_addr"}
     try:
         addresses = guest.entries("unwind_tables", "unwind_table", "list")
