@@ -136,6 +136,8 @@ def domain_xml(
             f"<cmdline>{escape(cmdline.strip())}</cmdline>"
         )
     backing = _BACKINGS[config.backing]
+    # A kernel with short descriptors cannot reach PCI of this machine, which is above 4 GiB.
+    bus = "<address type='virtio-mmio'/>" if (config.arch, config.levels) == ("armv7l", 2) else ""
     processor = machine.processor if config.levels == 4 else machine.best
     return f"""
 <domain type='{domain_type(config)}'>
@@ -154,8 +156,9 @@ def domain_xml(
     <controller type='usb' model='none'/>
     {"<panic model='isa'/>" if config.crashes else ""}
     <serial type='file'><source path='{escape(str(log))}'/></serial>
+    {f"<controller type='virtio-serial'>{bus}</controller>" if bus else ""}
     <channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>
-    <interface type='user'><model type='virtio'/><rom enabled='no'/></interface>
+    <interface type='user'><model type='virtio'/>{bus or "<rom enabled='no'/>"}</interface>
   </devices>
 </domain>
 """

@@ -28,6 +28,7 @@ _COMPILERS = {
 STOCK_MODULES = (
     ("crc32c_generic", ""),  # others need it without saying so
     ("virtio_pci", ""),
+    ("virtio_mmio", ""),  # where it is named in kernels.py
     ("virtio_console", ""),
     ("ext4", ""),  # built in, where it is not named in kernels.py
     ("dummy", "numdummies=2"),

@@ -50,8 +50,14 @@ class _Process(NamedTuple):
 def page_owners(guest: LinuxGuest) -> PageOwners:
     """Look at every page frame.
 
-    :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages.
+    :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages, or
+        pointers of 32 bits.
     """
+    if guest.types.pointer_size != 8:
+        raise UnsupportedError(
+            f"owners of pages are not found for kernels of 32 bits ({guest.machine.name})",
+            hint="`memory` has the sums, `maps PID` the mappings of a process",
+        )
     page = 1 << guest.kernel.mode.levels[-1].shift
     count = guest.memory.end // page
     if count > _MAX_FRAMES:
