@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,22 @@ def test_the_tables_that_matter_most(boot: Callable[[Config], Guest], config: Co
         # /proc/PID/stack is empty there, but for the task that reads it.
         compare_waits(ours, guest)
         compare_log_of_stacks(ours, guest)
+
+
+def test_registers_of_a_core_of_arm(boot: Callable[[Config], Guest], tmp_path: Path) -> None:
+    """Its CPU was at something, and what was that leads to a program or to the first task."""
+    guest, path = boot(ARM), tmp_path / "core"
+    tmp_path.chmod(0o755)
+    guest.domain.coreDumpWithFormat(str(path), 0, 16)  # VIR_DUMP_MEMORY_ONLY
+    with open_session(str(path)) as session:
+        frames = session.guest.cpu_stacks()
+        assert not session.guest.take_problems()
+        assert {p.name for p in session.guest.processes()} >= {b"init", b"kthreadd", b"agent"}
+    path.unlink()
+    assert frames[0].found_by in ("registers", "user")
+    assert all(frame.confidence == 1.0 for frame in frames)
+    ends = frames[-1].found_by, frames[-1].function
+    assert ends[0] == "user" or ends[1] in ("start_kernel", "ret_from_fork")
 
 
 def compare_waits(ours: LinuxGuest, guest: Guest) -> None:

@@ -127,7 +127,7 @@ def tables() -> Callable[[dict[int, int]], UnwindTables]:
         }  # fmt: skip
         guest: Any = SimpleNamespace(
             kernel=memory,
-            symbols=SimpleNamespace(address=addresses.__getitem__),
+            symbols=SimpleNamespace(address=addresses.__getitem__, get=addresses.get),
             entries=entries,
             note=lambda *_: None,
         )

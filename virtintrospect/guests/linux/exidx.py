@@ -93,7 +93,9 @@ class UnwindTables:
 
 def _tables(guest: LinuxGuest) -> Iterator[_Table]:
     symbols = guest.symbols
-    code = symbols.address("_stext"), symbols.address("_etext")
+    # The code of the boot is behind the rest, and gone; a CPU's first task has frames of it.
+    end = max(symbols.address("_etext"), symbols.get("_einittext", 0))
+    code = symbols.address("_stext"), end
     yield _bounded(
         code, symbols.address("__start_unwind_idx"), symbols.address("__stop_unwind_idx")
     )

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.guests.linux.text import KernelText
 
-_FP = 11
+_FP, _LINK = 11, f"r{LR}"
+_KNOWN = (*(f"r{number}" for number in range(4, _FP)), _LINK)
 #: What ``__switch_to`` keeps besides sp and pc: r4 to r9, r10 (sl), r11 (fp).
 _KEPT = {f"r{number}": number for number in range(4, 10)} | {"sl": 10, "fp": _FP}
 #: THREAD_START_SP is so much below the end of the stack.
@@ -63,26 +64,41 @@ class UnwindTableWalker(StackWalker):
     def _step(self, state: State, stacks: Sequence[Stack]) -> str | None:
         instructions = self._tables.instructions(state.ip - (not state.signal))
         if instructions is None:
+            link = state.registers.get(_LINK, 0)
+            if link and state.ip not in self._entry:
+                return self._leaf(state, link)
             return self._program(state, stacks)
-        known = {int(name[1:]): value for name, value in state.registers.items()}
+        # A function keeps r4 to r11 for its caller; what it has in others tells nothing.
+        known = {int(name[1:]): n for name, n in state.registers.items() if name in _KNOWN}
         if state.bp:
             known[_FP] = state.bp
         known[SP] = state.sp
         found = execute(instructions, known, lambda at: number_of(stacks, at, 4))
         if found[PC] & ~1 == state.ip & ~1 and found[SP] == state.sp:
             raise Broken("the stack leads back to itself")
+        if not found[PC]:
+            return None  # the first task: nothing has called it
         # Entry from the kernel saves all registers: that code was interrupted.
         interrupted = 0 in found
         state.ip, state.sp, state.bp = found[PC], found[SP], found.get(_FP, 0)
-        kept = range(4, _FP)
-        state.registers = {f"r{number}": found[number] for number in kept if number in found}
+        state.registers = {f"r{n}": found[n] for n in range(4, _FP) if n in found}
         if interrupted:
-            state.registers |= {f"r{LR}": found[LR]}
+            state.registers |= {_LINK: found[LR]}
         # Entry code has functions return to places that follow no call.
         state.signal = interrupted or state.ip in self._entry
-        if not self._text.is_code(state.ip) and not self._text.in_image(state.ip):
-            raise Broken(f"{state.ip:#x} is no code")
+        self._check(state.ip)
         return "registers" if interrupted else "unwinding table"
+
+    def _leaf(self, state: State, link: int) -> str:
+        """Assembler without a table, interrupted: what calls nothing has its caller in lr."""
+        state.ip, state.signal = link, link in self._entry
+        state.registers = {name: n for name, n in state.registers.items() if name != _LINK}
+        self._check(state.ip)
+        return "registers"
+
+    def _check(self, address: int) -> None:
+        if not self._text.is_code(address) and not self._text.in_image(address):
+            raise Broken(f"{address:#x} is no code")
 
     def _program(self, state: State, stacks: Sequence[Stack]) -> str | None:
         """Entry code was reached: behind it is a program, or for a kernel thread nothing."""
