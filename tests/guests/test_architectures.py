@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtintrospect.errors import NotFoundError
+from virtintrospect.errors import NotFoundError, UnsupportedError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.stack import StackReader
@@ -68,6 +68,8 @@ def test_the_tables_that_matter_most(boot: Callable[[Config], Guest], config: Co
         agree(guest, lambda: meminfo(guest), lambda: our_meminfo(ours), SLACK)
         # /proc/PID/stack is empty there, but for the task that reads it.
         compare_waits(ours, guest)
+        with pytest.raises(UnsupportedError, match="kernels of 32 bits"):
+            ours.page_owners()
         compare_log_of_stacks(ours, guest)
 
 

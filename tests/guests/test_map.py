@@ -23,6 +23,12 @@ SWAPBACKED, HUGE, COUNTED = 14, 17, ("anonymous", "file", "shared")
 OWN = 32
 
 
+@pytest.fixture(autouse=True)
+def _of_64_bits(linux: LinuxGuest) -> None:
+    if linux.types.pointer_size != 8:
+        pytest.skip("owners of pages are not found for kernels of 32 bits")
+
+
 def proc(guest: Guest, name: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """A number for each page frame, by the kernel's own word."""
     return np.frombuffer(guest.get(f"/proc/{name}"), dtype="<u8")
