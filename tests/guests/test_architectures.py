@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from virtintrospect.errors import NotFoundError
+from virtintrospect.errors import NotFoundError, UnsupportedError
+from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.guests.linux.stack import StackReader
 from virtintrospect.session import open_session
 
 from . import compare, test_cgroups, test_counters
 from .lab.domain import Config
 from .lab.guest import Guest
 from .test_cgroups import test_every_field_is_that_of_the_file as compare_groups
-from .test_counters import agree
+from .test_counters import SLACK, agree, meminfo, our_meminfo
 from .test_files import test_maps_of_everybody as compare_areas
 from .test_map import test_kinds as compare_pages
 from .test_map import test_mappings as compare_mappings
 from .test_slabs import test_every_cache as compare_caches
+from .test_stacks import tasks
 from .test_stacks import test_every_stack_is_that_of_the_guest as compare_stacks
 
 #: The newest kernel, with 52 bits of address, signed return addresses and private memory.
@@ -30,12 +35,19 @@ FUNCTIONS = Config("6.1-arm64", pti=False, machine="virt", arch="aarch64")
 RISCV = Config("6.12-riscv64", levels=5, pti=False, machine="virt", arch="riscv64")
 #: Pages of 16 KiB.
 LARGER = Config("6.12-arm64-16k", levels=5, pti=False, machine="virt", arch="aarch64")
+#: Symbols and types come from its debug package.
+ARM = Config("6.12-armmp-lpae", levels=3, pti=False, machine="virt", arch="armv7l")
+ARM_SHORT = Config(
+    "6.12-armmp", levels=2, backing="anonymous", pti=False, machine="virt", arch="armv7l"
+)
 
 PAGE_MODES = {
     LARGER: "aarch64-16k-52",
     NEWEST: "aarch64-4k-52",
     FUNCTIONS: "aarch64-4k-48",
     RISCV: "sv57",
+    ARM: "arm-lpae",
+    ARM_SHORT: "arm-short",
 }
 
 
@@ -45,7 +57,7 @@ def test_what_is_counted_in_pages(boot: Callable[[Config], Guest]) -> None:
     # A huge page has 32 MiB.
     guest.run(test_counters.WORKLOAD.replace("echo 6 >", "echo 2 >"), 90)
 
-    def meminfo() -> dict[str, int]:
+    def lines() -> dict[str, int]:
         found = test_counters.meminfo(guest)
         del found["zswap"]  # which only zswap's own allocator knows until 6.17
         return found
@@ -55,7 +67,7 @@ def test_what_is_counted_in_pages(boot: Callable[[Config], Guest]) -> None:
         assert isinstance(ours, LinuxGuest)
         assert ours.page_size == guest.snapshot().page_size == 16 << 10
         slack = 4 * test_counters.SLACK
-        mine = agree(guest, meminfo, lambda: test_counters.our_meminfo(ours), slack)
+        mine = agree(guest, lines, lambda: test_counters.our_meminfo(ours), slack)
         assert mine["hugetlb"] == 64 << 20
         assert 0 < mine["swap_free"] < mine["swap_total"]
         for settings in (
@@ -64,7 +76,7 @@ def test_what_is_counted_in_pages(boot: Callable[[Config], Guest]) -> None:
             "echo 0 > overcommit_kbytes; echo 30 > dirty_ratio; echo 40 > dirty_background_ratio",
         ):
             guest.run(f"cd /proc/sys/vm; {settings}")
-            agree(guest, meminfo, lambda: test_counters.our_meminfo(ours), slack)
+            agree(guest, lines, lambda: test_counters.our_meminfo(ours), slack)
             agree(
                 guest,
                 lambda: test_counters.vmstat(guest),
@@ -103,7 +115,79 @@ def test_the_tables_that_matter_most(boot: Callable[[Config], Guest], config: Co
             assert info.arguments == before.file("/proc/cmdline").strip()
         problems = [problem.what for problem in ours.take_problems()]
         assert all("command line" in what and ours.functions_only for what in problems)
-        compare_stacks(ours, guest)
+        if config.arch != "armv7l":
+            compare_stacks(ours, guest)
+            return
+        agree(guest, lambda: meminfo(guest), lambda: our_meminfo(ours), SLACK)
+        # /proc/PID/stack is empty there, but for the task that reads it.
+        compare_waits(ours, guest)
+        with pytest.raises(UnsupportedError, match="kernels of 32 bits"):
+            ours.page_owners()
+        compare_log_of_stacks(ours, guest)
+
+
+def test_registers_of_a_core_of_arm(boot: Callable[[Config], Guest], tmp_path: Path) -> None:
+    """Its CPU was at something, and what was that leads to a program or to the first task."""
+    guest, path = boot(ARM), tmp_path / "core"
+    tmp_path.chmod(0o755)
+    guest.domain.coreDumpWithFormat(str(path), 0, 16)  # VIR_DUMP_MEMORY_ONLY
+    with open_session(str(path)) as session:
+        frames = session.guest.cpu_stacks()
+        assert not session.guest.take_problems()
+        assert {p.name for p in session.guest.processes()} >= {b"init", b"kthreadd", b"agent"}
+    path.unlink()
+    assert frames[0].found_by in ("registers", "user")
+    assert all(frame.confidence == 1.0 for frame in frames)
+    ends = frames[-1].found_by, frames[-1].function
+    assert ends[0] == "user" or ends[1] in ("start_kernel", "ret_from_fork")
+
+
+def compare_waits(ours: LinuxGuest, guest: Guest) -> None:
+    """Where tasks wait, and where in their programs, by /proc/PID/wchan and syscall."""
+    guest.run("sleep 1")
+    before = tasks(guest)
+    reader = StackReader(ours, Budget())
+    addresses = [process.address for process in ours.processes(threads=True)]
+    found = {item.row["tid"]: item for item in reader.stacks(addresses)}
+    after = tasks(guest)
+    resting = {tid for tid in before if tid in after and before[tid].lines == after[tid].lines}
+    waiting = {tid for tid in resting if before[tid].lines["wchan"] not in ([], ["0"])}
+    assert len(waiting) > 50
+    for tid in waiting:
+        item = found[tid]
+        assert not item.broken
+        assert all(row.confidence == 1.0 for row in reader.rows(item))
+        assert [reader.wait_channel(item)] == before[tid].lines["wchan"], tid
+    users = {tid: before[tid].user for tid in waiting if before[tid].user}
+    assert len(users) > 30
+    last = {tid: found[tid].frames[-1] for tid in users}
+    assert {frame.found_by for frame in last.values()} == {"user"}
+    assert {tid: (frame.sp, frame.address) for tid, frame in last.items()} == users
+
+
+def compare_log_of_stacks(ours: LinuxGuest, guest: Guest) -> None:
+    """Every frame of what sleeps, by what the kernel itself logs of all tasks (SysRq t)."""
+    guest.run("sleep 1; echo t > /proc/sysrq-trigger")
+    reader = StackReader(ours, Budget())
+    tasks = ours.processes(threads=True)
+    found = {item.row["tid"]: item for item in reader.stacks([task.address for task in tasks])}
+    logged = dict(stacks_in(guest.run("dmesg", 60).decode(errors="replace")))
+    # The agent has answered meanwhile, and workers may have run.
+    moving = {task.tid for task in tasks if re.match(rb"agent|kworker|rcu|ksoftirq", task.name)}
+    same = {tid: frames for tid, frames in logged.items() if tid in found and tid not in moving}
+    assert len(same) > 80
+    for tid, frames in same.items():
+        rows = [row for row in reader.rows(found[tid]) if row.found_by != "user"]
+        assert [str(row.symbol).split(" ")[0] for row in rows[1:]] == frames, tid
+
+
+def stacks_in(log: str) -> Iterator[tuple[int, list[str]]]:
+    """Tasks and where each of their frames returns to; a name may be cut into lines."""
+    for part in re.split(r"\] task:", log)[1:]:
+        head, _, frames = part.partition("Call trace:")
+        number = re.search(r" pid:(\d+) +tgid:\d+ +ppid:\d+ ", head)
+        if number:
+            yield int(number[1]), re.findall(r"\]  \S+ from (\S+)", frames)
 
 
 def test_what_a_kernel_does_not_tell_is_said(boot: Callable[[Config], Guest]) -> None:

@@ -21,7 +21,7 @@ from virtintrospect.acquire.layout import lay_out
 from virtintrospect.driver import Target
 from virtintrospect.errors import FaultError, OutputError, UnsupportedError, UsageError
 from virtintrospect.memory import PhysicalMemory, Region
-from virtintrospect.memory.cpunotes import Note, qemu_note, registers
+from virtintrospect.memory.cpunotes import Note, qemu_note, registers, status_note
 from virtintrospect.memory.elfcore import ElfCore
 from virtintrospect.memory.image import open_image
 
@@ -141,6 +141,18 @@ def test_registers_go_there_and_back() -> None:
     values = {"rip": 0xFFFF_FFFF_8100_0000, "cr3": 0x1000, "gs_base": 5, "cs": 16, "cr4": 0x6F0}
     (found,) = registers([qemu_note(values)])
     assert {name: value for name, value in found.items() if value} == values
+
+
+def test_a_note_of_a_32_bit_arm() -> None:
+    """Its words have 4 bytes; the registers begin at 72 (target/arm/arch_dump.c)."""
+    values = {"r0": 1, "r11": 0xC1A1_01AC, "sp": 0xC1A0_1F90, "pc": 0xC041_D548, "cpsr": 0x93}
+    note = status_note(2, values, "arm")
+    assert note is not None
+    assert len(note.desc) == 148
+    assert note.desc[72:76] == b"\1\0\0\0"
+    (found,) = registers([note], "arm")
+    assert {name: found[name] for name in values} == values
+    assert registers([note._replace(desc=note.desc[:140])], "arm") == []
 
 
 def test_what_is_there_is_not_replaced(tmp_path: Path, origin: Origin) -> None:

@@ -2,7 +2,7 @@
 
 QEMU writes two notes a CPU for x86 (target/i386/arch_dump.c): ``CORE`` with a ``struct
 elf_prstatus``, as of a program, and ``QEMU`` with a ``QEMUCPUState``, which has the segments'
-bases and the control registers, too. For AArch64 and RISC-V (target/arm/arch_dump.c,
+bases and the control registers, too. For ARM and RISC-V (target/arm/arch_dump.c,
 target/riscv/arch_dump.c) there is only the first; and so in /proc/vmcore, which a kernel that
 crashed leaves to the next one.
 """
@@ -26,9 +26,8 @@ _CONTROL = struct.Struct("<5Q")
 _GS_BASE = struct.Struct("<Q")
 _MASK = (1 << 64) - 1
 
-#: NT_PRSTATUS: struct elf_prstatus of 64-bit kernels (include/linux/elfcore.h), where the PID and
-#: the registers are in it, and what is behind these.
-_PRSTATUS, _PID_AT, _STATUS_AT, _STATUS_TAIL = 1, 32, 112, 8
+#: NT_PRSTATUS.
+_PRSTATUS = 1
 _STATUS_NAMES = {
     # struct user_regs_struct (arch/x86/include/asm/user_64.h).
     "x86-64": (
@@ -36,6 +35,8 @@ _STATUS_NAMES = {
         "rsi", "rdi", "orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds",
         "es", "fs", "gs",
     ),
+    # struct pt_regs (arch/arm/include/uapi/asm/ptrace.h).
+    "arm": (*(f"r{number}" for number in range(13)), "sp", "lr", "pc", "cpsr", "orig_r0"),
     "aarch64": (*(f"x{number}" for number in range(31)), "sp", "pc", "pstate"),
     "riscv64": (
         "pc", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
@@ -43,6 +44,15 @@ _STATUS_NAMES = {
         "t4", "t5", "t6",
     ),
 }  # fmt: skip
+
+
+class _Status(NamedTuple):
+    """A struct elf_prstatus (include/linux/elfcore.h): where PID and registers are in it."""
+
+    pid_at: int
+    at: int
+    registers: struct.Struct
+    size: int
 
 
 class Note(NamedTuple):
@@ -65,12 +75,12 @@ def registers(notes: Iterable[Note], machine: str = "x86-64") -> list[dict[str, 
     names = _STATUS_NAMES.get(machine)
     if found or names is None:
         return found
-    layout = struct.Struct(f"<{len(names)}Q")
+    status = _status(machine)
     return [
-        dict(zip(names, layout.unpack_from(note.desc, _STATUS_AT), strict=True))
+        dict(zip(names, status.registers.unpack_from(note.desc, status.at), strict=True))
         for note in notes
         if (note.name, note.type) == ("CORE", _PRSTATUS)
-        and len(note.desc) >= _STATUS_AT + layout.size
+        and len(note.desc) >= status.at + status.registers.size
     ]
 
 
@@ -82,11 +92,20 @@ def status_note(number: int, values: Mapping[str, int], machine: str) -> Note | 
     names = _STATUS_NAMES.get(machine, ())
     if not {"rip", "pc"} & values.keys() & set(names):
         return None
-    status = bytearray(_STATUS_AT + 8 * len(names) + _STATUS_TAIL)
-    struct.pack_into("<I", status, _PID_AT, number)
-    packed = (values.get(name, 0) & _MASK for name in names)
-    struct.pack_into(f"<{len(names)}Q", status, _STATUS_AT, *packed)
+    layout = _status(machine)
+    status = bytearray(layout.size)
+    struct.pack_into("<I", status, layout.pid_at, number)
+    mask = (1 << 8 * (layout.registers.size // len(names))) - 1
+    layout.registers.pack_into(status, layout.at, *(values.get(name, 0) & mask for name in names))
     return Note("CORE", _PRSTATUS, bytes(status))
+
+
+def _status(machine: str) -> _Status:
+    """That of a machine of :data:`_STATUS_NAMES`, of 32 or of 64 bits."""
+    count = len(_STATUS_NAMES[machine])
+    if machine == "arm":
+        return _Status(24, 72, struct.Struct(f"<{count}I"), 72 + 4 * count + 4)
+    return _Status(32, 112, struct.Struct(f"<{count}Q"), 112 + 8 * count + 8)
 
 
 def qemu_note(values: Mapping[str, int]) -> Note:

@@ -76,9 +76,9 @@ def _options(suite: str, architecture: str) -> list[str]:
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
     archives = [f"{_MIRROR}/debian {suite}"]
-    # The security lists of these do not fit their index. For i386 the release is enough, and it
-    # has the debug packages of just its kernels.
-    if suite != "sid" and architecture not in ("i386", "riscv64"):
+    # The security lists of these do not fit their index. For i386 and armhf the release is
+    # enough, and it has the debug packages of just its kernels.
+    if suite != "sid" and architecture not in ("i386", "armhf", "riscv64"):
         archives.append(f"{_MIRROR}/debian-security {suite}-security")
     lines = [f"deb [signed-by={_KEYRING}] {archive} main\n" for archive in archives]
     (root / "sources.list").write_text("".join(lines))

@@ -38,6 +38,8 @@ need qemu-system-arm has qemu-system-aarch64
 need qemu-system-misc has qemu-system-riscv64
 need gcc-riscv64-linux-gnu has riscv64-linux-gnu-gcc
 need libc6-dev-riscv64-cross test -e /usr/riscv64-linux-gnu/include/stdlib.h
+need gcc-arm-linux-gnueabihf has arm-linux-gnueabihf-gcc
+need libc6-dev-armhf-cross test -e /usr/arm-linux-gnueabihf/include/stdlib.h
 need gcc-aarch64-linux-gnu has aarch64-linux-gnu-gcc
 need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdlib.h
 need seabios test -e /usr/share/seabios/bios-256k.bin

@@ -63,6 +63,14 @@ _MACHINES = {
         "ttyAMA0",
         "kpti",
     ),
+    # This processor has both formats of page tables; a kernel is built for one of them.
+    "armv7l": _Machine(
+        "<features><gic version='2'/></features>",
+        "<cpu mode='custom' match='exact'><model>cortex-a15</model></cpu>",
+        "<cpu mode='custom' match='exact'><model>cortex-a15</model></cpu>",
+        "ttyAMA0",
+        "nopti",
+    ),
     # No choice of processor: QEMU 7.2 gives it 5 levels. Nor of isolation: RISC-V needs none.
     "riscv64": _Machine("", "", "", "ttyS0", "nopti"),
 }
@@ -73,7 +81,8 @@ class Config:
     """What a guest is made of. Equal configurations share one boot."""
 
     kernel: str = "6.12"
-    #: Levels of page tables: 4 or 5; of i686 2, or 3 with PAE, as the kernel was built.
+    #: Levels of page tables: 4 or 5; of i686 2, or 3 with PAE, and of
+    #: armv7l 2, or 3 with LPAE, as the kernel was built.
     levels: int = 4
     #: memfd, anonymous (libvirt's default), file or hugepages.
     backing: str = "memfd"
@@ -127,6 +136,8 @@ def domain_xml(
             f"<cmdline>{escape(cmdline.strip())}</cmdline>"
         )
     backing = _BACKINGS[config.backing]
+    # A kernel with short descriptors cannot reach PCI of this machine, which is above 4 GiB.
+    bus = "<address type='virtio-mmio'/>" if (config.arch, config.levels) == ("armv7l", 2) else ""
     processor = machine.processor if config.levels == 4 else machine.best
     return f"""
 <domain type='{domain_type(config)}'>
@@ -145,8 +156,9 @@ def domain_xml(
     <controller type='usb' model='none'/>
     {"<panic model='isa'/>" if config.crashes else ""}
     <serial type='file'><source path='{escape(str(log))}'/></serial>
+    {f"<controller type='virtio-serial'>{bus}</controller>" if bus else ""}
     <channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>
-    <interface type='user'><model type='virtio'/><rom enabled='no'/></interface>
+    <interface type='user'><model type='virtio'/>{bus or "<rom enabled='no'/>"}</interface>
   </devices>
 </domain>
 """

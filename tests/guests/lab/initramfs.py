@@ -28,6 +28,7 @@ _COMPILERS = {
 STOCK_MODULES = (
     ("crc32c_generic", ""),  # others need it without saying so
     ("virtio_pci", ""),
+    ("virtio_mmio", ""),  # where it is named in kernels.py
     ("virtio_console", ""),
     ("ext4", ""),  # built in, where it is not named in kernels.py
     ("dummy", "numdummies=2"),
@@ -170,7 +171,7 @@ def _foreign_busybox(architecture: str) -> Path:
     with locked(f"busybox-{architecture}"):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            suite = "trixie" if architecture == "riscv64" else "bookworm"
+            suite = "trixie" if architecture in ("armhf", "riscv64") else "bookworm"
             (package,) = apt.download(suite, ["busybox-static"], architecture)
             with tempfile.TemporaryDirectory(dir=cache(), prefix=".busybox-") as scratch:
                 subprocess.run(["dpkg-deb", "-x", package, scratch], check=True, timeout=60)

@@ -90,6 +90,20 @@ KERNELS = {
         more=("crc32c_generic",),
         architecture="arm64",
     ),
+    "6.12-armmp-lpae": Source(
+        "trixie",
+        r"linux-image-6\.12\.[^-]*-armmp-lpae",
+        more=("crc32c_generic", "ext4"),
+        architecture="armhf",
+        debug=r"linux-image-6\.12\.[^-]*-armmp-lpae-dbg",
+    ),
+    "6.12-armmp": Source(  # short descriptors
+        "trixie",
+        r"linux-image-6\.12\.[^-]*-armmp",
+        more=("crc32c_generic", "ext4", "virtio_mmio"),
+        architecture="armhf",
+        debug=r"linux-image-6\.12\.[^-]*-armmp-dbg",
+    ),
     "6.12-riscv64": Source("trixie", r"linux-image-6\.12\.[^-]*-riscv64", architecture="riscv64"),
     "6.1-dom0": Source(  # for tests/xen
         "bookworm",

@@ -137,13 +137,18 @@ class Counters:
             name: f"vm_stat[{items.get(f'NR_{name}', 0)}].counter"
             for name in ("FREE_PAGES", "ZONE_INACTIVE_FILE", "ZONE_ACTIVE_FILE")
         }
-        members |= {"name": "name", "boost": "watermark_boost?"}
+        members |= {"name": "name", "boost": "watermark_boost?", "managed": "managed_pages.counter"}
         members |= {"mark": f"_watermark[{mark}]|watermark[{mark}]"}
         addresses = [zone.address for zone in self.zones]
         columns = guest.layout("zone", members, text=()).lists(guest.kernel, addresses)
         names = guest.kernel.strings(columns["name"], 16)
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         return [row for name, row in zip(names, rows, strict=True) if name == b"HighMem"]
+
+    @property
+    def high_managed(self) -> int:
+        """Pages that the kernel manages there (totalhigh_pages())."""
+        return sum(max(0, zone["managed"]) for zone in self._high)
 
     @property
     def high_free(self) -> int:

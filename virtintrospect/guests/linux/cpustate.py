@@ -98,7 +98,9 @@ class CpuStates:
         """Those of interrupts are of 8 KiB, and pointed to at their lowest address."""
         names = ("hardirq_stack_ptr", "softirq_stack_ptr")
         bases = [self._pointer(name, "", None, offset) for name in names]
-        return [(base, base + _IRQ_STACK_32) for base in bases if base]
+        found = [(base, base + _IRQ_STACK_32) for base in bases if base]
+        top = self._pointer("irq_stack_ptr", "", None, offset)  # ARM: its end
+        return [*found, (top - _IRQ_STACK_32, top)] if top else found
 
     def _pointer(self, symbol: str, name: str, member: str | None, offset: int) -> int | None:
         """A pointer in a per-CPU variable, or in a member of one."""
@@ -136,8 +138,14 @@ class CpuStates:
                 break
             bases = [values.get(name) for name in ("gs_base", "kernel_gs_base", "fs_base")]
             cpu = next((numbers[base] for base in bases if base in numbers), vcpu)
-            found[cpu] = _arm64_state(values) if "pstate" in values else _x86_state(values)
+            found[cpu] = _state(values)
         return found
+
+
+def _state(values: Mapping[str, int]) -> CpuState:
+    if "pstate" in values:
+        return _arm64_state(values)
+    return _arm_state(values) if "cpsr" in values else _x86_state(values)
 
 
 def _x86_state(values: Mapping[str, int]) -> CpuState:
@@ -154,6 +162,13 @@ def _arm64_state(values: Mapping[str, int]) -> CpuState:
     """PSTATE has the exception level in its low bits: 0 is that of programs."""
     ip, sp, bp = (values.get(name, 0) for name in ("pc", "sp", "x29"))
     return CpuState(ip, sp, bp, {}, user=values["pstate"] & 0xF == 0)
+
+
+def _arm_state(values: Mapping[str, int]) -> CpuState:
+    """CPSR has the processor's mode in its low bits: 0x10 is that of programs."""
+    registers = {f"r{number}": values.get(f"r{number}", 0) for number in range(11)}
+    ip, sp, fp, lr = (values.get(name, 0) for name in ("pc", "sp", "r11", "lr"))
+    return CpuState(ip, sp, fp, registers | {"r14": lr}, user=values["cpsr"] & 0x1F == 0x10)
 
 
 def _exception_stacks(guest: LinuxGuest, base: int) -> list[tuple[int, int]]:

@@ -147,19 +147,30 @@ def _read(
 
 
 def _gate(guest: LinuxGuest, process: Row) -> list[Row]:
-    """The vsyscall page, which is in no tree (``get_gate_vma()``, vsyscall_64.c)."""
-    there = not process["compat"] if process["context"] is None else process["context"] & 2
-    if not there or "gate_vma" not in guest.symbols:
+    """The page that is in no tree (``get_gate_vma()``).
+
+    x86-64 has the vsyscall page (vsyscall_64.c), ARM that of the vectors (kernel/process.c).
+    """
+    if "gate_vma" not in guest.symbols:
         return []
     try:
-        mode = guest.kernel.read(guest.symbols.address("vsyscall_mode"), 4)
-        if int.from_bytes(mode, "little") == _NO_VSYSCALL:
+        if _has_vsyscall(guest) and not _shows_vsyscall(guest, process):
             return []
         area = guest.symbols.address("gate_vma")
         return [guest.read_global("gate_vma", _MEMBERS) | {"area": area}]
     except FaultError as error:
-        guest.note("unreadable vsyscall mapping", error.address)
+        guest.note("unreadable mapping behind all others", error.address)
         return []
+
+
+def _has_vsyscall(guest: LinuxGuest) -> bool:
+    return "vsyscall_mode" in guest.symbols
+
+
+def _shows_vsyscall(guest: LinuxGuest, process: Row) -> bool:
+    there = not process["compat"] if process["context"] is None else process["context"] & 2
+    mode = guest.kernel.read(guest.symbols.address("vsyscall_mode"), 4)
+    return bool(there) and int.from_bytes(mode, "little") != _NO_VSYSCALL
 
 
 class _Table:
@@ -214,7 +225,7 @@ class _Table:
         if row["start"] <= (process["stack"] or 0) <= row["end"]:
             return b"[stack]"
         if row["mm"] == 0:
-            return b"[vsyscall]"
+            return b"[vsyscall]" if _has_vsyscall(self._guest) else b"[vectors]"
         return None if given is None else b"[anon:" + given + b"]"
 
     def _is_special(self, row: Row) -> bool:

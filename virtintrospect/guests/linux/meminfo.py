@@ -37,8 +37,9 @@ _SWP_USED, _SWP_WRITEOK = 1, 2
 _SWAP_OFFLIST = 1 << 30
 #: x86 alone counts the pages of its direct map.
 _DIRECT = "direct_pages_count"
-#: Pages above what 32-bit kernels map for good (CONFIG_HIGHMEM).
-_HIGH = "_totalhigh_pages"
+#: Pages above what 32-bit kernels map for good (CONFIG_HIGHMEM): their number, and what the
+#: kernel counts them with where it keeps none (6.12).
+_HIGH = ("_totalhigh_pages", "__totalhigh_pages")
 #: CPUs add their part of ``percpu_counter`` as signed 32-bit numbers.
 _S32 = 4
 
@@ -94,6 +95,11 @@ class Memory:
         """Pages that the kernel manages (totalram_pages())."""
         name = "_totalram_pages" if self.has("_totalram_pages") else "totalram_pages"
         return self.number(name)
+
+    @property
+    def high(self) -> int:
+        """Pages among them that are not mapped for good (totalhigh_pages())."""
+        return self.number(_HIGH[0]) if self.has(_HIGH[0]) else self.counters.high_managed
 
     @cached_property
     def buffers(self) -> int:
@@ -226,15 +232,16 @@ class Memory:
         """Bytes that zswap takes: a variable once, since 6.8 the sum of its pools."""
         if self.has("zswap_pool_total_size"):
             return _kib(self.number("zswap_pool_total_size"))
-        types = self.guest.types
         if not self.has("zswap_pools"):
             return None
-        if not types.has("zswap_pool", "zs_pool.pages_allocated"):
-            return None  # any allocator behind struct zpool: its module alone can tell
-        guest, budget = self.guest, Budget()
+        guest, types, budget = self.guest, self.guest.types, Budget()
         head = guest.symbols.address("zswap_pools")
         nodes, problem = walk_list(guest.kernel, head, budget=budget)
         guest.note_all([problem, budget.problem])
+        if not nodes and problem is None:
+            return 0
+        if not types.has("zswap_pool", "zs_pool.pages_allocated"):
+            return None  # any allocator behind struct zpool: its module alone can tell
         offset = types.offsetof("zswap_pool", "list")
         layout = guest.layout("zswap_pool", {"pages": "zs_pool.pages_allocated.counter"}, text=())
         columns = layout.lists(guest.kernel, [node - offset for node in nodes], [])
@@ -265,6 +272,11 @@ def _or_zero(name: str) -> Callable[[Memory], int]:
 def _if(symbol: str, line: Callable[[Memory], int | None]) -> Callable[[Memory], int | None]:
     """A line of kernels that were built with what ``symbol`` belongs to."""
     return lambda memory: line(memory) if memory.has(symbol) else None
+
+
+def _if_high(line: Callable[[Memory], int]) -> Callable[[Memory], int | None]:
+    """A line of kernels with memory above what they map for good."""
+    return lambda memory: line(memory) if any(map(memory.has, _HIGH)) else None
 
 
 def _hugepages(field: str) -> Callable[[Memory], Any]:
@@ -316,10 +328,10 @@ _LINES: dict[str, Callable[[Memory], int | None]] = {
     "inactive_file": _counter("NR_INACTIVE_FILE"),
     "unevictable": _counter("NR_UNEVICTABLE"),
     "mlocked": _counter("NR_MLOCK"),
-    "high_total": _if(_HIGH, lambda m: m.number(_HIGH) * m.page),
-    "high_free": _if(_HIGH, lambda m: m.counters.high_free * m.page),
-    "low_total": _if(_HIGH, lambda m: (m.total - m.number(_HIGH)) * m.page),
-    "low_free": _if(_HIGH, lambda m: (m.counters["NR_FREE_PAGES"] - m.counters.high_free) * m.page),
+    "high_total": _if_high(lambda m: m.high * m.page),
+    "high_free": _if_high(lambda m: m.counters.high_free * m.page),
+    "low_total": _if_high(lambda m: (m.total - m.high) * m.page),
+    "low_free": _if_high(lambda m: (m.counters["NR_FREE_PAGES"] - m.counters.high_free) * m.page),
     "swap_total": lambda m: (m.number("total_swap_pages") + m.leaving_swap) * m.page,
     "swap_free": lambda m: (m.number("nr_swap_pages") + m.leaving_swap) * m.page,
     "zswap": lambda m: m.zswap(),

@@ -50,8 +50,14 @@ class _Process(NamedTuple):
 def page_owners(guest: LinuxGuest) -> PageOwners:
     """Look at every page frame.
 
-    :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages.
+    :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages, or
+        it is one of 32-bit ARM.
     """
+    if guest.machine.name == "ARM":
+        raise UnsupportedError(
+            "owners of pages are not found for kernels of 32-bit ARM",
+            hint="`memory` has the sums, `maps PID` the mappings of a process",
+        )
     page = guest.page_size
     count = guest.memory.end // page
     if count > _MAX_FRAMES:

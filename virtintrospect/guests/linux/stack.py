@@ -293,6 +293,10 @@ def _walker(guest: LinuxGuest, text: KernelText, budget: Budget) -> StackWalker:
         from virtintrospect.guests.linux.unwind_arm64 import FrameRecords
 
         return FrameRecords(guest, text)
+    if "arm" in guest.machine.architectures:
+        from virtintrospect.guests.linux.unwind_arm import UnwindTableWalker
+
+        return UnwindTableWalker(guest, text)
     if "riscv64" in guest.machine.architectures:
         from virtintrospect.guests.linux.unwind_riscv import FrameChain
 

@@ -25,6 +25,7 @@ CONFIDENCE = {
     "registers": 1.0,
     "orc": 1.0,
     "frame record": 1.0,
+    "unwinding table": 1.0,
     "frame pointer": 0.9,
     "user": 1.0,
     "searched": 0.5,
