@@ -155,7 +155,9 @@ KINDS = (
     ),
     *(
         Kind(f"Linux {kernel}", f"a running domain with Debian's {kernel} kernel", None)
-        for kernel in dict.fromkeys(config.kernel for config in (*matrix.MATRIX, matrix.ARM64))
+        for kernel in dict.fromkeys(
+            config.kernel for config in (*matrix.MATRIX, matrix.ARM64, matrix.I386[0])
+        )
     ),
 )
 
