@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import support
 from virtintrospect.errors import NotFoundError, UnsupportedError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
@@ -94,8 +95,16 @@ def test_what_is_counted_in_pages(boot: Callable[[Config], Guest]) -> None:
 
 
 @pytest.mark.parametrize("config", PAGE_MODES, ids=lambda config: config.id)
-def test_the_tables_that_matter_most(boot: Callable[[Config], Guest], config: Config) -> None:
+def test_the_tables_that_matter_most(
+    boot: Callable[[Config], Guest], config: Config, tmp_path: Path
+) -> None:
+    """Against the guest's own word; and every command, against docs/support.md."""
     guest = boot(config)
+    check_tables(guest, config)
+    support.check(f"Linux {config.kernel}", guest.name, tmp_path)
+
+
+def check_tables(guest: Guest, config: Config) -> None:
     with open_session(guest.name) as session:
         ours = session.guest
         assert isinstance(ours, LinuxGuest)
@@ -121,7 +130,7 @@ def test_the_tables_that_matter_most(boot: Callable[[Config], Guest], config: Co
         agree(guest, lambda: meminfo(guest), lambda: our_meminfo(ours), SLACK)
         # /proc/PID/stack is empty there, but for the task that reads it.
         compare_waits(ours, guest)
-        with pytest.raises(UnsupportedError, match="kernels of 32 bits"):
+        with pytest.raises(UnsupportedError, match="32-bit ARM"):
             ours.page_owners()
         compare_log_of_stacks(ours, guest)
 

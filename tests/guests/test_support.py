@@ -21,6 +21,7 @@ from .lab import images, matrix
 from .lab.domain import Config
 from .lab.guest import Guest
 from .standalone import standalone
+from .test_architectures import PAGE_MODES
 
 #: A guest of its own for what taints the domain, or changes the guest.
 TAINTED = Config("6.12", pti=False, cmdline="lab.sleepers=5")
@@ -156,7 +157,7 @@ KINDS = (
     *(
         Kind(f"Linux {kernel}", f"a running domain with Debian's {kernel} kernel", None)
         for kernel in dict.fromkeys(
-            config.kernel for config in (*matrix.MATRIX, matrix.ARM64, matrix.I386[0])
+            config.kernel for config in (*matrix.MATRIX, matrix.ARM64, matrix.I386[0], *PAGE_MODES)
         )
     ),
 )
