@@ -119,13 +119,16 @@ class Frames:
         known = max(0, min(count, self._end - start))
         for run in guest.kernel.runs(base, known * size):
             at = run.vaddr - base
-            if guest.memory.region_index(run.paddr) < 0:
+            index = guest.memory.region_index(run.paddr)
+            if index < 0:
                 continue
-            window = guest.memory.view(run.paddr, run.size)
-            data = guest.memory.read(run.paddr, run.size) if window is None else window
-            raw[at : at + run.size] = np.frombuffer(data, dtype=np.uint8)
-            there[at // _STEP : -(-(at + run.size) // _STEP)] = True
-            frames.append(np.arange(run.paddr // self._page, (run.paddr + run.size) // self._page))
+            # Where the tables map more than there is, the rest is no memory of the array.
+            room = min(run.size, guest.memory.regions[index].end - run.paddr)
+            window = guest.memory.view(run.paddr, room)
+            data = guest.memory.read(run.paddr, room) if window is None else window
+            raw[at : at + room] = np.frombuffer(data, dtype=np.uint8)
+            there[at // _STEP : -(-(at + room) // _STEP)] = True
+            frames.append(np.arange(run.paddr // self._page, (run.paddr + room) // self._page))
         self.memmap = np.concatenate(frames).astype(np.uint64)
         present = there[np.arange(count) * size // _STEP]
         present[known:] = False
