@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import acquire, pause, scale, transports, whole
+from benchmarks import acquire, modes, pause, scale, transports, whole
 from benchmarks.figures import Figure, show
 from benchmarks.measure import command, commands, per_call, program
 from tests.guests.lab import libvirtd
@@ -25,29 +25,31 @@ _MIB = 1 << 20
 _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
-_MODES = ("small", "scale", "acquire", "pause", "whole", "transports")
+_MODES = ("small", "scale", "acquire", "pause", "whole", "transports", "modes")
 
 
 def main() -> None:
     """Boot the guests and print the figures as they come: of one mode, or of all."""
-    modes = sys.argv[1:] or list(_MODES)
-    if not set(modes) <= set(_MODES):
+    asked = sys.argv[1:] or list(_MODES)
+    if not set(asked) <= set(_MODES):
         sys.exit(f"usage: python -m benchmarks [{'|'.join(_MODES)}]")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
           f"Python {platform.python_version()}; CPU time, medians")  # fmt: skip
     with libvirtd.connection():
-        if "small" in modes:
+        if "small" in asked:
             _small()
-        if "scale" in modes:
+        if "scale" in asked:
             scale.main()
-        if "acquire" in modes:
+        if "acquire" in asked:
             acquire.main()
-        if "pause" in modes:
+        if "pause" in asked:
             pause.main()
-        if "whole" in modes:
+        if "whole" in asked:
             whole.main()
-        if "transports" in modes:
+        if "transports" in asked:
             transports.main()
+        if "modes" in asked:
+            modes.main()
 
 
 def _small() -> None:
