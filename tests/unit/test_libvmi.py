@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import virtintrospect
-from virtintrospect import driver, errors, model
+from virtintrospect import driver, errors, model, nested
 from virtintrospect.arch.paging import Walk
 from virtintrospect.cli.main import cli
 from virtintrospect.domain import Domain
@@ -38,7 +38,7 @@ def exists(name: str) -> bool:
         return True
     owner, _, member = name.partition(".")
     found = OWNERS.get(owner)
-    for module in (driver, errors, model):
+    for module in (driver, errors, model, nested):
         found = found or getattr(module, owner, None)
     if found is None or not member:
         return found is not None
