@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+
+# Who starts the tests in the background of a script may have had SIGINT ignored; what the tests
+# start would inherit that, and could not be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LANES = ("matrix", "rest")
 
