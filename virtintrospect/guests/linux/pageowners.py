@@ -34,6 +34,8 @@ _MAX_FRAMES = 1 << 30
 _FEWEST_TABLES, _FRAMES_A_TABLE = 1 << 12, 8
 #: Frames that are looked at together, and how often all of them may be mapped.
 _AT_ONCE, _MOST_MAPPED = 1 << 20, 256
+#: PID_MAX_LIMIT (include/linux/threads.h).
+_PIDS = 4 << 20
 _LEADER = {"pid": "tgid", "name": "comm", "signal": "signal", "threads": "signal.nr_threads"}
 _THREAD = {"flags": "flags", "mm": "mm", "pgd": "mm.pgd", "stack": "stack"}
 
@@ -118,13 +120,17 @@ class _Owners:
         for pid, name, group in zip(columns["pid"], columns["name"], groups, strict=True):
             root, stacks = 0, []
             for flags, mm, pgd, stack in islice(rows, len(group)):
-                stacks += [stack] if stack else []
+                stacks += [stack & guest.kernel.last] if stack else []
                 # A leader that has ended has no memory any more; its threads go on.
                 if not root and pgd and mm not in seen and not flags & PF_KTHREAD:
                     seen.add(mm)
                     root = self._root(pid, pgd)
-            if pid is not None:
+            if pid is None:
+                continue
+            if 0 <= pid < _PIDS:
                 found.append(_Process(pid, bytes(name).split(b"\0")[0], stacks, root))
+            else:
+                guest.note(f"a process with pid {pid}", 0)
         return found
 
     def _root(self, pid: int, pgd: int) -> int:
