@@ -211,7 +211,7 @@ def test_numa_cells_are_shared_too() -> None:
         ("type='kvm'", "type='lxc'", "lxc"),
         ("<devices>", "<launchSecurity type='sev'/>\n  <devices>", "confidential"),
         ("pc-q35-7.2", "microvm", "microvm"),
-        ("arch='x86_64' machine='pc-q35-7.2'", "arch='aarch64' machine='virt'", "aarch64 virt"),
+        ("arch='x86_64' machine='pc-q35-7.2'", "arch='aarch64' machine='raspi3b'", "raspi3b"),
         ("  <vcpu", "\n<vcpu", "vcpu"),
         ("</domain>", "", "parsed"),
     ],
@@ -334,7 +334,7 @@ def test_user_without_rights() -> None:
 
 
 def test_memory_of_a_machine_without_a_map() -> None:
-    xml = "<domain><os><type arch='aarch64' machine='virt'>hvm</type></os></domain>"
+    xml = "<domain><os><type arch='aarch64' machine='raspi3b'>hvm</type></os></domain>"
     domain = Domain("arm", "0" * 36, None, "shut off", "QEMU", "qemu:///system", xml)
     (check,) = doctor._memory(None, domain)  # type: ignore[arg-type]
     assert check.status == "warning"

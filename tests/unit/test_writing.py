@@ -311,7 +311,7 @@ def test_command_with_a_file(
         (["0", "--u8", "256"], 2, "does not fit"),
         (["0", "--u8", "-129"], 2, "does not fit"),
         (["0", "--u16", "x"], 2, "is no number"),
-        (["0", "--file", "/nonexistent"], 3, "No such file"),
+        (["0", "--file", "/proc/no-such-file"], 3, "No such file"),
         (["0", "--file", "/"], 3, "directory"),
         (["0", "--file", "/dev/zero"], 2, "at most"),
         (["0", "00", "--pid", "1"], 2, "exclude each other"),
