@@ -195,6 +195,10 @@ def test_a_container_of_a_real_runtime(one_guest: Guest) -> None:
         f"runc run --no-pivot -d -b /tmp/bundle {identity} </dev/null >/tmp/runc.log 2>&1",
         90,
     )
+    # What runc needed to start it goes a moment later.
+    usage = f"/sys/fs/cgroup/docker/{identity}/memory.current"
+    while guest.get(usage) != guest.run(f"sleep 0.5; cat {usage}"):
+        pass
     with open_session(guest.name) as session:
         assert isinstance(session.guest, LinuxGuest)
         (row,) = (row for row in session.guest.containers() if row.id == identity.encode())

@@ -265,7 +265,8 @@ def test_the_command(loads: Guest) -> None:
     assert re.search(r"1\.0 GiB → [0-9]+ MiB", people.output)
     assert "wrong if: " in people.output
     everything = run("--all", "--for", "2s")
-    assert "could be given back; guests in trouble: 0" in everything.output
+    # Other guests of this host are among them, whatever they do.
+    assert re.search(r"could be given back; guests in trouble: [0-9]+", everything.output)
 
 
 # -- following hints ---------------------------------------------------------------------------
