@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtintrospect.errors import MemoryAccessError, UsageError
+from virtintrospect.errors import UsageError
 from virtintrospect.insight.hints.facts import MIB, Facts, size
 from virtintrospect.insight.history import Window
 
@@ -78,31 +78,40 @@ def follow(
     )
     # Noted before it is done: whoever is killed in between can be undone all the same.
     note(log, change)
-    reached, outcome = hint.current, "done"
+    reached, outcome = hint.current, "stopped"  # unless it comes to its end
     try:
         if hint.resource == "cpu":
             host.set_vcpus(domain.uuid, wanted)
             reached = wanted
+            outcome = "done"
         else:
-            for step, reached in enumerate(_steps(hint.current, wanted, policy)):
-                host.set_memory(domain.uuid, reached >> 10)
-                trouble = _watched(take, policy) if wanted < hint.current else ""
-                if trouble:
-                    reached = (
-                        list(_steps(hint.current, wanted, policy))[step - 1]
-                        if step
-                        else (hint.current)
-                    )
-                    host.set_memory(domain.uuid, reached >> 10)
-                    outcome = f"stopped at {size(reached)}: {trouble}"
-                    break
-    except MemoryAccessError as error:
-        outcome = f"stopped at {size(reached)}: {error.message}"
-        raise
+            reached, outcome = _resize(hint.current, wanted, domain, host, policy, take)
     finally:
         final = Change(**(asdict(change) | {"after": reached, "outcome": outcome}))
         note(log, final)
     return final
+
+
+def _resize(
+    current: int, wanted: int, domain: Domain, host: Host, policy: Policy, take: Sampler
+) -> tuple[int, str]:
+    """Go from one size to another; where it ended, and why.
+
+    A guest that can no longer be watched gets its last step back, too.
+    """
+    before = current
+    for size_now in _steps(current, wanted, policy):
+        host.set_memory(domain.uuid, size_now >> 10)
+        try:
+            trouble = _watched(take, policy) if wanted < current else ""
+        except BaseException:
+            host.set_memory(domain.uuid, before >> 10)
+            raise
+        if trouble:
+            host.set_memory(domain.uuid, before >> 10)
+            return before, f"stopped at {size(before)}: {trouble}"
+        before = size_now
+    return wanted, "done"
 
 
 def within_limits(hint: Hint, domain: Domain, policy: Policy) -> int:

@@ -24,7 +24,7 @@ from virtintrospect.arch import PagingMode, walk
 from virtintrospect.arch.arm64 import aarch64
 from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
-from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
+from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined, noted
 from virtintrospect.guests.linux.machine.leaves import leaves
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
@@ -141,25 +141,14 @@ class _Arm64(Machine):
         """``vmemmap``: VMEMMAP_START, less the pages before ``memstart_addr``."""
         raw = guest.pointer("memstart_addr")
         memstart = raw - (1 << 64) if raw >> 63 else raw
-        return _noted(guest, "VMEMMAP_START") - (memstart >> guest.page_shift) * size
+        return noted(guest, "VMEMMAP_START") - (memstart >> guest.page_shift) * size
 
     def vmalloc_size(self, guest: LinuxGuest) -> int | None:
         """VMALLOC_END - VMALLOC_START."""
-        return _noted(guest, "VMALLOC_END") - _noted(guest, "VMALLOC_START")
+        return noted(guest, "VMALLOC_END") - noted(guest, "VMALLOC_START")
 
 
 ARM64 = _Arm64()
-
-
-def _noted(guest: LinuxGuest, name: str) -> int:
-    """A bound of the kernel's address space, by VMCOREINFO (since 6.0).
-
-    :raises CorruptDataError: it has none.
-    """
-    info = guest.vmcoreinfo
-    if info is None or f"NUMBER({name})" not in info.fields:
-        raise CorruptDataError(f"the kernel does not note its {name} in VMCOREINFO", 0)
-    return info.number(name)
 
 
 def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[KernelMapping]:

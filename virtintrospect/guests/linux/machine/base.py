@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.arch import PagingMode
 from virtintrospect.driver import Target
+from virtintrospect.errors import CorruptDataError
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
@@ -112,3 +113,14 @@ def joined(pages: Iterable[LinearRange]) -> list[LinearRange]:
         else:
             runs.append(page)
     return runs
+
+
+def noted(guest: LinuxGuest, name: str) -> int:
+    """A bound of the kernel's address space, by VMCOREINFO (AArch64 since 6.0, RISC-V since 6.1).
+
+    :raises CorruptDataError: it has none.
+    """
+    info = guest.vmcoreinfo
+    if info is None or f"NUMBER({name})" not in info.fields:
+        raise CorruptDataError(f"the kernel does not note its {name} in VMCOREINFO", 0)
+    return info.number(name)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.arch import PagingMode, walk
 from virtintrospect.arch.riscv import SV39, SV48, SV57
 from virtintrospect.driver import SupportsRegisters, Target, registers_of
-from virtintrospect.errors import CorruptDataError, FaultError
-from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
+from virtintrospect.errors import FaultError
+from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined, noted
 from virtintrospect.guests.linux.machine.leaves import leaves
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
@@ -115,7 +115,7 @@ class _RiscV64(Machine):
 
     def page_array(self, guest: LinuxGuest, size: int) -> int:
         """``vmemmap``: VMEMMAP_START, less the pages before the one that it begins with."""
-        start = _noted(guest, "VMEMMAP_START")
+        start = noted(guest, "VMEMMAP_START")
         if "vmemmap_start_pfn" in guest.symbols:  # since 6.13
             first = guest.pointer("vmemmap_start_pfn")
         else:
@@ -124,21 +124,10 @@ class _RiscV64(Machine):
 
     def vmalloc_size(self, guest: LinuxGuest) -> int | None:
         """VMALLOC_END - VMALLOC_START; the end is the last byte."""
-        return _noted(guest, "VMALLOC_END") - _noted(guest, "VMALLOC_START")
+        return noted(guest, "VMALLOC_END") - noted(guest, "VMALLOC_START")
 
 
 RISCV64 = _RiscV64()
-
-
-def _noted(guest: LinuxGuest, name: str) -> int:
-    """A bound of the kernel's address space, by VMCOREINFO (since 6.1).
-
-    :raises CorruptDataError: it has none.
-    """
-    info = guest.vmcoreinfo
-    if info is None or f"NUMBER({name})" not in info.fields:
-        raise CorruptDataError(f"the kernel does not note its {name} in VMCOREINFO", 0)
-    return info.number(name)
 
 
 def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[KernelMapping]:
