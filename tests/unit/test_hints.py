@@ -6,15 +6,17 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from virtintrospect.domain import Domain
-from virtintrospect.errors import UsageError
+from virtintrospect.errors import TargetGoneError, UsageError
 from virtintrospect.insight.hints import Facts, hints
 from virtintrospect.insight.history import Window, read_history
 from virtintrospect.insight.policy import load_policy
+from virtintrospect.plugin.adjust import changes, follow
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -240,3 +242,19 @@ def test_an_operators_own_policy(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_policy("other", path)
     assert "conservative, balanced, dense, mine" in caught.value.hint
+
+
+def test_a_guest_that_can_no_longer_be_watched_gets_its_last_step_back(tmp_path: Path) -> None:
+    hint = judge(figures(60), figures(0))["memory", "shrink"]
+    asked: list[int] = []
+    host = cast(Any, SimpleNamespace(set_memory=lambda _uuid, kib: asked.append(kib >> 10)))
+
+    def gone() -> Any:
+        raise TargetGoneError("it ended")
+
+    log = tmp_path / "log"
+    with pytest.raises(TargetGoneError):
+        follow(hint, DOMAIN, host, load_policy(), gone, log)
+    assert asked == [3686, 4096]
+    (change,) = changes(log, DOMAIN.uuid)
+    assert (change.outcome, change.after) == ("stopped", 4096 * MIB)
