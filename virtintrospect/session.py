@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from virtintrospect.acquire import Progress
-    from virtintrospect.insight.checks import Options
+    from virtintrospect.insight.checks.context import Options
     from virtintrospect.insight.follow import LogBatch
     from virtintrospect.model import Finding, Match
     from virtintrospect.model.acquisition import Acquisition

@@ -17,7 +17,17 @@ from virtintrospect.errors import MemoryAccessError, UsageError, VirtIntrospectE
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
-from virtintrospect.insight.checks import credentials, kernel, listening, programs
+from virtintrospect.insight.checks import (
+    credentials,
+    entries,
+    hidden,
+    hooks,
+    kernel,
+    listening,
+    modules,
+    probes,
+    programs,
+)
 from virtintrospect.insight.checks.context import Context, Options
 from virtintrospect.insight.checks.rule import Hit, Rule, rank
 from virtintrospect.model import Finding, Problem
@@ -25,6 +35,11 @@ from virtintrospect.model import Finding, Problem
 __all__ = ["NOTE", "RULES", "Options", "Rule", "check", "chosen"]
 
 RULES: tuple[Rule, ...] = (
+    *hidden.RULES,
+    *modules.RULES,
+    *entries.RULES,
+    *probes.RULES,
+    *hooks.RULES,
     *credentials.RULES,
     *programs.RULES,
     *listening.RULES,

@@ -13,6 +13,7 @@ from virtintrospect.guests.linux.budget import Budget
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.insight.checks.allowed import Allowed
+    from virtintrospect.insight.checks.code import Code
     from virtintrospect.model import Process
 
 
@@ -48,6 +49,13 @@ class Context:
     def cannot(self, what: str) -> None:
         """Say that something was not checked: ``what`` is the rest of that sentence."""
         self.notes.append(what)
+
+    @cached_property
+    def code(self) -> Code:
+        """Whose code is where."""
+        from virtintrospect.insight.checks.code import Code
+
+        return Code(self.guest, self.budget)
 
     @cached_property
     def processes(self) -> list[Process]:
