@@ -27,6 +27,7 @@ from virtintrospect.insight.checks import (
     modules,
     probes,
     programs,
+    text,
 )
 from virtintrospect.insight.checks.context import Context, Options
 from virtintrospect.insight.checks.rule import Hit, Rule, rank
@@ -40,6 +41,7 @@ RULES: tuple[Rule, ...] = (
     *entries.RULES,
     *probes.RULES,
     *hooks.RULES,
+    *text.RULES,
     *credentials.RULES,
     *programs.RULES,
     *listening.RULES,

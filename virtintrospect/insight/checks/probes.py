@@ -107,6 +107,13 @@ def kprobes(context: Context) -> Iterator[Hit]:
         )
 
 
+def probed_places(context: Context) -> list[int]:
+    """Addresses of code that registered probes have rewritten."""
+    if "kprobe_table" not in context.guest.symbols:
+        return []
+    return [probe["addr"] for probe in _probes(context)]
+
+
 def _probes(context: Context) -> Iterator[dict[str, Any]]:
     guest, budget = context.guest, context.budget
     table = guest.symbols.address("kprobe_table")
