@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from virtintrospect.errors import MemoryAccessError, UsageError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.checks import (
+    baseline,
     credentials,
     entries,
     hidden,
@@ -33,7 +35,7 @@ from virtintrospect.insight.checks.context import Context, Options
 from virtintrospect.insight.checks.rule import Hit, Rule, rank
 from virtintrospect.model import Finding, Problem
 
-__all__ = ["NOTE", "RULES", "Options", "Rule", "check", "chosen"]
+__all__ = ["NOTE", "RULES", "Options", "Rule", "check", "chosen", "take_baseline"]
 
 RULES: tuple[Rule, ...] = (
     *hidden.RULES,
@@ -46,6 +48,7 @@ RULES: tuple[Rule, ...] = (
     *programs.RULES,
     *listening.RULES,
     *kernel.RULES,
+    *baseline.RULES,
 )
 #: How a problem begins that says what was not checked.
 NOTE = "not checked: "
@@ -103,6 +106,20 @@ def check(
         guest.note(NOTE + note, 0)
     found = [finding for finding in found if rank(finding.severity) >= least]
     return sorted(found, key=lambda finding: -rank(finding.severity))
+
+
+def take_baseline(guest: Guest) -> dict[str, Any]:
+    """What the guest is like now, for :attr:`Options.baseline` of another time.
+
+    What cannot be read is left out, and told by the guest's problems as :func:`check` does.
+    """
+    if not isinstance(guest, LinuxGuest):
+        return {}
+    context = Context(guest, Options(), Budget(seconds=_SECONDS))
+    found = baseline.take(context)
+    for note in dict.fromkeys(context.notes):
+        guest.note(NOTE + note, 0)
+    return found
 
 
 def _confirmed(rule: Rule, context: Context) -> list[Hit]:
