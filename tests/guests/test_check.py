@@ -173,4 +173,4 @@ def test_programs_are_found(odd: Guest) -> None:
         ("listening", b"tcp [::]:4444"),
     }
     subjects = {one.subject for one in found if one.rule == "deleted-executable"}
-    assert {b"process %d (odd)" % memory, b"process %d (gone)" % gone} == subjects
+    assert {b"process %d (4)" % memory, b"process %d (gone)" % gone} == subjects

@@ -25,6 +25,8 @@ _CALL, _PREFIXED = 5, 6
 #: Numbers that the kernel writes into its code at boot (arch/x86/include/asm/runtime-const.h,
 #: 6.11): tables of them.
 _MOST_CONSTANTS = 64
+#: Calls in ftrace's own code that are rewritten for whoever traces (arch/x86/kernel/ftrace.c).
+FTRACE_CALLS = ("ftrace_call", "ftrace_regs_call", "ftrace_graph_call")
 
 
 class Sites(NamedTuple):
@@ -75,10 +77,10 @@ def patch_sites(guest: LinuxGuest, image: KernelImage, slide: int) -> Iterator[S
     _, rows = tables.rows("__start_mcount_loc", "__stop_mcount_loc", "<i8", 8)
     if len(rows):
         yield _same("ftrace", rows["f0"][rows["f0"] != 0] + slide, _CALL)
-    start, end = (
-        guest.symbols.get("__static_call_text_start"),
-        guest.symbols.get("__static_call_text_end"),
-    )
+    for name in FTRACE_CALLS:
+        if (call := guest.symbols.get(name)) is not None:
+            yield _range("ftrace", call, call + _CALL)
+    start, end = (guest.symbols.get(f"__static_call_text_{side}") for side in ("start", "end"))
     if start is not None and end is not None:
         yield _range("static_call_text", start, end)
 

@@ -1,8 +1,7 @@
 """Checks: rules that look for what should not be in a guest; docs/rules.md lists them.
 
 A rule is a :class:`~virtintrospect.insight.checks.rule.Rule`: data, and a generator function
-that takes a :class:`~virtintrospect.insight.checks.context.Context` and yields
-:class:`~virtintrospect.insight.checks.rule.Hit`. :data:`RULES` names them all.
+that takes a ``Context`` and yields ``Hit``. ``RULES`` names them all.
 
 A guest goes on while it is looked at. What a rule finds in a live one it must find again, and
 once more, before it becomes a finding.
@@ -59,7 +58,7 @@ _SECONDS = 60.0
 
 
 def chosen(ids: Iterable[str]) -> list[Rule]:
-    """Rules by their ids, in the order of :data:`RULES`; all where none is named.
+    """Rules by their ids, in the order of ``RULES``; all where none is named.
 
     :raises UsageError: there is no such rule.
     """
@@ -82,7 +81,7 @@ def check(
     """What rules find in a guest, the most urgent first.
 
     What could not be looked at is among the guest's problems, as text that begins with
-    :data:`NOTE`: nothing of it is known to be clean.
+    ``NOTE``: nothing of it is known to be clean.
 
     :param rules: ids of those that are wanted; all where none is given.
     :param severity: leave out what is less severe.
@@ -102,6 +101,8 @@ def check(
             context.cannot(f"{rule.id}: it took too long")
             continue
         found += [rule.finding(hit) for hit in _confirmed(rule, context)]
+    if budget.problem:
+        context.cannot(budget.problem.what)
     for note in dict.fromkeys(context.notes):
         guest.note(NOTE + note, 0)
     found = [finding for finding in found if rank(finding.severity) >= least]
@@ -109,7 +110,7 @@ def check(
 
 
 def take_baseline(guest: Guest) -> dict[str, Any]:
-    """What the guest is like now, for :attr:`Options.baseline` of another time.
+    """What the guest is like now, for ``Options(baseline=…)`` of another time.
 
     What cannot be read is left out, and told by the guest's problems as :func:`check` does.
     """

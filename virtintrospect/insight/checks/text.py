@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LARGEST_TEXT = 256 << 20
 #: Functions that are named, and bytes of each that are shown.
 _MOST, _SHOWN = 64, 16
+_MASK = (1 << 64) - 1
 #: Bytes that a probe rewrites: a breakpoint, or a jump.
 _PROBE = 5
 
@@ -54,7 +55,9 @@ def _differences(context: Context, image: KernelImage) -> Iterator[Hit]:
     if not there.all():
         context.cannot(f"kernel-text: {int((~there).sum())} bytes of the code are not in memory")
     sites = list(patch_sites(guest, image, slide))
-    probes = np.array(probed_places(context), dtype=np.uint64).astype(np.int64)
+    probes = np.array([place & _MASK for place in probed_places(context)], dtype=np.uint64).astype(
+        np.int64
+    )
     known = ~there | _marked(
         size,
         np.concatenate([*(one.starts for one in sites), probes]) - np.int64(_signed(start)),
