@@ -36,6 +36,7 @@ COMMANDS = [
     "mounts",
     "namespaces",
     "neighbours",
+    "nested",
     "pressure",
     "ps",
     "read",

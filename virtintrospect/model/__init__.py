@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
     from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
+    from virtintrospect.model.machines import InnerGuest
     from virtintrospect.model.match import Match
     from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
@@ -47,6 +48,7 @@ __all__ = [
     "Crash",
     "EnvironmentVariable",
     "Hint",
+    "InnerGuest",
     "Interface",
     "Load",
     "LogRecord",
@@ -108,6 +110,7 @@ _WHERE = {
     "Stall": "stack",
     "Crash": "stack",
     "Hint": "hint",
+    "InnerGuest": "machines",
     "Match": "match",
     "PageOwners": "pages",
     "ProcessPages": "pages",
