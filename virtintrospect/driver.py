@@ -34,6 +34,9 @@ class Access:
     #: Where no transport is named: one may be taken whose reads last milliseconds each, and for
     #: which libvirt and QEMU must work. Who looks all the time does not want it.
     slow: bool = True
+    #: Not the target itself, but a guest that it runs by its own KVM: PID or name of that
+    #: (``--nested``). The rest is of the target.
+    nested: str = ""
 
 
 #: Look, and leave everything as it is.

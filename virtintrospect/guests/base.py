@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CpuTimes,
         Crash,
         EnvironmentVariable,
+        InnerGuest,
         Interface,
         Load,
         Login,
@@ -277,6 +278,14 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def logins(self) -> list[Login]:
         """Who is logged in."""
+
+    @abc.abstractmethod
+    def nested(self) -> list[InnerGuest]:
+        """Guests that this one runs itself, by its own KVM; none where it has none.
+
+        :raises NoSuchTargetError: its KVM has no types.
+        :raises UnsupportedError: they are not found on its architecture.
+        """
 
     @abc.abstractmethod
     def guestinfo(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.finding import Finding
     from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
+    from virtintrospect.model.machines import InnerGuest
     from virtintrospect.model.match import Match
     from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
@@ -49,6 +50,7 @@ __all__ = [
     "EnvironmentVariable",
     "Finding",
     "Hint",
+    "InnerGuest",
     "Interface",
     "Load",
     "LogRecord",
@@ -111,6 +113,7 @@ _WHERE = {
     "Crash": "stack",
     "Finding": "finding",
     "Hint": "hint",
+    "InnerGuest": "machines",
     "Match": "match",
     "PageOwners": "pages",
     "ProcessPages": "pages",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         CpuTimes,
         Crash,
         EnvironmentVariable,
+        InnerGuest,
         Interface,
         Load,
         Login,
@@ -320,6 +321,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.users import logins
 
         return logins(self)
+
+    def nested(self) -> list[InnerGuest]:
+        """Guests inside it: :mod:`~virtintrospect.guests.linux.kvm`."""
+        from virtintrospect.guests.linux.kvm import inner_guests
+
+        return inner_guests(self)
 
     def guestinfo(
         self, kinds: Collection[str] = (), aliases: Mapping[bytes, str] | None = None
