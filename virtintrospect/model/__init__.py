@@ -25,7 +25,13 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
-    from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
+    from virtintrospect.model.files import (
+        EnvironmentVariable,
+        MemoryArea,
+        MemoryFilesystem,
+        Mount,
+        OpenFile,
+    )
     from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
     from virtintrospect.model.match import Match
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.pages import PageOwners, ProcessPages
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
-    from virtintrospect.model.stack import Crash, RunQueue, StackFrame, Stall
+    from virtintrospect.model.stack import CpuSigns, Crash, RunQueue, StackFrame, Stall
     from virtintrospect.model.users import Login, User
 
 __all__ = [
@@ -43,6 +49,7 @@ __all__ = [
     "Container",
     "ControlGroup",
     "Counter",
+    "CpuSigns",
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
@@ -53,6 +60,7 @@ __all__ = [
     "Login",
     "Match",
     "MemoryArea",
+    "MemoryFilesystem",
     "MemoryInfo",
     "Module",
     "Mount",
@@ -88,6 +96,7 @@ _WHERE = {
     "Process": "process",
     "MemoryArea": "files",
     "OpenFile": "files",
+    "MemoryFilesystem": "files",
     "Mount": "files",
     "EnvironmentVariable": "files",
     "MemoryInfo": "counters",
@@ -104,6 +113,7 @@ _WHERE = {
     "Route": "network",
     "Socket": "network",
     "StackFrame": "stack",
+    "CpuSigns": "stack",
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
