@@ -39,11 +39,14 @@ EVENTS = {
     "oom_kills": "oom_kill",
     "major_faults": "pgmajfault",
     "paged_in": "pgpgin",
+    # Pages that the balloon's driver took, and gave back; one less the other is its size.
+    "balloon_inflate": "balloon_inflate",
+    "balloon_deflate": "balloon_deflate",
 }
 #: How many of the largest processes and slab caches are named.
 _LARGEST = 8
 #: File systems in memory are named from this share on.
-_FULL_SHARE = 0.5
+_FULL_SHARE = 0.25
 
 Sample = dict[str, Any]
 
@@ -146,7 +149,7 @@ def _signs(guest: Guest) -> list[list[Any]]:
 
 
 def _filesystems(guest: Guest) -> list[list[Any]]:
-    """Of file systems in memory that are half full: path, type, bytes, files; 0: no limit.
+    """Of file systems in memory that fill up: path, type, bytes, files; 0: no limit.
 
     Of bytes and files each, those used and the most that there may be.
     """

@@ -24,7 +24,8 @@ _MAX_FILE = 65536
 def host_figures(root: Path = Path("/")) -> dict[str, Any]:
     """What there is, and what is left.
 
-    Bytes of memory; ``cpus`` online and ``nodes`` (NUMA) with memory; ``huge`` and
+    Bytes of memory; ``cpus`` online and ``nodes`` (NUMA) with memory, of several
+    ``node_memory``: rows of number, total and free; ``huge`` and
     ``shmem_huge``, the mode of transparent huge pages; ``ksm``: its switch, and bytes; and
     ``pressure``: microseconds that tasks waited (PSI's ``total``). What this host does not
     measure is left out.
@@ -53,8 +54,10 @@ def host_figures(root: Path = Path("/")) -> dict[str, Any]:
             if "[" in line:
                 found[name] = line.partition("[")[2].partition("]")[0]
     nodes = root / "sys/devices/system/node/has_memory"
-    if listed := next(_lines(nodes), ""):
-        found["nodes"] = len(list(_ranges(listed)))
+    if listed := list(_ranges(next(_lines(nodes), ""))):
+        found["nodes"] = len(listed)
+        if len(listed) > 1:
+            found["node_memory"] = [row for n in listed if (row := _node(nodes.parent, n))]
     return found
 
 
@@ -66,6 +69,18 @@ def _pressure(root: Path, resource: str) -> Iterator[tuple[str, dict[str, int]]]
             name, _, value = word.partition("=")
             if name == "total" and value.isdigit():
                 yield f"{resource}_{kind}", {"total": int(value)}
+
+
+def _node(folder: Path, number: int) -> list[int]:
+    """A NUMA node's number, its memory and what is free of it, in bytes."""
+    found = {}
+    for line in _lines(folder / f"node{number}" / "meminfo"):
+        words = line.split()  # Node 0 MemFree: 12345 kB
+        if len(words) > 3 and words[3].isdigit():
+            found[words[2]] = int(words[3]) << 10
+    if "MemTotal:" not in found or "MemFree:" not in found:
+        return []
+    return [number, found["MemTotal:"], found["MemFree:"]]
 
 
 def _ranges(text: str) -> Iterator[int]:
