@@ -281,6 +281,8 @@ class Session:
     balloon_stats = _of_guest(Guest.balloon_stats)
     stack = _of_guest(Guest.stack)
     runqueues = _of_guest(Guest.runqueues)
+    cpu_signs = _of_guest(Guest.cpu_signs)
+    memory_filesystems = _of_guest(Guest.memory_filesystems)
     hung = _of_guest(Guest.hung)
     crash = _of_guest(Guest.crash)
     cpu_stacks = _of_guest(Guest.cpu_stacks)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Container,
         ControlGroup,
         Counter,
+        CpuSigns,
         CpuTimes,
         Crash,
         EnvironmentVariable,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Login,
         LogRecord,
         MemoryArea,
+        MemoryFilesystem,
         MemoryInfo,
         Module,
         Mount,
@@ -223,6 +225,18 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def runqueues(self) -> list[RunQueue]:
         """What each CPU that is online is running, and what waits for it."""
+
+    @abc.abstractmethod
+    def cpu_signs(self) -> list[CpuSigns]:
+        """What wakes each CPU that is online, and what it is doing at this moment."""
+
+    @abc.abstractmethod
+    def memory_filesystems(self, *, least_share: float = 0.0) -> list[MemoryFilesystem]:
+        """Mounted file systems whose files are memory, the fullest first.
+
+        :param least_share: only those that have used this share of what they may, or of the
+            guest's memory where nothing limits them.
+        """
 
     @abc.abstractmethod
     def hung(self, seconds: float = 120.0) -> list[Stall]:

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
-    from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
+    from virtintrospect.model.files import (
+        EnvironmentVariable,
+        MemoryArea,
+        MemoryFilesystem,
+        Mount,
+        OpenFile,
+    )
     from virtintrospect.model.finding import Finding
     from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.pages import PageOwners, ProcessPages
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
-    from virtintrospect.model.stack import Crash, RunQueue, StackFrame, Stall
+    from virtintrospect.model.stack import CpuSigns, Crash, RunQueue, StackFrame, Stall
     from virtintrospect.model.users import Login, User
 
 __all__ = [
@@ -45,6 +51,7 @@ __all__ = [
     "Container",
     "ControlGroup",
     "Counter",
+    "CpuSigns",
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
@@ -57,6 +64,7 @@ __all__ = [
     "Login",
     "Match",
     "MemoryArea",
+    "MemoryFilesystem",
     "MemoryInfo",
     "Module",
     "Mount",
@@ -92,6 +100,7 @@ _WHERE = {
     "Process": "process",
     "MemoryArea": "files",
     "OpenFile": "files",
+    "MemoryFilesystem": "files",
     "Mount": "files",
     "EnvironmentVariable": "files",
     "MemoryInfo": "counters",
@@ -108,6 +117,7 @@ _WHERE = {
     "Route": "network",
     "Socket": "network",
     "StackFrame": "stack",
+    "CpuSigns": "stack",
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",

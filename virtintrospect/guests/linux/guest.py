@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Container,
         ControlGroup,
         Counter,
+        CpuSigns,
         CpuTimes,
         Crash,
         EnvironmentVariable,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         Login,
         LogRecord,
         MemoryArea,
+        MemoryFilesystem,
         MemoryInfo,
         Module,
         Mount,
@@ -285,6 +287,18 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.runqueues import runqueues
 
         return runqueues(self)
+
+    def cpu_signs(self) -> list[CpuSigns]:
+        """Timers and locks: :mod:`~virtintrospect.guests.linux.cpusigns`."""
+        from virtintrospect.guests.linux.cpusigns import cpu_signs
+
+        return cpu_signs(self)
+
+    def memory_filesystems(self, *, least_share: float = 0.0) -> list[MemoryFilesystem]:
+        """Tmpfs and ramfs: :mod:`~virtintrospect.guests.linux.memoryfs`."""
+        from virtintrospect.guests.linux.memoryfs import memory_filesystems
+
+        return memory_filesystems(self, least_share=least_share)
 
     def hung(self, seconds: float = 120.0) -> list[Stall]:
         """What hangs: :mod:`~virtintrospect.guests.linux.hung`."""
