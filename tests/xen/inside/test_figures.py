@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 
 from virtintrospect_xen.target import XenTarget
 from virtintrospect_xen.window import Mapper
 
-from tests.xen.lab.guest import XenGuest
-from virtintrospect.session import Session
+from tests.xen.inside.beside import beside, wait_for_processes
+from tests.xen.lab.guest import XenConfig, XenGuest
+from virtintrospect.session import Session, open_session
 
 _PAGE, _BATCH = 4096, 256
 #: Frames in the middle of a guest's memory: 64 MiB.
@@ -69,3 +71,60 @@ def test_a_list_again_is_fast(session: Session) -> None:
         target.memory._window._mapper.map = original  # type: ignore[method-assign]
     print(f"{count} processes again in {took * 1000:.0f} ms, {calls} calls for mapping")
     assert calls <= 10
+
+
+#: Processes of the workload besides those of the kernel and of the lab: 256 and a few.
+_MANY, _SLEEPERS = 256, "lab.oddities=0 lab.sleepers=230"
+
+
+def test_ps_of_256_processes_beside_the_kvm_driver(guest: XenGuest) -> None:
+    """The same work on the same machine: a Xen guest, and one of QEMU with anonymous RAM."""
+    kernel = guest.config.kernel
+    config = XenConfig(guest.config.kind, kernel, cmdline=_SLEEPERS)
+    with XenGuest(config) as many, beside(kernel, _SLEEPERS, _MANY) as other:
+        wait_for_processes(many, _MANY)
+        many.domain.suspend()
+        for name, work in (("again in a session", _again), ("session and all", _whole)):
+            xen, kvm = _alternately(lambda: open_session(many.name), other.open, work)
+            print(
+                f"{guest.config.id}: ps of {_MANY}, {name}: {xen * 1000:.0f} ms, "
+                f"kvm-process {kvm * 1000:.0f} ms: {xen / kvm:.2f}"
+            )
+            assert xen <= 3 * kvm
+
+
+_Work = Callable[[Callable[[], Session]], Callable[[], float]]
+
+
+def _alternately(
+    xen: Callable[[], Session], kvm: Callable[[], Session], work: _Work
+) -> tuple[float, float]:
+    """The least seconds of some rounds of each."""
+    ours, theirs = work(xen), work(kvm)
+    both = [(ours(), theirs()) for _ in range(7)]
+    return min(first for first, _ in both), min(second for _, second in both)
+
+
+def _again(opener: Callable[[], Session]) -> Callable[[], float]:
+    """A list in a session that has made one before."""
+    session = opener()
+    session.processes()
+
+    def once() -> float:
+        start = time.perf_counter()
+        assert len(session.processes()) >= _MANY
+        return time.perf_counter() - start
+
+    return once
+
+
+def _whole(opener: Callable[[], Session]) -> Callable[[], float]:
+    """Open the guest, find its kernel, list, close: all but the start of the interpreter."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        with opener() as session:
+            assert len(session.processes()) >= _MANY
+        return time.perf_counter() - start
+
+    return once

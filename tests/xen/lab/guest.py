@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from virtintrospect_xen.calls import Hypervisor
+
 from tests.guests.lab.channel import Channel, GuestError
 from tests.guests.lab.initramfs import program
 from tests.xen.lab.parts import PARTS
@@ -37,6 +39,7 @@ class XenConfig:
     levels: int = 4
     cmdline: str = ""
     vcpus: int = 1
+    arch: str = "x86_64"
 
     @property
     def id(self) -> str:
@@ -45,9 +48,12 @@ class XenConfig:
 
 
 class XenGuest(Channel):
-    """A booted guest. A context manager: at its end the domain is gone."""
+    """A booted guest. A context manager: at its end the domain is gone.
 
-    def __init__(self, config: XenConfig) -> None:
+    :param wait: until it has booted and answers.
+    """
+
+    def __init__(self, config: XenConfig, *, wait: bool = True) -> None:
         self.config = config
         name = f"vi-{config.id}-{os.urandom(2).hex()}"
         self._domain = name
@@ -70,10 +76,12 @@ class XenGuest(Channel):
         path.write_text("".join(f"{key}={value!r}\n" for key, value in settings.items()))
         xl("create", str(path))
         self.domid = int(xl("domid", name))
+        self.huge_pages = config.kind != "pv"
         #: What tests ask of libvirt's handle.
         self.domain = _Handle(self.domid)
         try:
-            self.wait_ready(_BOOT_PATIENCE)
+            if wait:
+                self.wait_ready(_BOOT_PATIENCE)
         except BaseException:
             self.destroy()
             raise
@@ -139,6 +147,12 @@ class _Handle:
     def __init__(self, domid: int) -> None:
         self._domid = str(domid)
 
+    def state(self) -> tuple[int, int]:
+        """virDomainState and no reason: 1 runs, 3 is paused, 0 is anything else."""
+        with Hypervisor() as hypervisor:
+            state = hypervisor.info(int(self._domid)).state
+        return {"running": 1, "paused": 3}.get(state, 0), 0
+
     def suspend(self) -> None:
         xl("pause", self._domid)
 
@@ -158,7 +172,11 @@ class Terminal:
         self._timeout = seconds
 
     def sendall(self, data: bytes) -> None:
-        """Write all."""
+        """Write all.
+
+        On a console ^O is the SysRq key; twice it is itself (drivers/tty/hvc/hvc_console.c).
+        """
+        data = data.replace(b"\x0f", b"\x0f\x0f")
         while data:
             self._wait(for_write=True)
             data = data[os.write(self._descriptor, data[:1024]) :]
