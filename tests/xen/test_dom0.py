@@ -13,13 +13,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import support
 from tests.guests.lab.apt import NoSuchPackageError
-from tests.xen.lab.machine import XenMachine
+from tests.xen.lab.machine import TREE, XenMachine
 from tests.xen.lab.parts import GUESTS, PARTS, parts
 
 _WHOLE = bool(os.environ.get("VIRTINTROSPECT_XEN_WHOLE"))
+#: Other tests to run in dom0 than those below, by pytest's words.
+_CHOSEN = shlex.split(os.environ.get("VIRTINTROSPECT_XEN_TESTS", ""))
 _KERNELS = ("6.1", "6.12") if _WHOLE else ("6.1",)
+#: HVM guests take minutes to boot here: one, and what depends on the kind of guest.
 _RUNS = [(kind, kernel) for kernel in _KERNELS for kind in ("pvh", "pv")]
+_RUNS += [("hvm", "6.1")] if _WHOLE and not _CHOSEN else []
 #: Seconds for what runs in dom0, on a loaded machine.
 _PATIENCE = 3600 if _WHOLE else 900
 _INSIDE = "tests/xen/inside"
@@ -66,7 +71,7 @@ def machine() -> Iterator[XenMachine]:
     if os.geteuid() != 0:
         pytest.skip("the lab's machine reads this machine's files, which needs root")
     try:
-        with XenMachine() as running:
+        with XenMachine(hvm=_WHOLE) as running:
             yield running
     except NoSuchPackageError as error:
         pytest.skip(str(error))
@@ -80,10 +85,16 @@ def test_in_dom0(machine: XenMachine, kind: str, kernel: str) -> None:
         PARTS: parts((kernel,), whole=_WHOLE),
         GUESTS: f"{kind}-{kernel}",
         "VIRTINTROSPECT_XEN_ROUNDS": "1000" if _WHOLE else "50",
+        "SUPPORT_RECORD": "1" if support.RECORD else "",
+        "SUPPORT_ONLY": " ".join(support.ONLY),
     }
     words = ["-m", "pytest", "--noconftest", "-p", "tests.xen.inside.fixtures"]
     words += ["-p", "no:cacheprovider", "-q", "--durations=5", "--timeout=900"]
-    if _WHOLE:
+    if _CHOSEN:
+        words += _CHOSEN
+    elif kind == "hvm":
+        words += [*_DRIVER, *_CORE]
+    elif _WHOLE:
         words += [_INSIDE, *_FILES, *(f"--deselect={name}" for name in _NOT_HERE)]
     else:
         words += [*_DRIVER, *_CORE]
@@ -93,3 +104,5 @@ def test_in_dom0(machine: XenMachine, kind: str, kernel: str) -> None:
     print(said)
     assert answer.status == 0, f"in dom0: {said[-6000:]}\n{machine.log()}"
     assert " passed" in said
+    if support.RECORD:
+        support.PAGE.write_bytes(machine.run(f"cat {TREE}{support.PAGE}"))

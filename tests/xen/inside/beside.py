@@ -58,7 +58,7 @@ def wait_for_processes(guest: Channel, count: int) -> None:
 @contextlib.contextmanager
 def beside(kernel: str, cmdline: str, processes: int) -> Iterator[Beside]:
     """Boot it, and wait until it has so many processes; it is killed at the end."""
-    _, image, initramfs = json.loads(os.environ[PARTS])["kernels"][kernel]
+    _, image, initramfs, _ = json.loads(os.environ[PARTS])["kernels"][kernel]
     identity, pid_file = str(uuid.uuid4()), Path(f"/run/libvirt/qemu/{_NAME}.pid")
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vi-lab-", dir="/run") as folder:

@@ -28,6 +28,9 @@ _HELLO = b"lab: agent\n"
 _END = bytes(16)
 
 
+_NO_SCREEN = {"vga": "none", "vnc": 0, "nographic": 1}
+
+
 @dataclass(frozen=True)
 class XenConfig:
     """What a guest is made of."""
@@ -59,19 +62,20 @@ class XenGuest(Channel):
         self._domain = name
         super().__init__(f"xen:{name}", str, Path(f"/var/log/xen/console/guest-{name}.log"))
         made = json.loads(os.environ[PARTS])
-        self.release, kernel, initramfs = made["kernels"][config.kernel]
+        self.release, plain, initramfs, packed = made["kernels"][config.kernel]
         self._known: dict[str, str] = made["known"]
         settings = {
             "name": name,
             "type": config.kind,
-            "kernel": kernel,
+            # An HVM guest boots as a machine does: the kernel unpacks itself, at a random place.
+            "kernel": packed if config.kind == "hvm" else plain,
             "ramdisk": initramfs,
             "memory": config.ram_mib,
             "vcpus": config.vcpus,
             "cmdline": f"console=hvc0 loglevel=4 panic=-1 lab.console=1 {config.cmdline}".strip(),
             "on_crash": "preserve",
             "on_reboot": "destroy",
-        }
+        } | (_NO_SCREEN if config.kind == "hvm" else {})
         path = Path(f"/run/guests/{name}.cfg")
         path.write_text("".join(f"{key}={value!r}\n" for key, value in settings.items()))
         xl("create", str(path))

@@ -37,7 +37,8 @@ def parts(names: tuple[str, ...], *, whole: bool = False) -> str:
         files += runc_files() if whole else []
         files += [image.modules[module][0] for module in image.load_order(_MODULES)]
         known |= {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
-        kernels[name] = image.release, str(vmlinux(image)), str(_initramfs(image, files))
+        plain, packed = str(vmlinux(image)), str(image.vmlinuz)
+        kernels[name] = image.release, plain, str(_initramfs(image, files)), packed
     places = {digest: f"/{_FOLDER}/{name}" for digest, name in known.items()}
     return json.dumps({"kernels": kernels, "known": places})
 
