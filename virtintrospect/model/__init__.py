@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
+    from virtintrospect.model.event import Event, EventKind
     from virtintrospect.model.files import (
         EnvironmentVariable,
         MemoryArea,
@@ -55,6 +56,8 @@ __all__ = [
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
+    "Event",
+    "EventKind",
     "Finding",
     "Hint",
     "InnerGuest",
@@ -121,6 +124,8 @@ _WHERE = {
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
+    "Event": "event",
+    "EventKind": "event",
     "Finding": "finding",
     "Hint": "hint",
     "InnerGuest": "machines",

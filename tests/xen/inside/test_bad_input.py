@@ -101,7 +101,7 @@ def test_a_library_that_is_missing(
 
 def test_frames_beyond_the_end(guest: XenGuest, capsys: pytest.CaptureFixture[str]) -> None:
     for paddr in ("0x10000000000", "0xfffffffffffff000"):
-        _one_line(["read", guest.name, paddr, "--physical"], capsys, 1, paddr)
+        _one_line(["read", guest.name, paddr, "--physical"], capsys, 4, paddr)
 
 
 def test_it_dies_between_two_calls(guest: XenGuest) -> None:
