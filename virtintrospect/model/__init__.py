@@ -25,7 +25,13 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
-    from virtintrospect.model.event import Event, EventKind
+    from virtintrospect.model.event import (
+        Breakpoint,
+        Event,
+        EventKind,
+        MemoryAccess,
+        RegisterWrite,
+    )
     from virtintrospect.model.files import (
         EnvironmentVariable,
         MemoryArea,
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BalloonStats",
     "BpfObject",
+    "Breakpoint",
     "Container",
     "ControlGroup",
     "Counter",
@@ -66,6 +73,7 @@ __all__ = [
     "LogRecord",
     "Login",
     "Match",
+    "MemoryAccess",
     "MemoryArea",
     "MemoryFilesystem",
     "MemoryInfo",
@@ -79,6 +87,7 @@ __all__ = [
     "Problem",
     "Process",
     "ProcessPages",
+    "RegisterWrite",
     "Route",
     "RunQueue",
     "SlabCache",
@@ -126,6 +135,9 @@ _WHERE = {
     "Crash": "stack",
     "Event": "event",
     "EventKind": "event",
+    "Breakpoint": "event",
+    "MemoryAccess": "event",
+    "RegisterWrite": "event",
     "Finding": "finding",
     "Hint": "hint",
     "InnerGuest": "machines",
