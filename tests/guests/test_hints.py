@@ -221,6 +221,7 @@ def test_two_vcpus_on_one_cpu_of_the_host(loads: Guest, session: Session) -> Non
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, allowed)
     assert any("waited" in hint.reason for hint in found)
+    assert any("pinned, each to 1 of the host's" in hint.reason for hint in found)
     (share,) = [int(h.reason.split("waited ")[1].split()[0]) for h in found if "waited" in h.reason]
     assert share >= 40  # each has half of that CPU at most
 
