@@ -16,6 +16,7 @@ from virtintrospect.cli.judging import facts_of, identical
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.figures import sample
 from virtintrospect.insight.hints import hints
+from virtintrospect.insight.history import Window
 from virtintrospect.model import Hint
 from virtintrospect.session import Session, open_session
 
@@ -276,6 +277,24 @@ def test_a_tick_that_never_stops(bare: Guest) -> None:
     with open_session(bare.name) as session:
         hint = shows(session, "its tick goes on while it is idle", wakes_busy_percent=60.0)
     assert float(numbers(hint)["timer_interrupts_a_second"]) > 2 * POLICY.wakes_a_second
+
+
+def test_what_the_host_counts_begins_anew_after_a_restore(bare: Guest, tmp_path: Path) -> None:
+    """As after a migration: another QEMU, and the guest goes on."""
+    with open_session(bare.name) as session:
+        before = list(watch(session, 2).window.samples)
+    bare.domain.save(str(tmp_path / "saved"))
+    bare.restore(tmp_path / "saved")
+    bare.wait_ready()
+    with open_session(bare.name) as session:
+        after = list(watch(session, 3).window.samples)
+    window = Window([*before, *after])
+    assert len(window) == 5
+    assert list(window.here.samples) == after
+    assert before[-1]["vmm"]["id"] != after[0]["vmm"]["id"]
+    assert all(
+        new[1] >= old[1] for old, new in zip(before[-1]["signs"], after[0]["signs"], strict=True)
+    )
 
 
 # -- every kernel --------------------------------------------------------------------------------

@@ -317,6 +317,8 @@ def test_memory_is_taken_and_given_back(ballooned: Guest, tmp_path: Path, host: 
         assert comes_to(ballooned, target)
         total = int(ballooned.get("/proc/meminfo").split()[1]) >> 10
         assert total < target
+        with pytest.raises(UsageError, match="somebody else changed it"):  # it has less by now
+            follow(hint, host.domain(ballooned.name), host, POLICY, dict, tmp_path / "none")
         assert log.stat().st_mode & 0o777 == 0o600
         undo(host.domain(ballooned.name), host, log)
         assert comes_to(ballooned, 1024)
