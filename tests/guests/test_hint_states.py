@@ -160,32 +160,34 @@ def test_file_systems_in_memory(loads: Guest) -> None:
 
 
 @contextlib.contextmanager
-def quota(threads: list[int], pid: int, percent: int) -> Iterator[str]:
-    """A control group of this host with a quota, and these threads in it; its name.
+def limited(guest: Guest, controller: str, limits: dict[str, str]) -> Iterator[str]:
+    """The guest's QEMU in a control group of its own, with limits; the group's name.
 
-    Version 2 lets threads be moved within their process's groups only: the process itself is.
+    :param limits: what goes into which file, of either version of control groups.
     """
-    old = Path("/sys/fs/cgroup/cpu").is_dir()
-    top = Path("/sys/fs/cgroup/cpu" if old else "/sys/fs/cgroup")
-    group = top / f"vi-quota-{os.getpid()}"
-    moved, file = (threads, "tasks") if old else ([pid], "cgroup.procs")
-    home = top / _home(pid, "cpu" if old else "").lstrip("/")
+    old = Path("/sys/fs/cgroup", controller).is_dir()
+    top = Path("/sys/fs/cgroup", controller if old else "")
+    group = top / f"vi-{controller}-{os.getpid()}"
+    home = top / _home(guest.pid, controller if old else "").lstrip("/")
     try:
         if not old:
-            (top / "cgroup.subtree_control").write_text("+cpu")
+            (top / "cgroup.subtree_control").write_text(f"+{controller}")
         group.mkdir()
+        for file, value in limits.items():
+            if (group / file).exists():
+                (group / file).write_text(value)
+        (group / "cgroup.procs").write_text(str(guest.pid))
     except OSError as error:
-        pytest.skip(f"no control groups of CPU time here: {error}")
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no control groups of {controller} for us here: {error}")
     try:
-        limit = "cpu.cfs_quota_us" if old else "cpu.max"
-        (group / limit).write_text(str(percent * 1000) if old else f"{percent * 1000} 100000")
-        for number in moved:
-            (group / file).write_text(str(number))
         yield f"/{group.name}"
     finally:
-        for number in moved:
+        for back in (home, top):  # where libvirt had it may not take a whole process
             with contextlib.suppress(OSError):
-                (home / file).write_text(str(number))
+                (back / "cgroup.procs").write_text(str(guest.pid))
+                break
         group.rmdir()
 
 
@@ -196,21 +198,30 @@ def _home(pid: int, controller: str) -> str:
 
 
 def test_a_quota_is_the_cause(loads: Guest) -> None:
-    threads = [
-        int(task.name)
-        for task in Path(f"/proc/{loads.pid}/task").iterdir()
-        if task.joinpath("comm").read_text().startswith("CPU ")
-    ]
-    assert len(threads) == 2
+    files = {"cpu.cfs_quota_us": "5000", "cpu.max": "5000 100000"}
     with load(loads, "spin", "2"), open_session(loads.name) as session:
-        with quota(threads, loads.pid, 5) as name:
-            hint = shows(
-                session, f"the quota of its control group {name}, 0.05 CPUs'", idle_percent=0
-            )
+        with limited(loads, "cpu", files) as name:
+            says = f"the quota of its control group {name}, 0.05 CPUs'"
+            hint = shows(session, says, idle_percent=0)
         left = sample(session.guest, session.target)["vmm"].get("limits", {})
     assert (hint.resource, hint.action) == ("cpu", "host")
     assert int(numbers(hint)["throttled"]) > 0
     assert left.get("cpu_group") != name  # it is out again
+
+
+def test_no_more_memory_than_a_control_group_allows(loads: Guest) -> None:
+    """It needs a quarter more, and its QEMU would be killed for it."""
+    limit = str(1200 * MIB)
+    files = {"memory.limit_in_bytes": limit, "memory.max": limit}
+    with (
+        load(loads, "touch", "800"), open_session(loads.name) as session,
+        limited(loads, "memory", files) as name,
+    ):  # fmt: skip
+        hint = shows(session, f"its control group {name} on the host allows 1200 MiB")
+    assert (hint.resource, hint.action) == ("memory", "grow")
+    assert hint.virsh is not None
+    assert "memtune" in hint.virsh
+    assert int(hint.virsh.split()[-1]) << 10 >= (hint.recommended or 0)
 
 
 def test_guests_that_hold_the_same(loads: Guest, bare: Guest) -> None:
