@@ -104,19 +104,21 @@ class Window:
         :param path: to the list: ``named("tasks", "largest", key=2, value=2)``.
         :param key: so many first fields of a row say which one it is.
         :param value: index of the figure in a row.
-        :returns: only what all samples name; one figure a sample.
+        :returns: only what all samples name that have such a list; one figure a sample.
         """
         series: dict[tuple[Any, ...], list[float]] = {}
-        for number, taken in enumerate(self.samples):
-            rows: Any = taken
-            for name in path:
-                rows = rows.get(name) if isinstance(rows, dict) else None
-            for row in rows if isinstance(rows, list) else ():
+        lists = [rows for taken in self.samples if isinstance(rows := _in(taken, *path), list)]
+        for number, rows in enumerate(lists):
+            for row in rows:
                 if isinstance(row, list) and len(row) > value and _number(row[value]):
                     found = series.setdefault(tuple(map(str, row[:key])), [])
                     if len(found) == number:
                         found.append(row[value])
-        return {which: found for which, found in series.items() if len(found) == len(self.samples)}
+        return {which: found for which, found in series.items() if len(found) == len(lists)}
+
+    def times(self, *path: str) -> list[float]:
+        """When the samples were taken that have a figure or a list; seconds since the epoch."""
+        return [float(taken["time"]) for taken in self.samples if _in(taken, *path) is not None]
 
 
 def _rebooted(before: Sample, after: Sample) -> bool:
@@ -129,10 +131,15 @@ def _rebooted(before: Sample, after: Sample) -> bool:
 
 
 def _at(taken: Sample, *path: str) -> float | None:
+    value = _in(taken, *path)
+    return value if _number(value) else None
+
+
+def _in(taken: Sample, *path: str) -> Any:
     value: Any = taken
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
-    return value if _number(value) else None
+    return value
 
 
 def _number(value: object) -> bool:
