@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.hints import cost, cpus, held, leaks, sizes, slowdown, squeeze
 from benchmarks.hints.store import Store
 from tests.guests.lab import libvirtd
+from tests.guests.lab.domain import sweep
 
 PARTS: dict[str, Callable[[Store], None]] = {
     "sizes": sizes.main,
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.fresh:
         chosen.results.unlink(missing_ok=True)
     store = Store(chosen.results)
-    with libvirtd.connection():
+    with libvirtd.connection() as connection:
+        sweep(connection)  # what a run left that was ended by force
         for name, part in PARTS.items():
             if name in (chosen.parts or PARTS):
                 part(store)

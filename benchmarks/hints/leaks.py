@@ -14,7 +14,7 @@ from virtintrospect.insight.history import Window
 from virtintrospect.session import open_session
 
 #: MiB a second, and seconds for which it is watched.
-_LEAKS = ((10, 90.0), (2, 120.0), (1, 180.0))
+_LEAKS = ((10, 90.0), (2, 120.0))
 
 
 def main(store: Store) -> None:

@@ -23,7 +23,7 @@ from virtintrospect.plugin.adjust import follow, undo
 from virtintrospect.session import Session, open_session
 
 _NAMES = ("works in 400 MiB", "reads 300 MiB again and again")
-_ROUNDS, _SECONDS = 4, 20.0
+_ROUNDS, _SECONDS = 3, 15.0
 
 
 def main(store: Store) -> None:

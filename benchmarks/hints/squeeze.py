@@ -21,7 +21,7 @@ from virtintrospect.insight.figures import sample
 from virtintrospect.insight.history import Window
 from virtintrospect.session import Session, open_session
 
-_NAMES = ("idle", "works in 200 MiB", "works in 400 MiB", "reads 300 MiB again and again")
+_NAMES = ("idle", "works in 400 MiB", "reads 300 MiB again and again")
 _STEP, _SECONDS = 16, 4.0
 
 

@@ -29,7 +29,7 @@ from virtintrospect.model import Counter, Load, LogRecord
 class Figures:
     """A guest that measures little, and has lost its memory figures."""
 
-    def meminfo(self, names: Any = None) -> Any:
+    def meminfo(self, _names: Any = None) -> Any:
         raise NotFoundError("no memory")
 
     def cpu(self) -> list[Any]:

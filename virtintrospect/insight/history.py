@@ -75,7 +75,7 @@ class Window:
 
     def values(self, part: str, *names: str) -> list[float]:
         """A figure in each sample that has it: ``values("memory", "memory_free")``."""
-        found = (_at(taken, part, *names) for taken in self.samples)
+        found = (figure(taken, part, *names) for taken in self.samples)
         return [value for value in found if value is not None]
 
     def last(self, part: str, *names: str) -> float | None:
@@ -124,13 +124,14 @@ class Window:
 def _rebooted(before: Sample, after: Sample) -> bool:
     """Whether CPU time or a counter of PSI has gone back."""
     for path in (("cpu", "user"), ("cpu", "system"), ("events", "paged_in")):
-        old, new = _at(before, *path), _at(after, *path)
+        old, new = figure(before, *path), figure(after, *path)
         if old is not None and new is not None and new < old:
             return True
     return False
 
 
-def _at(taken: Sample, *path: str) -> float | None:
+def figure(taken: Sample, *path: str) -> float | None:
+    """A number in a sample; ``None`` where it has none there."""
     value = _in(taken, *path)
     return value if _number(value) else None
 
