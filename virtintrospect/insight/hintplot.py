@@ -49,11 +49,15 @@ def draw(facts: Facts, found: Sequence[Hint], title: str, kind: str) -> bytes:
     if len(window) < 2:
         raise UsageError("a plot needs two samples or more", hint="watch with --for 60s")
     # Dollars and backslashes of a guest's strings are no formulas; an SVG's text stays text.
-    settings = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "virtintrospect"}
+    settings: Any = {
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "virtintrospect",
+    }
     texts = [part for hint in found[:_MOST_HINTS] for part in _told(hint)]
     below = 0.2 * len(texts) + 0.35
     with mpl.rc_context(settings):
-        picture = Figure(figsize=(11, 9 + below), layout="constrained")
+        picture: Any = Figure(figsize=(11, 9 + below), layout="constrained")
         axes = picture.subplots(4, 1, sharex=True, height_ratios=(3, 2, 2, 2))
         _memory(axes[0], facts, found)
         _pressure(axes[1], window)

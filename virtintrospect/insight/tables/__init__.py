@@ -9,6 +9,7 @@ from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.hints import HINTS
+from virtintrospect.insight.tables.live import TOP, TOP_PROCESSES
 from virtintrospect.insight.tables.memory import MAP, MAP_PROCESSES, MAP_RANGES, SEARCH
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
@@ -93,6 +94,8 @@ __all__ = [
     "SYSCTL",
     "TARGET",
     "TIMERS",
+    "TOP",
+    "TOP_PROCESSES",
     "TRANSLATE",
     "TYPES",
     "USERS",
@@ -143,6 +146,7 @@ ALL = {
         HUNG,
         CRASH,
         HINTS,
+        TOP,
         DOMMEMSTAT,
         SYMBOLS,
         TYPES,
