@@ -11,7 +11,7 @@ from benchmarks.hints.advisors import MIB, POLICY
 from benchmarks.hints.scenarios import Scenario, guest_of, state, watch
 from benchmarks.hints.store import Store
 from tests.guests.lab.guest import Guest
-from virtintrospect.cli.hints import _held
+from virtintrospect.cli.judging import pages
 from virtintrospect.insight.hints import hints
 from virtintrospect.session import open_session
 
@@ -29,7 +29,7 @@ def main(store: Store) -> None:
         with guest_of("6.12") as guest, state(guest, Scenario("", 0, before=mib)):
             fresh = _resident(guest)
             with open_session(guest.name) as session:
-                facts = dataclasses.replace(watch(session, 3), held=_held(session))
+                facts = dataclasses.replace(watch(session, 3), held=pages(session)[0])
             said = [h for h in hints(facts) if (h.resource, h.action) == ("memory", "reclaim")]
             hint = next(h for h in said if "that the guest has free" in h.reason)
             # The very line that an operator is shown.

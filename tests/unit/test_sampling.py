@@ -18,7 +18,7 @@ from .test_hints import MIB, figures, judge
 def test_what_is_dear_is_taken_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Any] = []
 
-    def sample(_guest: Any, _target: Any, parts: Any) -> dict[str, Any]:
+    def sample(_guest: Any, _target: Any, parts: Any = None) -> dict[str, Any]:
         taken.append(parts)
         end = time.thread_time() + 0.02
         while time.thread_time() < end:
@@ -29,12 +29,12 @@ def test_what_is_dear_is_taken_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     some = Sampling(share=0.02)  # a second's work takes 50 seconds
     for _ in range(3):
         some.take(None)  # type: ignore[arg-type]
-    assert taken == [PARTS, CHEAP, CHEAP]
+    assert taken == [None, CHEAP, CHEAP]
     assert set(CHEAP) < set(PARTS)
     often = Sampling(share=1e9)
     for _ in range(2):
         often.take(None)  # type: ignore[arg-type]
-    assert taken[3:] == [PARTS, PARTS]
+    assert taken[3:] == [None, None]
 
 
 def test_samples_without_a_list_do_not_count_for_it() -> None:

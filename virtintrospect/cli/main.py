@@ -10,6 +10,7 @@ import sys
 import click
 
 from virtintrospect import __version__
+from virtintrospect.cli.check import check
 from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.dump import dump
 from virtintrospect.cli.escape import printable
@@ -70,6 +71,7 @@ for command in (
     dommemstat,
     hints,
     top,
+    check,
     hung,
     crash,
     symbols,

@@ -6,7 +6,7 @@ import time
 
 from virtintrospect.driver import Target
 from virtintrospect.guests.base import Guest
-from virtintrospect.insight.figures import PARTS, Sample, sample
+from virtintrospect.insight.figures import Sample, sample
 
 #: What each sample has: sums that the kernel keeps, whatever the guest does.
 CHEAP = ("memory", "each_cpu", "load", "pressure", "events")
@@ -25,11 +25,11 @@ class Sampling:
         self._next = 0.0
 
     def take(self, guest: Guest, target: Target | None = None) -> Sample:
-        """A sample: with all parts where they are due, else with :data:`CHEAP` ones."""
+        """A sample: with all there is where that is due, else with :data:`CHEAP` ones."""
         began = time.monotonic()
         if began < self._next:
             return sample(guest, target, CHEAP)
         spent = time.thread_time()
-        taken = sample(guest, target, PARTS)
+        taken = sample(guest, target)
         self._next = began + (time.thread_time() - spent) / self._share
         return taken
