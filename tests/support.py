@@ -41,7 +41,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "map": ("--plot", "FILE.png"),
 }  # fmt: skip
 #: These answer for the daemon, or go on until they are ended.
-EXCLUDED = {"attach", "detach", "mount"}
+EXCLUDED = {"attach", "detach", "mount", "top"}
 
 Column = Mapping[str, str]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import (
         BalloonStats,
+        CacheUse,
         Counter,
         CpuTimes,
         Load,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BalloonStats",
     "BpfObject",
+    "CacheUse",
     "Container",
     "ControlGroup",
     "Counter",
@@ -107,6 +109,7 @@ _WHERE = {
     "Pressure": "counters",
     "CpuTimes": "counters",
     "Load": "counters",
+    "CacheUse": "counters",
     "Counter": "counters",
     "SlabCache": "counters",
     "Container": "namespaces",
