@@ -37,6 +37,8 @@ class Guest(Channel):
     :param private: the libvirtd to run it under, if not the machine's.
     """
 
+    cards = frozenset({b"eth0"})
+
     def __init__(
         self,
         config: Config | None = None,
