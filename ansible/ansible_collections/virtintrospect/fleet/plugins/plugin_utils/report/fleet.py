@@ -2,10 +2,11 @@
 
 One host's part is a JSON object, written by ``report_host``:
 
-* ``host``, ``status`` (``ok``, ``failed``, ``unreachable``), ``message``, ``version``, ``time``;
+* ``host``, ``status`` (``ok``, ``partly``, ``failed``, ``unreachable``), ``message``,
+  ``version``, ``time``;
 * ``guests``: ``name``, ``uuid``, ``state``, ``tables`` (command's name → its JSON), ``message``
-  where the guest could not be looked into;
-* ``findings`` and ``hints``: the commands' rows, with ``domain``.
+  where it was not looked into, or not wholly, ``notes`` on what could not be checked;
+* ``findings`` and ``hints``: the commands' rows, with ``domain``; absent where nobody asked.
 
 Guests wrote much of it. Whatever has another shape than it should costs its row.
 """
@@ -41,7 +42,7 @@ _HINT = (
     "confidence", "virsh", "evidence", "refuted_by",
 )  # fmt: skip
 _GUEST = (
-    "host", "guest", "state", "looked_into", "message", "worst", "findings", "trouble", "os",
+    "host", "guest", "state", "looked_into", "message", "not_checked", "worst", "findings", "trouble", "os",
     "release", "hostname", "uptime_seconds", "cpus", "processes", "memory_total",
     "memory_available", "gives_back", "psi_cpu", "psi_memory", "psi_io", "uuid",
 )  # fmt: skip
@@ -74,6 +75,13 @@ def _worst(severities: Iterable[str]) -> str | None:
     return next((severity for severity in SEVERITIES if severity in found), None)
 
 
+def _looked(into: bool, trouble: bool) -> str:
+    """Whether a guest was looked into. Nothing known is not looked into."""
+    if not into:
+        return "no"
+    return "partly" if trouble else "yes"
+
+
 class Fleet:
     """Tables of a report in the making, one host's part after the other.
 
@@ -85,6 +93,8 @@ class Fleet:
         self.guests = Table("guests", _GUEST)
         self.findings = Table("findings", _FINDING)
         self.hints = Table("hints", _HINT)
+        #: Whether any host was asked for findings, and for hints.
+        self.audited = self.advised = False
         #: Row by row from guests: command's name → table.
         self.more: dict[str, Table] = {}
         self._silent = dict.fromkeys(expected)
@@ -95,6 +105,8 @@ class Fleet:
         """Take in one host's part."""
         host = _text(part.get("host")) or "?"
         self._silent.pop(host, None)
+        self.audited |= "findings" in part
+        self.advised |= "hints" in part
         findings = self._add_findings(host, part)
         hints = self._add_hints(host, part)
         total = Counter[str]()
@@ -127,9 +139,11 @@ class Fleet:
         looked = Counter(self.guests.values("looked_into"))
         return {
             "hosts": self.hosts.rows,
-            "hosts_failed": self.hosts.rows - statuses["ok"],
+            "hosts_failed": self.hosts.rows - statuses["ok"] - statuses["partly"],
+            "hosts_partly": statuses["partly"],
             "guests": self.guests.rows,
             "guests_not_looked_into": looked["no"],
+            "guests_partly_looked_into": looked["partly"],
             "findings": {severity: severities[severity] for severity in SEVERITIES},
             "guests_in_trouble": sum(1 for text in self.guests.values("trouble") if text),
             "memory_to_give_back": int(sum(v or 0 for v in self.guests.values("gives_back"))),
@@ -187,8 +201,9 @@ class Fleet:
             "guest": name,
             "uuid": guest.get("uuid"),
             "state": guest.get("state"),
-            "looked_into": "no" if message or not tables else "yes",
-            "message": message or (None if tables else "nothing was read from it"),
+            "looked_into": _looked(bool(tables or guest.get("checked")), bool(message)),
+            "message": message,
+            "not_checked": guest.get("notes"),
             "worst": _worst(severities),
             "findings": len(severities),
             "trouble": ", ".join(dict.fromkeys(hint.get("trouble", ()))),
@@ -206,7 +221,7 @@ class Fleet:
         self._add_tables(host, name, tables)
         return Counter(
             guests=1,
-            not_looked_into=int(row["looked_into"] == "no"),
+            not_looked_into=int(row["looked_into"] != "yes"),
             trouble=int(bool(row["trouble"])),
             memory_total=int(_number(row["memory_total"])),
             gives_back=int(_number(row["gives_back"])),

@@ -64,6 +64,7 @@ def page(fleet: Fleet, title: str, made: float, limit: int = LIMIT) -> tuple[byt
         "labels": _LABELS,
         "wide": _WIDE,
         "code": _CODE,
+        "collected": {"findings": fleet.audited, "hints": fleet.advised},
         "more": [_grid(table) for table in shown.values()],
     }
     subtitle = (

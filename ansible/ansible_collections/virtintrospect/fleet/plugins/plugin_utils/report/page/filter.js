@@ -1,11 +1,11 @@
-// What is typed above a table: words that must occur, and COLUMN:WORD, COLUMN=TEXT, COLUMN>NUMBER.
+// What is typed above a table: words that must occur, and COLUMN:WORD, COLUMN=TEXT, COLUMN!=TEXT, COLUMN>NUMBER.
 
 const UNITS = { k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40 };
 
 // "a:b" "c>1g" word "two words" -> [{column, sign, text}]
 function terms(typed) {
   const found = [];
-  for (const match of typed.matchAll(/(?:([a-z_0-9]+)(>=|<=|[:=<>]))?(?:"((?:\\"|[^"])*)"?|(\S+))/gi)) {
+  for (const match of typed.matchAll(/(?:([a-z_0-9]+)(>=|<=|!=|[:=<>]))?(?:"((?:\\"|[^"])*)"?|(\S+))/gi)) {
     const [, column, sign, quoted, plain] = match;
     found.push({ column, sign: sign || ":", text: (quoted?.replaceAll('\\"', '"') ?? plain).toLowerCase() });
   }
@@ -40,7 +40,7 @@ function markTerm(data, term, marks) {
   const sign = named ? term.sign : ":";
   const number = amount(text);
   const compare = {
-    "=": (value) => value === number, ":": (value) => value === number,
+    "!=": (value) => value !== number, "=": (value) => value === number, ":": (value) => value === number,
     "<": (value) => value < number, ">": (value) => value > number,
     "<=": (value) => value <= number, ">=": (value) => value >= number,
   }[sign];
@@ -50,6 +50,8 @@ function markTerm(data, term, marks) {
     } else if (RANK.has(text) && "<>".includes(sign[0])) {
       const ranks = { "<": (r, n) => r < n, ">": (r, n) => r > n, "<=": (r, n) => r <= n, ">=": (r, n) => r >= n };
       markTexts(column, (value) => ranks[sign](RANK.get(value) ?? NaN, RANK.get(text)), marks);
+    } else if (sign === "!=") {
+      markTexts(column, (value) => value !== text, marks);
     } else {
       markTexts(column, sign === "=" ? (value) => value === text : (value) => value.includes(text), marks);
     }

@@ -4,11 +4,21 @@ const ROW = 28; // pixels; style.css has the same
 const SLICE = 250000; // rows that can be scrolled through at once: browsers limit heights
 const PRINTED = 1000;
 
+// Pixels of a digit.
+function measure(within) {
+  const probe = el("span", { class: "probe" }, "0".repeat(50));
+  within.append(probe);
+  const width = probe.getBoundingClientRect().width / 50;
+  probe.remove();
+  return width || 9;
+}
+
 class Grid {
   // columns: names of those shown; choices: those to choose a value from; look: opens a row.
   constructor(data, { columns, choices = [], sort, look, title }) {
     this.data = data;
-    this.columns = columns.filter((name) => data.byName.has(name));
+    this.possible = columns.filter((name) => data.byName.has(name));
+    this.widths = new Map(this.possible.map((name) => [name, this.width(name)]));
     this.look = look;
     this.title = title;
     this.sort = sort && data.byName.has(sort[0]) ? sort : [null, false];
@@ -28,19 +38,51 @@ class Grid {
     this.pages = el("span", { class: "pages" });
     const save = el("button", { type: "button", on: { click: () => this.save() } }, "Save as CSV");
     const bar = el("div", { class: "bar" }, this.input, ...this.selects, this.said, this.pages, save);
-    this.heads = this.columns.map((name) => this.head(name));
-    const widths = this.columns.map((name) => this.width(name));
-    const columns = widths.map(() => el("col"));
-    columns.forEach((column, index) => { column.style.width = widths[index]; });
     this.body = el("tbody");
-    this.table = el("table", { "aria-label": this.title },
-      el("colgroup", {}, ...columns), el("thead", {}, el("tr", {}, ...this.heads)), this.body);
+    this.table = el("table", { "aria-label": this.title });
+    this.layOut(Infinity);
     this.scroller = el("div", { class: "scroller", tabindex: "0", on: {
       scroll: () => this.paint(), keydown: (event) => this.key(event),
     } }, this.table);
     this.element = el("div", { class: "grid" }, bar, this.scroller);
     this.body.addEventListener("click", (event) => this.click(event));
-    new ResizeObserver(() => this.paint()).observe(this.scroller);
+    new ResizeObserver(() => this.resized()).observe(this.scroller);
+  }
+
+  // The columns for which there is room, in letters; a row in full has the others.
+  layOut(room) {
+    const chosen = [...this.possible];
+    const needed = () => chosen.reduce((sum, name) => sum + this.widths.get(name), 0);
+    while (needed() > room && chosen.length > 3) {
+      const plain = chosen.findLastIndex((name, index) => index > 1 && !META.wide.includes(name) && name !== this.sort[0]);
+      chosen.splice(plain < 0 ? chosen.length - 1 : plain, 1);
+    }
+    if (this.columns?.join() === chosen.join()) return false;
+    this.columns = chosen;
+    this.heads = chosen.map((name) => this.head(name));
+    const columns = chosen.map((name) => {
+      const column = el("col");
+      column.style.width = `${this.widths.get(name)}ch`;
+      return column;
+    });
+    this.table.replaceChildren(el("colgroup", {}, ...columns), el("thead", {}, el("tr", {}, ...this.heads)), this.body);
+    return true;
+  }
+
+  resized() {
+    const letter = this.letter ??= measure(this.scroller);
+    const changed = this.scroller.clientWidth && this.layOut(this.scroller.clientWidth / letter);
+    if (changed) this.mark();
+    this.paint(changed);
+  }
+
+  // Say by which column the rows are sorted.
+  mark() {
+    const [by, descending] = this.sort;
+    this.heads.forEach((head) => {
+      if (head.dataset.column === by) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    });
   }
 
   choice(name) {
@@ -59,11 +101,12 @@ class Grid {
   }
 
   width(name) {
-    let most = label(name).length + 3;
+    let most = label(name).length + 1;
     const step = Math.max(1, Math.floor(this.data.rows / 300));
     for (let row = 0; row < this.data.rows; row += step) most = Math.max(most, shown(this.data, name, row).length);
-    if (META.wide.includes(name)) return `${Math.min(60, Math.max(24, most))}ch`;
-    return `${Math.min(28, most + 2)}ch`;
+    if (["severity", "worst"].includes(name)) most += 3;
+    if (META.wide.includes(name)) return Math.min(60, Math.max(24, most));
+    return Math.min(26, Math.ceil(most * 0.9) + 3); // few letters are as wide as a digit
   }
 
   later() {
@@ -94,10 +137,7 @@ class Grid {
     if (by) rows = sorted(rows, this.data.byName.get(by), descending);
     this.rows = rows;
     this.slice = this.current = 0;
-    this.heads.forEach((head) => {
-      if (head.dataset.column === by) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      else head.removeAttribute("aria-sort");
-    });
+    this.mark();
     const all = this.data.rows;
     this.said.textContent = rows.length === all ? count(all, "row") : `${NUMBER.format(rows.length)} of ${count(all, "row")}`;
     this.scroller.scrollTop = 0;

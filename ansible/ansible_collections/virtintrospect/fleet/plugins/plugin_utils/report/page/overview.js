@@ -75,15 +75,26 @@ function memoryByHost(guests, open) {
     });
 }
 
+function waiting(guests, open) {
+  const worst = [];
+  for (let row = 0; row < guests.rows; row++) {
+    const [number, what] = ["cpu", "memory", "io"].map((name) => [guests.value(`psi_${name}`, row) ?? 0, name])
+      .reduce((most, next) => (next[0] > most[0] ? next : most));
+    if (number >= 0.5) worst.push([number, what, guests.value("guest", row), guests.value("host", row)]);
+  }
+  return worst.sort((a, b) => b[0] - a[0]).slice(0, 8).map(([number, what, guest, host]) =>
+    [guest, [["warnbar", number]], `${number.toFixed(1)} % ${what}`, () => open("guests", `${exactly("host", host)} ${exactly("guest", guest)}`)]);
+}
+
 async function overview(open) {
   const counts = META.counts;
   const [findings, guests, hints] = await Promise.all(["findings", "guests", "hints"].map(table));
   const severities = SEVERITIES.map((name) => tile(counts.findings[name], name, counts.findings[name] ? name : "calm", () => open("findings", `severity=${name}`)));
   const away = [
     tile(counts.hosts, counts.hosts === 1 ? "host" : "hosts", "", () => open("hosts", "")),
-    tile(counts.hosts_failed, "hosts without a result", counts.hosts_failed ? "warn" : "calm", () => open("hosts", "status:failed")),
+    tile(counts.hosts_failed + counts.hosts_partly, "hosts without a result, or a whole one", counts.hosts_failed + counts.hosts_partly ? "warn" : "calm", () => open("hosts", "status!=ok")),
     tile(counts.guests, counts.guests === 1 ? "guest" : "guests", "", () => open("guests", "")),
-    tile(counts.guests_not_looked_into, "guests not looked into", counts.guests_not_looked_into ? "warn" : "calm", () => open("guests", "looked_into=no")),
+    tile(counts.guests_not_looked_into + counts.guests_partly_looked_into, "guests not looked into, or not wholly", counts.guests_not_looked_into + counts.guests_partly_looked_into ? "warn" : "calm", () => open("guests", "looked_into!=yes")),
   ];
   const planned = [
     tile(bytes(counts.memory_to_give_back), "could be given back", "good", () => open("hints", "resource=memory gives_back>0")),
@@ -97,23 +108,31 @@ async function overview(open) {
     if (total > 0 && left !== undefined) available.push((100 * left) / total);
   }
   const drift = findings.rows ? filtered(findings, "rule:drift", []).length : 0;
-  const reasons = guests.counts("message").slice(0, 8).map(([text, number]) => [text, [["warnbar", number]], NUMBER.format(number), () => open("guests", "looked_into=no")]);
+  const reasons = guests.counts("message").slice(0, 8).map(([text, number]) => [text, [["warnbar", number]], NUMBER.format(number), () => open("guests", "looked_into!=yes")]);
   const releases = guests.counts("release").slice(0, 12).map(([text, number]) => [text, [["plain", number]], NUMBER.format(number), () => open("guests", exactly("release", text))]);
   const trouble = guests.counts("trouble").slice(0, 8).map(([text, number]) => [text, [["warnbar", number]], NUMBER.format(number), () => open("guests", exactly("trouble", text))]);
   const notes = META.notes.map((note) => el("p", { class: "note" }, note));
-  return el("div", { class: "overview" }, ...notes,
-    el("div", { class: "tiles" }, ...away),
+  const security = [
     el("h2", { class: "part" }, "Security"),
     el("div", { class: "tiles" }, ...severities, tile(drift, "changes against the baseline", drift ? "warn" : "calm", () => open("findings", "rule:drift"))),
     el("div", { class: "panels" },
       panel("Findings by rule", null, bars(bySeverity(findings, "rule", open), "No findings.")),
-      panel("Findings by host", null, bars(bySeverity(findings, "host", open), "No findings.")),
-      panel("Kernels", "Guests by the kernel they run", bars(releases, "No kernel is known.")),
-      panel("Not looked into", "A guest that was not looked into is not a clean one.", bars(reasons, "Every guest was looked into."))),
+      panel("Findings by host", null, bars(bySeverity(findings, "host", open), "No findings."))),
+  ];
+  const fleet = [
+    el("div", { class: "tiles" }, ...away),
+    el("div", { class: "panels" },
+      panel("Not looked into", "A guest that was not looked into is not a clean one.", bars(reasons, "Every guest was looked into.")),
+      panel("Kernels", "Guests by the kernel they run", bars(releases, "No kernel is known."))),
+  ];
+  const capacity = [
     el("h2", { class: "part" }, "Capacity"),
-    el("div", { class: "tiles" }, ...planned),
+    META.collected.hints ? el("div", { class: "tiles" }, ...planned) : null,
     el("div", { class: "panels" },
       panel("Memory of the guests, by host", "What they need, and what could be given back (hatched)", bars(memoryByHost(guests, open), "No memory figures.")),
       panel("Memory available in the guests", "Guests by MemAvailable, in percent of their memory", available.length ? tenths(available, "% available") : el("p", { class: "empty" }, "No memory figures.")),
-      panel("Guests in trouble", "What their hints say", bars(trouble, hints.rows ? "No guest is in trouble." : "No hints were collected."))));
+      panel("Guests in trouble", "What their hints say", bars(trouble, hints.rows ? "No guest is in trouble." : "No hints were collected.")),
+      panel("Guests that wait most", "Percent of the last minute in which some task waited for CPU, memory or I/O (PSI)", bars(waiting(guests, open), "No guest waits, or none says so."))),
+  ];
+  return el("div", { class: "overview" }, ...notes, ...fleet, ...(META.collected.findings ? security : []), ...capacity.filter(Boolean));
 }

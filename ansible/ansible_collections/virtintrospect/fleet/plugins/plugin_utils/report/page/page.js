@@ -3,7 +3,7 @@
 const GRIDS = {
   findings: { title: "Findings", columns: ["severity", "rule", "host", "guest", "subject", "detail"], choices: ["severity", "rule", "host"], sort: ["severity", true] },
   hints: { title: "Capacity", columns: ["host", "guest", "resource", "action", "current", "recommended", "gives_back", "confidence", "reason"], choices: ["resource", "action", "host"], sort: ["gives_back", true] },
-  guests: { title: "Guests", columns: ["host", "guest", "looked_into", "worst", "findings", "trouble", "release", "cpus", "processes", "memory_total", "memory_available", "gives_back", "message"], choices: ["host", "looked_into", "worst", "release"], sort: ["worst", true] },
+  guests: { title: "Guests", columns: ["host", "guest", "looked_into", "worst", "findings", "trouble", "memory_total", "memory_available", "gives_back", "release", "processes", "cpus", "not_checked", "message"], choices: ["host", "looked_into", "worst", "release"], sort: ["worst", true] },
   hosts: { title: "Hosts", columns: ["host", "status", "guests", "not_looked_into", "worst", "findings", "trouble", "memory_total", "gives_back", "version", "message"], choices: ["status", "worst"], sort: ["host", false] },
 };
 const parts = new Map(); // name → {tab, view, grid}
@@ -96,7 +96,8 @@ function theme() {
 }
 
 function start() {
-  const names = ["overview", ...Object.keys(GRIDS), ...META.more.map((more) => more.name)];
+  const asked = Object.keys(GRIDS).filter((name) => META.collected[name] ?? true);
+  const names = ["overview", ...asked, ...META.more.map((more) => more.name)];
   for (const name of names) {
     const title = name === "overview" ? "Overview" : gridOf(name).title;
     const rows = META.rows[name];
