@@ -52,7 +52,7 @@ class Grid {
   // The columns for which there is room, in letters; a row in full has the others.
   layOut(room) {
     const chosen = [...this.possible];
-    const needed = () => chosen.reduce((sum, name) => sum + this.widths.get(name), 0);
+    const needed = () => chosen.reduce((sum, name) => sum + (META.wide.includes(name) ? 20 : this.widths.get(name)), 0);
     while (needed() > room && chosen.length > 3) {
       const plain = chosen.findLastIndex((name, index) => index > 1 && !META.wide.includes(name) && name !== this.sort[0]);
       chosen.splice(plain < 0 ? chosen.length - 1 : plain, 1);
@@ -62,7 +62,7 @@ class Grid {
     this.heads = chosen.map((name) => this.head(name));
     const columns = chosen.map((name) => {
       const column = el("col");
-      column.style.width = `${this.widths.get(name)}ch`;
+      if (!META.wide.includes(name)) column.style.width = `${this.widths.get(name)}ch`; // those share the rest
       return column;
     });
     this.table.replaceChildren(el("colgroup", {}, ...columns), el("thead", {}, el("tr", {}, ...this.heads)), this.body);
@@ -105,7 +105,6 @@ class Grid {
     const step = Math.max(1, Math.floor(this.data.rows / 300));
     for (let row = 0; row < this.data.rows; row += step) most = Math.max(most, shown(this.data, name, row).length);
     if (["severity", "worst"].includes(name)) most += 3;
-    if (META.wide.includes(name)) return Math.min(60, Math.max(24, most));
     return Math.min(26, Math.ceil(most * 0.9) + 3); // few letters are as wide as a digit
   }
 
