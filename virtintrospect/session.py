@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from virtintrospect.acquire import Progress
+    from virtintrospect.insight.checks.context import Options
     from virtintrospect.insight.follow import LogBatch
-    from virtintrospect.model import Match
+    from virtintrospect.model import Finding, Match
     from virtintrospect.model.acquisition import Acquisition
 
 _log = logging.getLogger(__name__)
@@ -288,6 +289,24 @@ class Session:
     process_space = _of_guest(Guest.process_space)
     process_at = _of_guest(Guest.process_at)
     take_problems = _of_guest(Guest.take_problems)
+
+    def check(
+        self, rules: Collection[str] = (), *, severity: str = "info", options: Options | None = None
+    ) -> list[Finding]:
+        """What should not be in the guest, by rules; the most urgent first.
+
+        What was not checked is told by :meth:`take_problems`.
+
+        :param rules: ids of rules, of docs/rules.md; all where none is given.
+        :param severity: leave out what is less severe.
+        :param options: what rules compare with.
+        :raises UsageError: there is no such rule or severity.
+        """
+        from virtintrospect.insight.checks import check
+
+        with self.lock:
+            self.target.memory.expire()
+            return check(self.guest, rules, severity=severity, options=options)
 
     @property
     def symbols(self) -> Symbols:

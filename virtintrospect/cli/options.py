@@ -86,7 +86,7 @@ class Settings:
         from virtintrospect.insight.columns import record
 
         choose(table, self.columns, self.output)
-        answer = self._from_daemon(target, table, arguments)
+        answer = self.ask_daemon(target, table, arguments)
         if answer is not None:
             return answer
         with self.open(target, table) as session:
@@ -107,7 +107,11 @@ class Settings:
             click.echo(f"warning: {text}", err=True)
         return view.found
 
-    def _from_daemon(self, target: str, table: Table, arguments: Any) -> Answer | None:
+    def ask_daemon(self, target: str, table: Table, arguments: Any) -> Answer | None:
+        """The rows of a table, from the daemon; ``None`` where it is not to be asked, or has none.
+
+        :param arguments: of the table's method.
+        """
         from virtintrospect.client import UnavailableError
         from virtintrospect.driver import READ_ONLY, driver_for_url
 

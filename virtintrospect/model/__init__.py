@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SlabCache,
     )
     from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
+    from virtintrospect.model.finding import Finding
     from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
     from virtintrospect.model.match import Match
@@ -46,6 +47,7 @@ __all__ = [
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
+    "Finding",
     "Hint",
     "Interface",
     "Load",
@@ -107,6 +109,7 @@ _WHERE = {
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
+    "Finding": "finding",
     "Hint": "hint",
     "Match": "match",
     "PageOwners": "pages",

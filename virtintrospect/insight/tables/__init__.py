@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
+from virtintrospect.insight.tables.checks import CHECK, RULES
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.hints import HINTS
 from virtintrospect.insight.tables.memory import MAP, MAP_PROCESSES, MAP_RANGES, SEARCH
@@ -51,6 +52,7 @@ __all__ = [
     "ALL",
     "BPF",
     "CGROUPS",
+    "CHECK",
     "COMMANDS",
     "CONTAINERS",
     "CPU",
@@ -83,6 +85,7 @@ __all__ = [
     "READ",
     "REGISTERS",
     "ROUTES",
+    "RULES",
     "RUNQUEUES",
     "SEARCH",
     "SESSIONS",
@@ -143,6 +146,7 @@ ALL = {
         HUNG,
         CRASH,
         HINTS,
+        CHECK,
         DOMMEMSTAT,
         SYMBOLS,
         TYPES,
