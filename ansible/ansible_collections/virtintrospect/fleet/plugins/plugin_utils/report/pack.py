@@ -4,7 +4,7 @@ A packed table is a gzip stream: four bytes with the length of a JSON header (li
 header, and the columns' bytes, to which the header's offsets point. Numbers are unsigned
 integers of 1, 2 or 4 bytes, first the lowest byte of all rows, then the next of all rows, which
 compresses far better than one number after the other; or IEEE doubles. Text is numbers into a
-list of the different texts. ``page/data.js`` reads it.
+list of the different texts. ``web/data.js`` reads it.
 """
 
 from __future__ import annotations

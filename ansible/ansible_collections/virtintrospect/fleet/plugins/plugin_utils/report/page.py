@@ -20,7 +20,7 @@ from .pack import Table
 
 #: Bytes that a page may weigh unless told otherwise.
 LIMIT = 20_000_000
-_HERE = Path(__file__).parent / "page"
+_HERE = Path(__file__).parent / "web"
 _SCRIPTS = ("data.js", "elements.js", "filter.js", "grid.js", "overview.js", "page.js")
 _UNITS = {
     "bytes": (
