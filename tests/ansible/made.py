@@ -53,6 +53,7 @@ def _host(name: str, guests: int, processes: int, dice: random.Random) -> dict[s
             found["tables"] = _tables(processes, dice)
             part["findings"] += _findings(guest, dice)
             part["hints"] += _hints(guest, found["tables"]["memory"], dice)
+        found["checked"] = "tables" in found
         part["guests"].append(found)
     return part
 

@@ -114,18 +114,18 @@ class Fleet:
         for guest in _rows(part.get("guests") or []):
             listed.add(_text(guest.get("name")))
             total += self._add_guest(host, guest, findings, hints)
-        self.hosts.add(
-            {
-                "host": host,
-                "status": _text(part.get("status")) or "failed",
-                "message": part.get("message"),
-                "version": part.get("version"),
-                "collected": part.get("time"),
-                "worst": _worst(s for severities in findings.values() for s in severities),
-                "findings": sum(map(len, findings.values())),
-                **{key: total[key] for key in _SUMMED},
-            }
-        )
+        row: dict[str, Any] = {
+            "host": host,
+            "status": _text(part.get("status")) or "failed",
+            "message": part.get("message"),
+            "version": part.get("version"),
+            "collected": part.get("time"),
+            "worst": _worst(s for severities in findings.values() for s in severities),
+        }
+        if row["status"] in ("ok", "partly"):  # else nothing is known, which is not zero
+            row["findings"] = sum(map(len, findings.values())) if "findings" in part else None
+            row.update({key: total[key] for key in _SUMMED})
+        self.hosts.add(row)
 
     def finish(self) -> None:
         """Add the hosts that said nothing at all."""
@@ -205,7 +205,7 @@ class Fleet:
             "message": message,
             "not_checked": guest.get("notes"),
             "worst": _worst(severities),
-            "findings": len(severities),
+            "findings": len(severities) if severities or guest.get("checked") else None,
             "trouble": ", ".join(dict.fromkeys(hint.get("trouble", ()))),
             "gives_back": hint.get("gives_back") or None,
         }

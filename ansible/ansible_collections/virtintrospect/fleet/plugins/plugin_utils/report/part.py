@@ -77,6 +77,8 @@ def _together(texts: Mapping[str, str]) -> str:
     names: dict[str, list[str]] = {}
     for name, text in texts.items():
         names.setdefault(text, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
     return "; ".join(f"{', '.join(which)}: {text}" for text, which in names.items())
 
 

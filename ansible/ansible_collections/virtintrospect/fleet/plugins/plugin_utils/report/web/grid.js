@@ -101,7 +101,7 @@ class Grid {
   }
 
   width(name) {
-    let most = label(name).length + 1;
+    let most = Math.ceil(label(name).length * 1.1) + 1; // heads are bold
     const step = Math.max(1, Math.floor(this.data.rows / 300));
     for (let row = 0; row < this.data.rows; row += step) most = Math.max(most, shown(this.data, name, row).length);
     if (["severity", "worst"].includes(name)) most += 3;

@@ -88,9 +88,9 @@ function waiting(guests, open) {
 
 async function overview(open) {
   const counts = META.counts;
-  const [findings, guests, hints] = await Promise.all(["findings", "guests", "hints"].map(table));
+  const [findings, guests, hints, hosts] = await Promise.all(["findings", "guests", "hints", "hosts"].map(table));
   const severities = SEVERITIES.map((name) => tile(counts.findings[name], name, counts.findings[name] ? name : "calm", () => open("findings", `severity=${name}`)));
-  const away = [
+  const whole = [
     tile(counts.hosts, counts.hosts === 1 ? "host" : "hosts", "", () => open("hosts", "")),
     tile(counts.hosts_failed + counts.hosts_partly, "hosts without a result, or a whole one", counts.hosts_failed + counts.hosts_partly ? "warn" : "calm", () => open("hosts", "status!=ok")),
     tile(counts.guests, counts.guests === 1 ? "guest" : "guests", "", () => open("guests", "")),
@@ -108,6 +108,11 @@ async function overview(open) {
     if (total > 0 && left !== undefined) available.push((100 * left) / total);
   }
   const drift = findings.rows ? filtered(findings, "rule:drift", []).length : 0;
+  const away = [];
+  for (let row = 0; row < hosts.rows && away.length < 8; row++) {
+    const status = hosts.value("status", row), name = hosts.value("host", row);
+    if (status !== "ok") away.push([`${name}: ${hosts.value("message", row) ?? status}`, [["warnbar", 1]], status, () => open("hosts", exactly("host", name))]);
+  }
   const reasons = guests.counts("message").slice(0, 8).map(([text, number]) => [text, [["warnbar", number]], NUMBER.format(number), () => open("guests", "looked_into!=yes")]);
   const releases = guests.counts("release").slice(0, 12).map(([text, number]) => [text, [["plain", number]], NUMBER.format(number), () => open("guests", exactly("release", text))]);
   const trouble = guests.counts("trouble").slice(0, 8).map(([text, number]) => [text, [["warnbar", number]], NUMBER.format(number), () => open("guests", exactly("trouble", text))]);
@@ -120,9 +125,10 @@ async function overview(open) {
       panel("Findings by host", null, bars(bySeverity(findings, "host", open), "No findings."))),
   ];
   const fleet = [
-    el("div", { class: "tiles" }, ...away),
+    el("div", { class: "tiles" }, ...whole),
     el("div", { class: "panels" },
-      panel("Not looked into", "A guest that was not looked into is not a clean one.", bars(reasons, "Every guest was looked into.")),
+      panel("Not looked into", "A guest that was not looked into is not a clean one.",
+        away.length || reasons.length ? bars([...away, ...reasons], "") : el("p", { class: "empty" }, "Every host and every guest was looked into.")),
       panel("Kernels", "Guests by the kernel they run", bars(releases, "No kernel is known."))),
   ];
   const capacity = [
