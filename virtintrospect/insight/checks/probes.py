@@ -43,11 +43,9 @@ def ftrace(context: Context) -> Iterator[Hit]:
         text=(),
     )
     for ops in _operations(guest, layout):
-        for name in ("func", "saved", "direct"):
-            target = ops[name]
-            if target:
-                label = f"ftrace {_ops_name(guest, ops['address'])} {name}"
-                pointers.append(Pointer(label.encode(), target, ops["address"]))
+        name = f"ftrace_ops {_ops_name(guest, ops['address'])}".encode()
+        targets = (ops["func"], ops["saved"], ops["direct"])
+        pointers += [Pointer(name, target, ops["address"]) for target in targets if target]
     pointers += [
         Pointer(symbol.encode(), target, guest.symbols.address(symbol))
         for symbol in ("ftrace_trace_function", "ftrace_graph_return", "ftrace_graph_entry")
