@@ -34,7 +34,7 @@ def fleet(guests: int, processes: int, hosts: int = 0, seed: int = 7) -> Iterato
     for host in range(hosts):
         name = f"hv{host + 1:03}.example.net"
         number = guests // hosts + (host < guests % hosts)
-        if hosts > 20 and host % 50 == 49:
+        if hosts > 100 and host % 50 == 49:
             message = "Failed to connect to the host via ssh: Connection timed out"
             yield {"host": name, "status": "unreachable", "message": message, "guests": []}
         else:
