@@ -44,6 +44,7 @@ def fleet(guests: int, processes: int, hosts: int = 0, seed: int = 7) -> Iterato
 def _host(name: str, guests: int, processes: int, dice: random.Random) -> dict[str, Any]:
     part: dict[str, Any] = {"host": name, "status": "ok", "version": "0.1.0", "time": NOW}
     part |= {"guests": [], "findings": [], "hints": []}
+    part["asked"] = ["guest_info", "guest_audit", "guest_hints"]
     for index in range(guests):
         guest = f"{dice.choice(('web', 'db', 'app', 'ci', 'mail'))}{index:02}-{name[:5]}"
         found: dict[str, Any] = {"name": guest, "uuid": _uuid(dice), "state": "running"}

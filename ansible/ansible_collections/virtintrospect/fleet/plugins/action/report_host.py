@@ -32,7 +32,8 @@ class ActionModule(ActionBase):
             }
         )
         host = options["host"] or (task_vars or {}).get("inventory_hostname") or "unknown"
-        results = {module: options[name] or {} for name, module in _MODULES.items()}
+        given = {module: options[name] for name, module in _MODULES.items()}
+        results = {module: result for module, result in given.items() if result is not None}
         found = parts.part(str(host), results, time.time())
         path = Path(options["dest"], parts.file_name(str(host)))
         if not self._task.check_mode:

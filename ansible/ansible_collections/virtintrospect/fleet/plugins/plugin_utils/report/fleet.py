@@ -6,7 +6,8 @@ One host's part is a JSON object, written by ``report_host``:
   ``version``, ``time``;
 * ``guests``: ``name``, ``uuid``, ``state``, ``tables`` (command's name → its JSON), ``message``
   where it was not looked into, or not wholly, ``notes`` on what could not be checked;
-* ``findings`` and ``hints``: the commands' rows, with ``domain``; absent where nobody asked.
+* ``asked``: the modules that were to run; ``findings`` and ``hints``: the commands' rows, with
+  ``domain``, absent where they are not known.
 
 Guests wrote much of it. Whatever has another shape than it should costs its row.
 """
@@ -105,8 +106,10 @@ class Fleet:
         """Take in one host's part."""
         host = _text(part.get("host")) or "?"
         self._silent.pop(host, None)
-        self.audited |= "findings" in part
-        self.advised |= "hints" in part
+        asked = part.get("asked")
+        for name in asked if isinstance(asked, list) else ():
+            self.audited |= name == "guest_audit"
+            self.advised |= name == "guest_hints"
         findings = self._add_findings(host, part)
         hints = self._add_hints(host, part)
         total = Counter[str]()
@@ -129,7 +132,7 @@ class Fleet:
 
     def finish(self) -> None:
         """Add the hosts that said nothing at all."""
-        for host in self._silent:
+        for host in list(self._silent):
             self.add({"host": host, "status": "silent", "message": "it gave no result"})
 
     def counts(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def part(host: str, results: Mapping[str, Any], seconds: float) -> dict[str, Any
     """What to keep of a host.
 
     :param results: module's name (``guest_info``, ``guest_audit``, ``guest_hints``) → what the
-        task registered, failed, unreachable and skipped ones too; empty where it did not run.
+        task registered, failed, unreachable and skipped ones too.
     :param seconds: Unix time.
     """
     ran = {name: result for name, result in results.items() if _ran(result)}
@@ -37,11 +37,12 @@ def part(host: str, results: Mapping[str, Any], seconds: float) -> dict[str, Any
         found["message"] = _together(troubles) or "nothing ran on it"
     versions = (str(result["version"]) for result in ran.values() if result.get("version"))
     found["version"] = next(versions, None)
-    found["guests"] = list(_guests(ran))
-    if "guest_audit" in ran:
-        found["findings"] = list(_rows(ran["guest_audit"].get("findings")))
-    if "guest_hints" in ran:
-        found["hints"] = list(_rows(ran["guest_hints"].get("hints")))
+    # What was skipped on a host that is in trouble was asked for.
+    found["asked"] = [name for name in results if troubles or name in ran]
+    found["guests"] = list(_guests(ran, audited="guest_audit" in found["asked"]))
+    for name, key in (("guest_audit", "findings"), ("guest_hints", "hints")):
+        if name in done:
+            found[key] = list(_rows(done[name].get(key)))
     return found
 
 
@@ -62,7 +63,7 @@ def _trouble(result: Mapping[str, Any]) -> str:
         return ""
     if not (result.get("failed") or result.get("unreachable") or reason):
         return ""
-    text = _line(result.get("msg")) or "it failed"
+    text = _line(result.get("msg")).removeprefix("Task failed: ") or "it failed"
     stderr = _line(result.get("module_stderr"))
     return f"{text}: {stderr}" if stderr else text
 
@@ -82,7 +83,7 @@ def _together(texts: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(which)}: {text}" for text, which in names.items())
 
 
-def _guests(ran: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _guests(ran: Mapping[str, Mapping[str, Any]], *, audited: bool) -> Iterator[dict[str, Any]]:
     """Each guest once, with what each module knows of it."""
     found: dict[str, dict[str, Any]] = {}
 
@@ -109,6 +110,8 @@ def _guests(ran: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for known in found.values():
         if troubles := known.pop("troubles", None):
             known["message"] = _together(troubles)
+        elif audited and not known.get("checked"):
+            known["message"] = "it was not checked"
         yield known
 
 
