@@ -30,6 +30,17 @@ def fake(tmp_path: Path) -> Fake:
 
 
 @pytest.fixture
+def make(tmp_path: Path) -> Callable[[str], Fake]:
+    """Makes more of them, by name."""
+
+    def one(name: str) -> Fake:
+        (tmp_path / name).mkdir()
+        return Fake(tmp_path / name)
+
+    return one
+
+
+@pytest.fixture
 def module(
     fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
@@ -62,6 +73,7 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")},
         "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
         "ANSIBLE_CONFIG": str(Path(__file__).with_name("ansible.cfg")),
         "PATH": f"{BIN}:{os.environ['PATH']}",
         **more,

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import ansible
+from .conftest import BIN, ansible
 from .fake import FIRST, GUESTS, NAMES, SECOND, THIRD, Fake, failed
+from .releases import oldest
 
 HOSTILE = "6.1 {{ lookup('pipe', 'touch PATH') }} \\x1b]0;x"
 
 
 @pytest.fixture
-def hypervisors(tmp_path: Path) -> list[Fake]:
+def hypervisors(make: Callable[[str], Fake]) -> list[Fake]:
     """Two, of which the second has one guest, of a name that the first has, too."""
-    found = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        found.append(Fake(tmp_path / name))
-    found[1].answer("list", out=[FIRST | {"uuid": "0" * 8 + FIRST["uuid"][8:]}])
-    return found
+    first, second = make("a"), make("b")
+    second.answer("list", out=[FIRST | {"uuid": "0" * 8 + FIRST["uuid"][8:]}])
+    return [first, second]
 
 
 def inventory(folder: Path, *, good: tuple[int, ...] = (0,), **config: Any) -> tuple[Any, str]:
@@ -89,7 +88,10 @@ def test_hosts_that_have_guests_of_one_name(tmp_path: Path, hypervisors: list[Fa
     assert SECOND["uuid"] not in found["_meta"]["hostvars"]
 
 
-def test_what_a_guest_calls_itself(tmp_path: Path, fake: Fake) -> None:
+@pytest.mark.parametrize(
+    "release", [pytest.param(BIN, id="newest"), pytest.param(None, id="oldest")]
+)
+def test_what_a_guest_calls_itself(tmp_path: Path, fake: Fake, release: Path | None) -> None:
     """Neither a template, nor a group of its choice, nor this machine."""
     pwned = tmp_path / "pwned"
     hostile = HOSTILE.replace("PATH", str(pwned))
@@ -109,7 +111,8 @@ def test_what_a_guest_calls_itself(tmp_path: Path, fake: Fake) -> None:
     assert all(name.replace("_", "").isalnum() and name.isascii() for name in groups)
     done = ansible(
         ["ansible", "-i", str(tmp_path / "fleet.virtintrospect.yml"), "all", "-m",
-         "ansible.builtin.debug", "-a", "msg='{{ virtintrospect_kernel }} {{ composed }}'"]
+         "ansible.builtin.debug", "-a", "msg='{{ virtintrospect_kernel }} {{ composed }}'"],
+        bin_=release or oldest(),
     )  # fmt: skip
     assert "lookup('pipe'" in done.stdout
     assert not pwned.exists()

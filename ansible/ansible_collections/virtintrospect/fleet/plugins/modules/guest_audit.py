@@ -364,8 +364,8 @@ def main():
     )
     params = module.params
     nothing = {"findings": [], "guests": [], "failed_guests": [], "summary": count([])}
-    command = Command(module)
     try:
+        command = Command(module)
         version = command.version()
         rules = command.ask(["check", "--list"]).data
         guests, missed = select(command, params["domains"], params["exclude"])
