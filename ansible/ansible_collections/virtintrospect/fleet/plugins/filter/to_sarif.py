@@ -28,6 +28,12 @@ options:
     type: list
     elements: dict
     default: []
+  rules:
+    description: Descriptions of the rules, as the module returns them. Without them a rule has
+      what its findings tell.
+    type: list
+    elements: dict
+    default: []
   version:
     description: Version of virtintrospect.
     type: str
@@ -37,8 +43,8 @@ EXAMPLES = r"""
 - name: Write what was found for the security dashboard
   ansible.builtin.copy:
     content: >-
-      {{ audit.findings | virtintrospect.fleet.to_sarif(failed_guests=audit.failed_guests)
-      | to_nice_json }}
+      {{ audit.findings | virtintrospect.fleet.to_sarif(failed_guests=audit.failed_guests,
+      rules=audit.rules, version=audit.version) | to_nice_json }}
     dest: "{{ playbook_dir }}/audit.sarif"
     mode: "0600"
   delegate_to: localhost
@@ -55,12 +61,13 @@ from ansible.utils.unsafe_proxy import wrap_var
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.findings import sarif
 
 
-def to_sarif(findings, failed_guests=(), version=None):
+def to_sarif(findings, failed_guests=(), rules=(), version=None):
     """The filter."""
-    for name, value in (("the input", findings), ("failed_guests", failed_guests)):
+    given = {"the input": findings, "failed_guests": failed_guests, "rules": rules}
+    for name, value in given.items():
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, dict) for v in value):
             raise AnsibleFilterError(f"to_sarif: {name} is no list of objects")
-    return wrap_var(sarif(findings, failed_guests, version))
+    return wrap_var(sarif(findings, failed_guests, version, rules))
 
 
 class FilterModule:

@@ -83,7 +83,10 @@ class Answer:
 
 
 class Command:
-    """``virt-introspect`` with the options that all modules share."""
+    """``virt-introspect`` with the options that all modules share.
+
+    :raises CommandError: it is not on this host.
+    """
 
     def __init__(self, module: AnsibleModule):
         self._uri = module.params["uri"]
@@ -155,20 +158,18 @@ class Command:
 
 
 def _find(module):
-    """The path of the executable; fails the task where there is none."""
+    """The path of the executable.
+
+    :raises CommandError: there is none.
+    """
     wanted = module.params["executable"]
     if "/" in wanted:
         found = wanted if os.access(wanted, os.X_OK) else None
     else:
         found = module.get_bin_path(wanted, opt_dirs=_PLACES)
     if found is None:
-        fail(
-            module,
-            CommandError(
-                "missing",
-                f"{wanted} is not on this host; the role virtintrospect.fleet.host installs it",
-            ),
-        )
+        text = f"{wanted} is not on this host; the role virtintrospect.fleet.host installs it"
+        raise CommandError("missing", text)
     return found
 
 

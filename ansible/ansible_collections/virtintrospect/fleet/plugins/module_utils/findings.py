@@ -53,19 +53,18 @@ def _plain(text):
     return text
 
 
-def sarif(findings, failed_guests, version):
+def sarif(findings, failed_guests, version, rules=()):
     """A SARIF 2.1.0 log with one run.
 
     :param findings: those of ``guest_audit``, of one host or of many.
     :param failed_guests: guests that were not checked: notifications of the run.
+    :param rules: descriptions of the rules; one that is not there is made of its findings.
     """
-    rules = {}
-    for finding in findings:
-        found = rules.setdefault(str(finding.get("rule", "unknown")), finding)
-        if rank(finding.get("severity")) > rank(found.get("severity")):
-            rules[str(finding.get("rule", "unknown"))] = finding
-    places = {rule: place for place, rule in enumerate(rules)}
-    driver = {"name": NAME, "rules": [_rule(name, rule) for name, rule in rules.items()]}
+    known = {str(rule["rule"]): rule for rule in rules if rule.get("rule")}
+    for finding in sorted(findings, key=lambda finding: -rank(finding.get("severity"))):
+        known.setdefault(str(finding.get("rule", "unknown")), finding)
+    places = {rule: place for place, rule in enumerate(known)}
+    driver = {"name": NAME, "rules": [_rule(name, rule) for name, rule in known.items()]}
     if version:
         driver["version"] = str(version)
     invocation = {
@@ -81,15 +80,21 @@ def sarif(findings, failed_guests, version):
     return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _rule(name, finding):
-    level, score, _number, _name = _LEVELS.get(finding.get("severity"), _UNKNOWN)
+def _rule(name, rule):
+    """A rule as SARIF describes one, from its own description or from a finding."""
+    level, score, _number, _name = _LEVELS.get(rule.get("severity"), _UNKNOWN)
+    tags = ["security", *(str(rule[key]) for key in ("reference",) if rule.get(key))]
     found = {
         "id": name,
         "defaultConfiguration": {"level": level},
-        "properties": {"security-severity": score, "tags": ["security"]},
+        "properties": {"security-severity": score, "tags": tags},
     }
-    if finding.get("remedy"):
-        found["help"] = {"text": _plain(str(finding["remedy"]))}
+    for key, source in (("shortDescription", "title"), ("fullDescription", "looks_at")):
+        if rule.get(source):
+            found[key] = {"text": _plain(str(rule[source]))}
+    help_ = [str(rule[key]) for key in ("remedy", "false_positives") if rule.get(key)]
+    if help_:
+        found["help"] = {"text": _plain(" ".join(help_))}
     return found
 
 

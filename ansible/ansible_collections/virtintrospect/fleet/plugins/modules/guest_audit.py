@@ -231,6 +231,15 @@ accepted:
   description: How many findings O(accept) has taken out.
   returned: success
   type: int
+rules:
+  description: The rules, as C(virt-introspect check --list) has them.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - rule: hidden-module
+      severity: critical
+      title: A kernel module is hidden from one of the kernel's books
 reason:
   description: Why the task failed; V(findings) where it did because of O(fail_on).
   returned: failure
@@ -355,9 +364,10 @@ def main():
     )
     params = module.params
     nothing = {"findings": [], "guests": [], "failed_guests": [], "summary": count([])}
-    command = Command(module)
     try:
+        command = Command(module)
         version = command.version()
+        rules = command.ask(["check", "--list"]).data
         guests, missed = select(command, params["domains"], params["exclude"])
     except CommandError as error:
         fail(module, error, **nothing)
@@ -377,6 +387,7 @@ def main():
         "summary": count(findings),
         "accepted": sum(number for _guest, _found, number, _changed in results),
         "version": version,
+        "rules": rules,
         "changed": any(changed for _guest, _found, _n, changed in results),
     }
     limit = params["fail_on"]

@@ -287,9 +287,9 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
-    command = Command(module)
-    adviser = Adviser(module, command)
     try:
+        command = Command(module)
+        adviser = Adviser(module, command)
         version = command.version()
         guests, missed = select(command, params["domains"], params["exclude"])
         if (

@@ -256,8 +256,8 @@ def main():
         for table, value in params[option].items():
             if table not in TABLES or not isinstance(value, list):
                 module.fail_json(msg=f"{option}: {table}: a list of a table's own is wanted")
-    command = Command(module)
     try:
+        command = Command(module)
         version = command.version()
         guests, missed = select(command, params["domains"], params["exclude"])
     except CommandError as error:

@@ -108,7 +108,7 @@ def main():
         rows = Command(module).ask(line).data
     except CommandError as error:
         fail(module, error, actions=[])
-    actions = [row for row in rows if row["action"] != "warning"]
+    actions = [row for row in rows if row["action"] not in ("warning", "unchanged")]
     for row in rows:
         if row["action"] == "warning":
             module.warn(f"{row['subject']}: {row.get('detail', '')}")

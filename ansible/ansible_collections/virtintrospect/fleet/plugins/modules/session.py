@@ -116,8 +116,8 @@ def main():
         supports_check_mode=True,
     )
     params, wanted = module.params, module.params["state"]
-    command = Command(module)
     try:
+        command = Command(module)
         known = [row for row in command.ask(["sessions"]).data if row["state"] != "gone"]
     except CommandError as error:
         fail(module, error, sessions=[], failed_guests=[])
