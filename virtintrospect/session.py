@@ -308,6 +308,17 @@ class Session:
             self.target.memory.expire()
             return check(self.guest, rules, severity=severity, options=options)
 
+    def baseline(self) -> dict[str, Any]:
+        """What the guest is like now, as JSON can hold it.
+
+        :meth:`check` compares with it: ``Options(baseline=…)``.
+        """
+        from virtintrospect.insight.checks import take_baseline
+
+        with self.lock:
+            self.target.memory.expire()
+            return take_baseline(self.guest)
+
     @property
     def symbols(self) -> Symbols:
         """Symbols of the kernel that runs now."""

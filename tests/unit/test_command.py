@@ -12,6 +12,7 @@ COMMANDS = [
     "attach",
     "bpf",
     "cgroups",
+    "check",
     "containers",
     "cpu",
     "crash",

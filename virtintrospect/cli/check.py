@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -49,6 +50,19 @@ _NOTE = "not checked: "
     "--newest-kernel", metavar="RELEASE",
     help="An older kernel than this one (as uname -r prints it) is a finding.",
 )  # fmt: skip
+@click.option(
+    "--kernel-image", "images", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+    help="The vmlinuz or vmlinux of the guest's kernel, to compare its code with; of several the "
+    "one of the same build is taken.",
+)  # fmt: skip
+@click.option(
+    "--baseline", metavar="FILE", type=click.Path(path_type=Path),
+    help="Whatever differs from this file, made by --save-baseline, is a finding.",
+)  # fmt: skip
+@click.option(
+    "--save-baseline", "save", metavar="FILE", type=click.Path(path_type=Path),
+    help="Write down what TARGET is like now.",
+)  # fmt: skip
 @common
 @pass_settings
 def check(
@@ -60,6 +74,9 @@ def check(
     listing: bool,
     listening: tuple[str, ...],
     newest_kernel: str | None,
+    images: tuple[Path, ...],
+    baseline: Path | None,
+    save: Path | None,
 ) -> int:
     """Look for what should not be in TARGET: hidden processes and modules, hooks, odd programs.
 
@@ -71,6 +88,9 @@ def check(
     virt-introspect check --list
     virt-introspect check web01 --severity high -o json
     virt-introspect check web01 --listening-allow tcp:22 --listening-allow ./allowed.txt
+    virt-introspect check web01 --kernel-image ./vmlinuz-6.1.0-57-amd64
+    virt-introspect check web01 --save-baseline web01.json
+    virt-introspect check web01 --baseline web01.json
     """
     from virtintrospect.insight.checks import chosen
 
@@ -86,7 +106,8 @@ def check(
         "listening": _listening(listening),
         "newest_kernel": newest_kernel,
     }
-    answer = _ask(settings, target, arguments)
+    files = _Files(images, baseline, save)
+    answer = _answer(settings, target, arguments, files)
     people = settings.output == "table" and settings.columns is None
     if people and not answer.rows:
         click.echo("no findings")
@@ -108,15 +129,30 @@ def _listening(items: tuple[str, ...]) -> str | None:
     return ",".join(map(str, read_allowed(items))) if items else None
 
 
-def _ask(settings: Settings, target: str, arguments: dict[str, Any]) -> Answer:
+class _Files(NamedTuple):
+    """What the user has in files, which a daemon is not asked to read."""
+
+    images: tuple[Path, ...]
+    baseline: Path | None
+    save: Path | None
+
+
+def _answer(settings: Settings, target: str, arguments: dict[str, Any], files: _Files) -> Answer:
     from virtintrospect.client import Answer
+    from virtintrospect.insight.checks import baseline, take_baseline
     from virtintrospect.insight.checks.asked import findings
 
-    answer = settings.ask_daemon(target, CHECK, arguments)
-    if answer is not None:
-        return answer
+    then = baseline.load(files.baseline) if files.baseline else None
+    if not any(files):
+        answer = settings.ask_daemon(target, CHECK, arguments)
+        if answer is not None:
+            return answer
     with settings.open(target, CHECK) as session:
-        rows = [record(CHECK, finding) for finding in findings(session.guest, **arguments)]
+        guest = session.guest
+        found = findings(guest, **arguments, baseline=then, images=files.images)
+        if files.save:
+            baseline.save(files.save, take_baseline(guest))
+        rows = [record(CHECK, finding) for finding in found]
         return Answer(rows, [(p.what, p.address) for p in session.take_problems()])
 
 

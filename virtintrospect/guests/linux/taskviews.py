@@ -83,6 +83,7 @@ def by_parent(guest: LinuxGuest, parents: Sequence[int], budget: Budget) -> list
 
 def _listed(guest: LinuxGuest, lists: list[int], member: str, budget: Budget) -> list[int]:
     """The tasks on many lists that link them by a member."""
+    lists = lists[: budget.follow(len(lists))]
     faults: list[int] = []
     firsts: list[int | None] = list(guest.kernel.gather_pointers(lists, faults))
     for index in faults:

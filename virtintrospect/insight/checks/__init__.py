@@ -1,8 +1,7 @@
 """Checks: rules that look for what should not be in a guest; docs/rules.md lists them.
 
 A rule is a :class:`~virtintrospect.insight.checks.rule.Rule`: data, and a generator function
-that takes a :class:`~virtintrospect.insight.checks.context.Context` and yields
-:class:`~virtintrospect.insight.checks.rule.Hit`. :data:`RULES` names them all.
+that takes a ``Context`` and yields ``Hit``. ``RULES`` names them all.
 
 A guest goes on while it is looked at. What a rule finds in a live one it must find again, and
 once more, before it becomes a finding.
@@ -12,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from virtintrospect.errors import MemoryAccessError, UsageError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.checks import (
+    baseline,
     credentials,
     entries,
     hidden,
@@ -27,12 +28,13 @@ from virtintrospect.insight.checks import (
     modules,
     probes,
     programs,
+    text,
 )
 from virtintrospect.insight.checks.context import Context, Options
 from virtintrospect.insight.checks.rule import Hit, Rule, rank
 from virtintrospect.model import Finding, Problem
 
-__all__ = ["NOTE", "RULES", "Options", "Rule", "check", "chosen"]
+__all__ = ["NOTE", "RULES", "Options", "Rule", "check", "chosen", "take_baseline"]
 
 RULES: tuple[Rule, ...] = (
     *hidden.RULES,
@@ -40,10 +42,12 @@ RULES: tuple[Rule, ...] = (
     *entries.RULES,
     *probes.RULES,
     *hooks.RULES,
+    *text.RULES,
     *credentials.RULES,
     *programs.RULES,
     *listening.RULES,
     *kernel.RULES,
+    *baseline.RULES,
 )
 #: How a problem begins that says what was not checked.
 NOTE = "not checked: "
@@ -54,7 +58,7 @@ _SECONDS = 60.0
 
 
 def chosen(ids: Iterable[str]) -> list[Rule]:
-    """Rules by their ids, in the order of :data:`RULES`; all where none is named.
+    """Rules by their ids, in the order of ``RULES``; all where none is named.
 
     :raises UsageError: there is no such rule.
     """
@@ -77,7 +81,7 @@ def check(
     """What rules find in a guest, the most urgent first.
 
     What could not be looked at is among the guest's problems, as text that begins with
-    :data:`NOTE`: nothing of it is known to be clean.
+    ``NOTE``: nothing of it is known to be clean.
 
     :param rules: ids of those that are wanted; all where none is given.
     :param severity: leave out what is less severe.
@@ -97,10 +101,26 @@ def check(
             context.cannot(f"{rule.id}: it took too long")
             continue
         found += [rule.finding(hit) for hit in _confirmed(rule, context)]
+    if budget.problem:
+        context.cannot(budget.problem.what)
     for note in dict.fromkeys(context.notes):
         guest.note(NOTE + note, 0)
     found = [finding for finding in found if rank(finding.severity) >= least]
     return sorted(found, key=lambda finding: -rank(finding.severity))
+
+
+def take_baseline(guest: Guest) -> dict[str, Any]:
+    """What the guest is like now, for ``Options(baseline=…)`` of another time.
+
+    What cannot be read is left out, and told by the guest's problems as :func:`check` does.
+    """
+    if not isinstance(guest, LinuxGuest):
+        return {}
+    context = Context(guest, Options(), Budget(seconds=_SECONDS))
+    found = baseline.take(context)
+    for note in dict.fromkeys(context.notes):
+        guest.note(NOTE + note, 0)
+    return found
 
 
 def _confirmed(rule: Rule, context: Context) -> list[Hit]:

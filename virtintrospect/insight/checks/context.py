@@ -25,7 +25,7 @@ class Options:
     listening: tuple[Allowed, ...] | None = None
     #: Release of the newest kernel that there is.
     newest_kernel: str | None = None
-    #: What :func:`~virtintrospect.insight.checks.baseline.take` gave once.
+    #: What :meth:`Session.baseline <virtintrospect.session.Session.baseline>` gave once.
     baseline: Mapping[str, Any] | None = None
     #: Kernel images as the packages have them.
     images: tuple[Path, ...] = ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from virtintrospect.errors import NotFoundError
+from virtintrospect.errors import CorruptDataError, NotFoundError
 from virtintrospect.guests.linux.chains import walk_chains
 from virtintrospect.guests.linux.interfaces import devices
 from virtintrospect.guests.linux.netns import namespaces
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from virtintrospect.insight.checks.context import Context
 
 #: Hooks of the kernel altogether, and modules that can be stacked, with room.
-_MOST_LISTS, _MOST_CALLS = 1024, 1 << 15
+_MOST_LISTS, _MOST_CALLS, _LARGEST_CALL = 1024, 1 << 15, 4096
 #: MAX_HOOK_COUNT (net/netfilter/core.c).
 _MOST_HOOKS = 1024
 #: Hooks of ``netns_nf``, and how many of each there may be.
@@ -60,6 +61,8 @@ def _static_calls(context: Context) -> Iterator[Pointer]:
     guest = context.guest
     types = guest.types
     size = types.sizeof("lsm_static_call")
+    if not 0 < size <= _LARGEST_CALL:
+        raise CorruptDataError(f"an lsm_static_call of {size} bytes", 0)
     start = guest.symbols.address("static_calls_table")
     whole = types.sizeof("lsm_static_calls_table") if "lsm_static_calls_table" in types else 0
     if not whole:
@@ -77,9 +80,10 @@ def _static_calls(context: Context) -> Iterator[Pointer]:
     faults: list[int] = []
     hooks = guest.kernel.gather_pointers([hl + at for _, hl, _ in used], faults)
     names = _hook_names(guest, "lsm_static_calls_table", size)
+    order = sorted(names)
     for (index, hl, func), hook in zip(used, hooks, strict=True):
-        before = [place for place in names if place <= index]
-        name = b"LSM hook " + (names[max(before)] if before else b"%d" % index)
+        before = bisect_right(order, index)
+        name = b"LSM hook " + (names[order[before - 1]] if before else b"%d" % index)
         yield Pointer(name, hook, hl)
         if func and func != hook:
             yield Pointer(name + b" (static call)", func, calls[index])
@@ -122,7 +126,7 @@ def _entries(context: Context) -> Iterator[Pointer]:
         if table
     ]
     tables += _of_devices(context)
-    yield from _hooks(guest, tables)
+    yield from _hooks(context, tables)
 
 
 def _of_devices(context: Context) -> list[tuple[str, int]]:
@@ -144,9 +148,9 @@ def _of_devices(context: Context) -> list[tuple[str, int]]:
     ]
 
 
-def _hooks(guest: LinuxGuest, tables: list[tuple[str, int]]) -> Iterator[Pointer]:
+def _hooks(context: Context, tables: list[tuple[str, int]]) -> Iterator[Pointer]:
     """The functions of ``struct nf_hook_entries``."""
-    types = guest.types
+    guest, types = context.guest, context.guest.types
     layout = guest.layout("nf_hook_entries", {"count": "num_hook_entries"}, text=())
     counts = layout.lists(guest.kernel, [table for _, table in tables], [])["count"]
     first, size = types.offsetof("nf_hook_entries", "hooks"), types.sizeof("nf_hook_entry")
@@ -154,8 +158,10 @@ def _hooks(guest: LinuxGuest, tables: list[tuple[str, int]]) -> Iterator[Pointer
     for (name, table), count in zip(tables, counts, strict=True):
         if not count or not 0 < count <= _MOST_HOOKS:
             if count is None or count:
-                guest.note(f"{name}: impossible number of hooks", table)
+                context.cannot(f"netfilter-hook: {name} has an impossible number of hooks")
             continue
+        if context.budget.late() or context.budget.follow(count) < count:
+            break
         places = [table + first + size * number + inner for number in range(count)]
         faults: list[int] = []
         targets = guest.kernel.gather_pointers(places, faults)

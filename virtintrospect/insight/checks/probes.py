@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.chains import heads, walk_chains
 from virtintrospect.guests.linux.lists import walk_list
+from virtintrospect.guests.linux.patchsites import FTRACE_CALLS
 from virtintrospect.insight.checks.code import Pointer, strangers
 from virtintrospect.insight.checks.rule import Hit, Rule
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _MOST_OPS = 4096
 #: KPROBE_TABLE_SIZE (kernel/kprobes.c), and more probes of one place than there are.
 _BUCKETS, _MOST_PROBES = 64, 1 << 14
-#: Names of a probe's function.
-_NAME = 128
+#: Opcode of a CALL with an offset of 32 bits.
+_CALL = 0xE8
 _KPROBE = {
     "addr": "addr",
     "symbol": "symbol_name",
@@ -42,7 +42,7 @@ def ftrace(context: Context) -> Iterator[Hit]:
         {"next": "next", "func": "func", "saved": "saved_func?", "direct": "direct_call?"},
         text=(),
     )
-    for ops in _operations(guest, layout):
+    for ops in _operations(context, layout):
         name = f"ftrace_ops {_ops_name(guest, ops['address'])}".encode()
         targets = (ops["func"], ops["saved"], ops["direct"])
         pointers += [Pointer(name, target, ops["address"]) for target in targets if target]
@@ -51,16 +51,33 @@ def ftrace(context: Context) -> Iterator[Hit]:
         for symbol in ("ftrace_trace_function", "ftrace_graph_return", "ftrace_graph_entry")
         if symbol in guest.symbols and (target := guest.pointer(symbol))
     ]
+    pointers += _calls(guest)
     yield from strangers(context.code, pointers, modules="low")
 
 
-def _operations(guest: LinuxGuest, layout: Any) -> Iterator[dict[str, Any]]:
+def _calls(guest: LinuxGuest) -> Iterator[Pointer]:
+    """Where the calls in ftrace's own code lead: x86, CALL with an offset of 32 bits."""
+    if guest.machine.name != "x86-64":
+        return
+    for name in FTRACE_CALLS:
+        place = guest.symbols.get(name)
+        if place is None:
+            continue
+        code = guest.kernel.read(place, 5)
+        if code[0] == _CALL:
+            offset = int.from_bytes(code[1:], "little", signed=True)
+            yield Pointer(name.encode(), (place + 5 + offset) & guest.kernel.last, place)
+
+
+def _operations(context: Context, layout: Any) -> Iterator[dict[str, Any]]:
+    guest = context.guest
     end = guest.symbols.address("ftrace_list_end")
     current = guest.pointer("ftrace_ops_list")
     seen: set[int] = set()
     while current and current != end:
         if current in seen or len(seen) >= _MOST_OPS:
-            raise CorruptDataError("the list of tracers has no end", current)
+            context.cannot("ftrace-hook: the list of tracers has no end")
+            return
         seen.add(current)
         row = layout.read(guest.kernel, current)
         yield row | {"address": current}
@@ -105,6 +122,13 @@ def kprobes(context: Context) -> Iterator[Hit]:
             },
             "high" if bad else "low" if owners else "info",
         )
+
+
+def probed_places(context: Context) -> list[int]:
+    """Addresses of code that registered probes have rewritten."""
+    if "kprobe_table" not in context.guest.symbols:
+        return []
+    return [probe["addr"] for probe in _probes(context)]
 
 
 def _probes(context: Context) -> Iterator[dict[str, Any]]:

