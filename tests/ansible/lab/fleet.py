@@ -22,15 +22,15 @@ ROOT = HERE.parents[2]
 #: What is installed beside the interpreter that runs this.
 BIN = Path(sys.executable).parent
 #: Emulated on a busy machine, the kernel finds its timer too slow at boot, and gives up.
-_IDLE = "psi=1 no_timer_check lab.oddities=0 lab.sleepers"
+IDLE = "psi=1 no_timer_check lab.oddities=0 lab.sleepers"
 
 Guests = dict[str, dict[str, Config | None]]
 
 #: Host → its guests: name → what they are made of. ``None`` stays in its firmware.
 GUESTS: Guests = {
-    "hv1": {"web01": Config("6.12", pti=False, cmdline=f"{_IDLE}=12"), "boot01": None},
-    "hv2": {"app01": Config("6.12", pti=False, cmdline=f"{_IDLE}=20")},
-    "hv3": {"db01": Config("6.1", pti=False, ram_mib=1024, cmdline=f"{_IDLE}=8")},
+    "hv1": {"web01": Config("6.12", pti=False, cmdline=f"{IDLE}=12"), "boot01": None},
+    "hv2": {"app01": Config("6.12", pti=False, cmdline=f"{IDLE}=20")},
+    "hv3": {"db01": Config("6.1", pti=False, ram_mib=1024, cmdline=f"{IDLE}=8")},
 }
 
 #: Stands in front of ``virt-introspect`` on a host: at the first command that has the word $1,
@@ -92,11 +92,13 @@ class Fleet:
         *,
         hosts: dict[str, dict[str, Any]] | None = None,
         timeout: float = 280,
+        show: bool = False,
         **variables: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run a playbook of the collection on all hosts, ``variables`` given with ``-e``.
 
         :param hosts: more variables of single hosts.
+        :param show: let it print, instead of catching what it prints.
         """
         inventory = self.folder / "hosts.json"
         inventory.write_text(json.dumps(self.inventory(hosts or {})))
@@ -104,7 +106,7 @@ class Fleet:
         command += [f"virtintrospect.fleet.{playbook}", "-e", json.dumps(variables)]
         return subprocess.run(
             command, env=self.environment(), cwd=self.folder, timeout=timeout,
-            capture_output=True, text=True, check=False,
+            capture_output=not show, text=True, check=False,
         )  # fmt: skip
 
     def inventory(self, more: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ One host's part is a JSON object, written by ``report_host``:
 * ``guests``: ``name``, ``uuid``, ``state``, ``tables`` (command's name → its JSON), ``message``
   where it was not looked into, or not wholly, ``notes`` on what could not be checked;
 * ``asked``: the modules that were to run; ``findings`` and ``hints``: the commands' rows, with
-  ``domain``, absent where they are not known.
+  ``domain``, absent where they are not known; ``rules``: what the audit's rules are.
 
 Guests wrote much of it. Whatever has another shape than it should costs its row.
 """
@@ -94,6 +94,8 @@ class Fleet:
         self.guests = Table("guests", _GUEST)
         self.findings = Table("findings", _FINDING)
         self.hints = Table("hints", _HINT)
+        #: What the rules are, by id, as the hosts describe them.
+        self.rules: dict[str, Mapping[str, Any]] = {}
         #: Whether any host was asked for findings, and for hints.
         self.audited = self.advised = False
         #: Row by row from guests: command's name → table.
@@ -110,6 +112,8 @@ class Fleet:
         for name in asked if isinstance(asked, list) else ():
             self.audited |= name == "guest_audit"
             self.advised |= name == "guest_hints"
+        for rule in _rows(part.get("rules") or []):
+            self.rules.setdefault(_text(rule.get("rule")), rule)
         findings = self._add_findings(host, part)
         hints = self._add_hints(host, part)
         total = Counter[str]()

@@ -50,7 +50,8 @@ def as_sarif(fleet: Fleet) -> bytes:
         for row in table.records()
         if row[column] not in ("ok", "yes")
     ]
-    return _lines(sarif(_findings(fleet), missing, _version(fleet)))
+    rules = [rule for name, rule in fleet.rules.items() if name]
+    return _lines(sarif(_findings(fleet), missing, _version(fleet), rules))
 
 
 def as_ocsf(fleet: Fleet, made: int) -> bytes:

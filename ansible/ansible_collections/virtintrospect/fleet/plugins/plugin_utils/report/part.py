@@ -43,6 +43,8 @@ def part(host: str, results: Mapping[str, Any], seconds: float) -> dict[str, Any
     for name, key in (("guest_audit", "findings"), ("guest_hints", "hints")):
         if name in done:
             found[key] = list(_rows(done[name].get(key)))
+    if rules := list(_rows(done.get("guest_audit", {}).get("rules"))):
+        found["rules"] = rules
     return found
 
 
