@@ -14,7 +14,14 @@ RELEASES = (
     "5.10.0-42-amd64",
     "7.2.4-cloud-amd64",
 )
-_KERNEL = ("kworker/0:1-events", "ksoftirqd/0", "rcu_sched", "migration/0", "kswapd0", "jbd2/vda1-8")
+_KERNEL = (
+    "kworker/0:1-events",
+    "ksoftirqd/0",
+    "rcu_sched",
+    "migration/0",
+    "kswapd0",
+    "jbd2/vda1-8",
+)
 _DAEMONS = ("systemd", "sshd", "nginx", "postgres", "java", "python3", "dbus-daemon", "cron")
 _RULES = (
     ("critical", "hidden-process", "pid 4711 (backdoor)", "a process that no task list has"),
@@ -110,15 +117,17 @@ def _process(index: int, dice: random.Random) -> dict[str, Any]:
 def _findings(guest: str, dice: random.Random) -> Iterator[dict[str, Any]]:
     for number, (severity, rule, subject, detail) in enumerate(_RULES):
         if dice.random() < (0.002, 0.002, 0.004, 0.05, 0.03, 0.2, 0.1)[number]:
-            yield {"domain": guest, "severity": severity, "rule": rule, "subject": subject,
-                   "detail": detail, "evidence": "address=0xffffffffc0a4e000 table=0xffffffff9c2003a0",
-                   "remedy": "Look at the guest from outside, keep a dump, then rebuild it."}  # fmt: skip
+            found = {"severity": severity, "rule": rule, "subject": subject, "detail": detail}
+            found["evidence"] = "address=0xffffffffc0a4e000 table=0xffffffff9c2003a0"
+            found["remedy"] = "Look at the guest from outside, keep a dump, then rebuild it."
+            yield {"domain": guest, **found}
 
 
 def _hints(guest: str, memory: dict[str, int], dice: random.Random) -> Iterator[dict[str, Any]]:
     total = memory["memory_total"]
-    common = {"domain": guest, "evidence": ["used_at_most=58679296", "samples=7"],
-              "confidence": round(dice.uniform(0.1, 1), 2), "refuted_by": "pages come back"}  # fmt: skip
+    common: dict[str, Any] = {"domain": guest}
+    common["evidence"] = ["used_at_most=58679296", "samples=7"]
+    common |= {"confidence": round(dice.uniform(0.1, 1), 2), "refuted_by": "pages come back"}
     if memory["memory_available"] > total * 0.7:
         wanted = total // 2
         yield {**common, "resource": "memory", "action": "shrink", "current": total,

@@ -22,11 +22,11 @@ def release(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, make: Callable[[str], Fake]) -> Callable[..., Path]:
+def hosts(tmp_path: Path) -> Callable[..., Path]:
     """Writes an inventory of hosts that are this machine."""
 
     def inventory(**more: Any) -> Path:
-        known = {
+        known: dict[str, dict[str, Any]] = {
             name: {"ansible_connection": "local", "virtintrospect_executable": str(path)}
             for name, path in more.items()
         }
@@ -67,24 +67,24 @@ def test_audit(
     for name in ("report.html", "csv/ps.csv", "report.ocsf.json"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
 
-    done = ansible([*words, "-e", "virtintrospect_fail_on=info"], bin_=release, good=(2,))
-    assert "there are findings of severity info or worse" in done.stdout
+    if release == BIN:
+        done = ansible([*words, "-e", "virtintrospect_fail_on=info"], good=(2,))
+        assert "there are findings of severity info or worse" in done.stdout
 
 
-def test_check_mode_writes_nothing(
-    tmp_path: Path, make: Callable[[str], Fake], hosts: Callable[..., Path]
-) -> None:
+def test_check_mode_writes_nothing(tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
     (tmp_path / "play.yml").write_text(json.dumps([{
         "hosts": "localhost", "gather_facts": False, "tasks": [
             {"virtintrospect.fleet.report_host": {"dest": str(tmp_path / "parts"), "info": {}}},
-            {"virtintrospect.fleet.report": {"src": str(tmp_path), "html": str(tmp_path / "r.html")},
+            {"virtintrospect.fleet.report": {"src": str(tmp_path), "html": str(page)},
              "register": "made"},
             {"ansible.builtin.assert": {"that": ["made is changed"]}},
         ]}]))  # fmt: skip
     words = ["ansible-playbook", str(tmp_path / "play.yml")]
     ansible([*words, "--check"])
-    assert not (tmp_path / "r.html").exists()
+    assert not page.exists()
     assert not (tmp_path / "parts").exists()
     ansible(words)
-    assert (tmp_path / "r.html").exists()
+    assert page.exists()
     assert len(list((tmp_path / "parts").iterdir())) == 1

@@ -23,7 +23,7 @@ HOSTILE = (
     "\"' onmouseover=\"document.title='pwned'\" x='",
     "javascript:document.title='pwned'",
     "{{ lookup('pipe', 'touch /tmp/pwned') }} ${document.title='pwned'} @SCRIPT@",
-    "=HYPERLINK(\"http://192.0.2.1/\")",
+    '=HYPERLINK("http://192.0.2.1/")',
     "\x1b[2J\u202egnp.exe\u2028\x00\ud800",
 )
 
@@ -97,9 +97,9 @@ def test_sorting_and_filtering(browser: Browser, made: Any) -> None:
     wanted = sum(row["rule"] == some for row in findings)
     assert said == f"{wanted} of {len(findings)} rows"
 
-    sizes = [p["resident_size"] for part in parts for g in part["guests"]
-             for p in g.get("tables", {}).get("ps", ()) if p["resident_size"] > 100 << 20]  # fmt: skip
-    browser.open(made(parts), "ps?resident_size>100m uid!=0")
+    guests = [guest for part in parts for guest in part["guests"] if "tables" in guest]
+    rows_ = [row for guest in guests for row in guest["tables"]["ps"]]
+    sizes = [row for row in rows_ if row["resident_size"] > 100 << 20]
     browser.open(made(parts), "ps?resident_size>100m")
     said = browser.run("document.querySelector('#view-ps .said').textContent")
     assert said.startswith(f"{len(sizes)} of ")
@@ -181,9 +181,9 @@ def test_small_fleets(browser: Browser, made: Any, guests: int) -> None:
     """All parts are shown, and none is wider than the window."""
     parts = list(fleet(guests, 40)) if guests else [{"host": "hv1", "status": "silent"}]
     path = made(parts)
-    names = browser.open(path, "overview") or browser.run(
-        "[...document.querySelectorAll('#tabs button')].map(tab => tab.id.slice(4)).join()"
-    ).split(",")
+    browser.open(path, "overview")
+    script = "[...document.querySelectorAll('#tabs button')].map(tab => tab.id.slice(4)).join()"
+    names = str(browser.run(script)).split(",")
     for name in names:
         browser.open(path, name)
         wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
@@ -192,7 +192,7 @@ def test_small_fleets(browser: Browser, made: Any, guests: int) -> None:
 
 
 def test_large_fleet(browser: Browser, made: Any) -> None:
-    """It weighs what it may, and works: 1,000 guests with 200 processes each, half made up anew."""
+    """It weighs what it may, and works: a fifth of 5,000 guests with 200 processes each."""
     path = made(fleet(1000, 200))
     assert path.stat().st_size < 20_000_000 / 5 + 500_000
     browser.open(path, "overview")

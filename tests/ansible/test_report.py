@@ -43,6 +43,7 @@ AUDIT = {
 }
 UNREACHABLE = {"unreachable": True, "msg": "Failed to connect to the host via ssh: no route"}
 MISSING = {"failed": True, "reason": "missing", "msg": "virt-introspect is not on this host"}
+NO_PYTHON = {"failed": True, "msg": "MODULE FAILURE", "module_stderr": "sh: 1:\npython3: not found"}
 SKIPPED = {"skipped": True, "changed": False}
 
 
@@ -68,8 +69,7 @@ def test_a_host_in_order() -> None:
         ({"guest_info": UNREACHABLE, "guest_audit": SKIPPED}, "unreachable", "no route"),
         ({"guest_info": MISSING, "guest_audit": SKIPPED}, "failed", "is not on this host"),
         ({"guest_info": INFO, "guest_audit": UNREACHABLE}, "partly", "no route"),
-        ({"guest_info": {"failed": True, "msg": "MODULE FAILURE", "module_stderr": "sh: 1:\npython3: not found"}},
-         "failed", "MODULE FAILURE: sh: 1: python3: not found"),
+        ({"guest_info": NO_PYTHON}, "failed", "MODULE FAILURE: sh: 1: python3: not found"),
         ({}, "failed", "nothing ran"),
         ({"guest_info": "text", "guest_audit": [1]}, "failed", "nothing ran"),
     ],
@@ -104,13 +104,15 @@ def test_silent_hosts() -> None:
 
 def test_memory_is_given_back_once() -> None:
     """Two hints about the same memory, and one that asks for more."""
-    hints = [
-        {"domain": "web01", "resource": "memory", "action": "shrink", "current": 800, "recommended": 500},
-        {"domain": "web01", "resource": "memory", "action": "reclaim", "current": 800, "recommended": 700},
-        {"domain": "web02", "resource": "memory", "action": "grow", "current": 800, "recommended": 900},
-        {"domain": "web02", "resource": "cpu", "action": "shrink", "current": 8, "recommended": 2},
-        {"domain": "web03", "resource": "memory", "action": "watch", "current": 800},
-    ]  # fmt: skip
+    keys = ("domain", "resource", "action", "current", "recommended")
+    given = [
+        ("web01", "memory", "shrink", 800, 500),
+        ("web01", "memory", "reclaim", 800, 700),
+        ("web02", "memory", "grow", 800, 900),
+        ("web02", "cpu", "shrink", 8, 2),
+        ("web03", "memory", "watch", 800),
+    ]
+    hints = [dict(zip(keys, values, strict=False)) for values in given]
     guests = [{"name": f"web0{n}", "tables": {"memory": {"memory_total": 1000}}} for n in (1, 2, 3)]
     counts = fleet_of({"host": "hv1", "status": "ok", "guests": guests, "hints": hints}).counts()
     assert counts["memory_to_give_back"] == 300
@@ -190,7 +192,22 @@ def test_packing() -> None:
 def test_odd_parts(seed: int) -> None:
     """Whatever shape a part has: a report comes out."""
     dice = random.Random(seed)
-    values: list[Any] = [None, 1, -1, 1.5, "x", "", [], {}, [[]], [{}], {"a": []}, True, "\ud800", 1 << 80]
+    values: list[Any] = [
+        None,
+        1,
+        -1,
+        1.5,
+        "x",
+        "",
+        [],
+        {},
+        [[]],
+        [{}],
+        {"a": []},
+        True,
+        "\ud800",
+        1 << 80,
+    ]
 
     def bent(value: Any, depth: int = 0) -> Any:
         if dice.random() < 0.15 and depth:
@@ -206,7 +223,11 @@ def test_odd_parts(seed: int) -> None:
     assert b"data-findings" in content
     for name, table in forms.tables(report).items():
         assert forms.as_csv(table), name
-    for one in (forms.as_json(report, "Odd", NOW), forms.as_sarif(report), forms.as_ocsf(report, NOW)):
+    for one in (
+        forms.as_json(report, "Odd", NOW),
+        forms.as_sarif(report),
+        forms.as_ocsf(report, NOW),
+    ):
         json.loads(one)
 
 

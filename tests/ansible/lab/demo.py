@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.guests.lab.domain import Config
 from tests.guests.lab.guest import Guest
+from tests.guests.lab.planted import planted
 
 from .fleet import BIN, IDLE, Fleet, Guests
 
@@ -29,11 +30,15 @@ GUESTS: Guests = {
 def main() -> int:
     """Run the demo; the exit status is that of the audit."""
     if os.geteuid() != 0:
-        print("make demo-fleet makes network namespaces and guests: run it as root", file=sys.stderr)
+        print(
+            "make demo-fleet makes network namespaces and guests: run it as root", file=sys.stderr
+        )
         return 1
     keep = os.environ.get("KEEP", "") not in ("", "0")
     started = time.monotonic()
-    print("Fetching kernels (first time only), starting three hosts and booting guests …", flush=True)
+    print(
+        "Fetching kernels (first time only), starting three hosts and booting guests …", flush=True
+    )
     folder = Path(tempfile.mkdtemp(prefix="vi-lab-fleet-"))
     try:
         with Fleet(folder, GUESTS) as fleet:
@@ -50,8 +55,6 @@ def main() -> int:
 
 def _plant(guest: Guest) -> None:
     """A kernel module that hides itself and a process, in a guest of ours."""
-    from tests.guests.lab.rootkit import planted
-
     hidden = int(guest.run("sleep 100000 >/dev/null 2>&1 & echo $!"))
     guest.put("/planted.ko", planted(guest.config.kernel))
     guest.run(f"insmod /planted.ko hide_pid={hidden} hide=1")

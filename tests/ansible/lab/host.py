@@ -63,6 +63,12 @@ class SshHost:
             "ansible_remote_tmp": str(self.folder / "ansible"),
         }
 
+    @property
+    def server_pid(self) -> int:
+        """PID of its SSH server."""
+        assert self._server is not None
+        return self._server.pid
+
     def cut(self) -> None:
         """Pull its cable: whoever talks to it hears nothing more."""
         _ip("link", "set", self._link, "down")
@@ -93,7 +99,9 @@ class SshHost:
         # RFC 2544 keeps 198.18.0.0/15 for tests; each host has 4 addresses of it.
         for _ in range(20):
             base = random.randrange(1 << 15) * 4
-            ours, its = (f"198.{18 + (base >> 16)}.{base >> 8 & 255}.{(base & 255) + n}" for n in (1, 2))
+            ours, its = (
+                f"198.{18 + (base >> 16)}.{base >> 8 & 255}.{(base & 255) + n}" for n in (1, 2)
+            )
             if ours.rsplit(".", 1)[0] + "." not in _ip("-4", "-o", "address", "show"):
                 break
         _ip("address", "add", f"{ours}/30", "dev", self._link)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -56,14 +57,12 @@ class Batch:
         return found
 
     def end(self):
-        """End the process."""
+        """End the process, at once."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            try:
-                pipe.close()
-            except OSError:
-                pass  # what was not written is of no use
+        with contextlib.suppress(OSError):  # what was not written is of no use
+            self._process.stdin.close()
+        self._process.stdout.close()
 
     def _line(self, words, deadline):
         handle, parts, size = self._process.stdout.fileno(), [], 0

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -95,6 +96,7 @@ class Command:
         self._environment = dict(os.environ, LC_ALL="C.UTF-8")
         #: Processes that wait for a command; ``None`` where the host's version has none.
         self._waiting = []
+        atexit.register(self._end)
 
     def version(self):
         """The version of the package on this host."""
@@ -144,6 +146,11 @@ class Command:
             raise CommandError("timeout", f"{what}: not done after {timeout} s") from error
         except OSError as error:
             raise CommandError("missing", f"{self._path}: {error.strerror}") from error
+
+    def _end(self):
+        """Leave nothing behind that still runs."""
+        for batch in self._waiting or []:
+            batch.end()
 
     def _alone(self, words, timeout):
         done = subprocess.run(

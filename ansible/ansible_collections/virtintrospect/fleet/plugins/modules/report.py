@@ -9,10 +9,10 @@ DOCUMENTATION = r"""
 module: report
 short_description: Makes the report of a fleet
 description:
-  - Makes one report of the files that P(virtintrospect.fleet.report_host#module) has written, as an
-    HTML page, CSV, JSON, SARIF and OCSF.
-  - The page needs nothing but a browser of 2023 or later. Its tables sort and filter; it has charts,
-    and loads nothing.
+  - Makes one report of the files that P(virtintrospect.fleet.report_host#module) has written, as
+    an HTML page, CSV, JSON, SARIF and OCSF.
+  - The page needs nothing but a browser of 2023 or later. Its tables sort and filter; it has
+    charts, and loads nothing.
   - What guests wrote is text in every form. It cannot run in the page, nor be a formula in a
     spreadsheet.
 version_added: 0.1.0

@@ -10,8 +10,9 @@ module: report_host
 short_description: Keeps what the modules said of a host for a report
 description:
   - Writes one file on the controller with what P(virtintrospect.fleet.guest_info#module),
-    P(virtintrospect.fleet.guest_audit#module) and P(virtintrospect.fleet.guest_hints#module) returned
-    for a host. P(virtintrospect.fleet.report#module) makes a report of the files of all hosts.
+    P(virtintrospect.fleet.guest_audit#module) and P(virtintrospect.fleet.guest_hints#module)
+    returned for a host. P(virtintrospect.fleet.report#module) makes a report of the files of all
+    hosts.
   - A host that could not be reached, or on which a task failed, gets a file that says so.
 version_added: 0.1.0
 author: The virtintrospect project (@virtintrospect)

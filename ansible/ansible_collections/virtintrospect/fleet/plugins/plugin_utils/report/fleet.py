@@ -43,8 +43,8 @@ _HINT = (
     "confidence", "virsh", "evidence", "refuted_by",
 )  # fmt: skip
 _GUEST = (
-    "host", "guest", "state", "looked_into", "message", "not_checked", "worst", "findings", "trouble", "os",
-    "release", "hostname", "uptime_seconds", "cpus", "processes", "memory_total",
+    "host", "guest", "state", "looked_into", "message", "not_checked", "worst", "findings",
+    "trouble", "os", "release", "hostname", "uptime_seconds", "cpus", "processes", "memory_total",
     "memory_available", "gives_back", "psi_cpu", "psi_memory", "psi_io", "uuid",
 )  # fmt: skip
 _HOST = (

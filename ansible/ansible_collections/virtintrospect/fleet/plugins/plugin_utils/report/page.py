@@ -29,7 +29,10 @@ _UNITS = {
     "amount": ("current", "recommended", "gives_back"),
     "duration": ("uptime_seconds",),
     "time": ("start_time", "boot_time", "collected"),
-    "id": ("pid", "tid", "parent", "uid", "gid", "fd", "local_port", "remote_port", "inode", "net_namespace"),
+    "id": (
+        "pid", "tid", "parent", "uid", "gid", "fd", "local_port", "remote_port", "inode",
+        "net_namespace",
+    ),
 }  # fmt: skip
 _LABELS = {
     "psi_cpu": "waits for cpu, %",

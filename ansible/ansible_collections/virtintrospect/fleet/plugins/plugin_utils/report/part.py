@@ -124,7 +124,9 @@ def file_name(host: str) -> str:
 
 def packed(found: Mapping[str, Any]) -> bytes:
     """A part as it is kept."""
-    return gzip.compress(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"), 6, mtime=0)
+    return gzip.compress(
+        json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"), 6, mtime=0
+    )
 
 
 def parts(folder: Path) -> Iterable[Path]:
