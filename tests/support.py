@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "types": ("task_struct",), "translate": ("linux_banner",), "read": ("linux_banner",),
     "search": ("Linux version", "--limit", "3"), "sysctl": ("kernel.ostype",),
     "dump": ("FILE", "--no-hash"), "hints": ("--for", "1s"),
+    "check": ("--severity", "high"),
     # The same bytes that are there.
     "write": ("linux_banner", "--text", "Linux", "--force", "--allow-write"),
     "map": ("--plot", "FILE.png"),

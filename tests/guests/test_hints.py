@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from virtintrospect.cli.hints import _held
+from virtintrospect.cli.judging import facts_of
 from virtintrospect.cli.main import cli
 from virtintrospect.daemon.config import Govern, History
 from virtintrospect.daemon.figures import Sampler
@@ -100,7 +100,7 @@ def watch(session: Session, samples: int = 7, step: float = 0.5) -> Facts:
     for _ in range(samples):
         taken.append(sample(session.guest, session.target))
         time.sleep(step)
-    return Facts(Window(taken), POLICY, session.domain, _held(session))
+    return facts_of(session, POLICY, taken)
 
 
 def one(found: list[Hint], resource: str, action: str) -> Hint:

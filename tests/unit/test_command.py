@@ -37,6 +37,7 @@ COMMANDS = [
     "mounts",
     "namespaces",
     "neighbours",
+    "nested",
     "pressure",
     "ps",
     "read",

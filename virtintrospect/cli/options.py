@@ -33,6 +33,7 @@ class Settings:
         self.no_daemon = False
         self.snapshot = False
         self.transport: str | None = None
+        self.nested = ""
         self.allow_taint = self.allow_write = self.in_place = False
 
     @property
@@ -45,6 +46,7 @@ class Settings:
             write=self.allow_write,
             taint=self.allow_taint,
             in_place=self.in_place,
+            nested=self.nested,
         )
 
     def open(self, target: str, table: Table) -> Session:
@@ -262,6 +264,11 @@ def target_options(function: _F) -> _F:
             "--transport", metavar="NAME", expose_value=False, callback=_set("transport"),
             help="How to reach its memory, instead of the best way that works; docs/transports.md "
             "lists them, and so does a wrong NAME.",
+        ),
+        click.option(
+            "--nested", metavar="GUEST", expose_value=False, callback=_set("nested"),
+            help="Not TARGET, but a guest that it runs itself, by KVM: its PID or name, as "
+            "`virt-introspect nested TARGET` lists them.",
         ),
         click.option(
             "--allow-taint", is_flag=True, expose_value=False, callback=_set("allow_taint"),

@@ -44,7 +44,15 @@ from virtintrospect.insight.tables.resources import (
     SLABS,
     VMSTAT,
 )
-from virtintrospect.insight.tables.system import BPF, DMESG, INFO, MODULES, SYSCTL, TIMERS
+from virtintrospect.insight.tables.system import (
+    BPF,
+    DMESG,
+    INFO,
+    MODULES,
+    NESTED,
+    SYSCTL,
+    TIMERS,
+)
 from virtintrospect.insight.tables.trouble import CRASH, HUNG, STACK
 from virtintrospect.insight.tables.virsh import DOMMEMSTAT, guestinfo_table
 
@@ -79,6 +87,7 @@ __all__ = [
     "MOUNTS",
     "NAMESPACES",
     "NEIGHBOURS",
+    "NESTED",
     "PRESSURE",
     "PS",
     "PS_DETAILS",
@@ -134,6 +143,7 @@ COMMANDS = (
     RUNQUEUES,
     USERS,
     LOGINS,
+    NESTED,
 )
 
 #: Every table, by its command's name.
