@@ -17,6 +17,8 @@ from tests.guests.lab.paths import HERE
 
 from .host import SshHost
 
+#: Seconds within which a guest must have booted, two at a time.
+PATIENCE = 300
 #: The repository.
 ROOT = HERE.parents[2]
 #: What is installed beside the interpreter that runs this.
@@ -162,4 +164,7 @@ class Fleet:
 def _guest(host: SshHost, short: str, config: Config | None) -> Guest:
     # Control groups are the machine's: two fleets must not have guests of one name.
     name = f"{short}-{os.urandom(2).hex()}"
-    return Guest(config, name=name, private=host.private, firmware_only=config is None)
+    firmware_only = config is None
+    return Guest(
+        config, name=name, private=host.private, firmware_only=firmware_only, patience=PATIENCE
+    )
