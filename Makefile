@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-remove bench man api support clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-remove bench man rules api support clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -69,6 +69,9 @@ bench: $(STAMP) ## the figures of docs/performance.md and others (BENCH=small: s
 
 man: $(STAMP) ## docs/virt-introspect.1 anew, from what --help says
 	@$(BIN)/python -m virtintrospect.cli.manpage docs/virt-introspect.1
+
+rules: $(STAMP) ## docs/rules.md anew, from the rules of `check`
+	@$(BIN)/python -m virtintrospect.cli.rulespage docs/rules.md
 
 api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in build/api
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs/api build/api

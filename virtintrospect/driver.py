@@ -10,7 +10,7 @@ import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol, Self, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 from virtintrospect.domain import Domain, Event
 from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
@@ -34,6 +34,9 @@ class Access:
     #: Where no transport is named: one may be taken whose reads last milliseconds each, and for
     #: which libvirt and QEMU must work. Who looks all the time does not want it.
     slow: bool = True
+    #: Not the target itself, but a guest that it runs by its own KVM: PID or name of that
+    #: (``--nested``). The rest is of the target.
+    nested: str = ""
 
 
 #: Look, and leave everything as it is.
@@ -188,6 +191,8 @@ class VcpuTime(NamedTuple):
     ran: int
     #: It could have run, and had to wait for a CPU.
     waited: int
+    #: On how many CPUs of this host it may run.
+    allowed: int | None = None
 
 
 @runtime_checkable
@@ -196,6 +201,21 @@ class SupportsVcpuTimes(Protocol):
 
     def vcpu_times(self) -> list[VcpuTime]:
         """The times of each vCPU; none where they cannot be told from other threads."""
+
+
+@runtime_checkable
+class SupportsVmmFigures(Protocol):
+    """A target whose VMM is a process of this host, of which the host tells more."""
+
+    def vmm_figures(self) -> dict[str, Any]:
+        """How this host keeps its memory, in bytes, and what limits it.
+
+        ``id``, which another VMM of the same guest does not have; ``resident``, ``anonymous``,
+        ``anon_huge``, ``shmem_huge``, ``hugetlb``, ``swapped``, ``merged`` (by KSM), ``nodes``
+        (pairs of a NUMA node and bytes); and ``limits`` of control groups: ``memory_max``,
+        ``memory_used``, ``memory_group``, ``cpus_max``, ``cpu_group``, ``throttled`` and
+        ``throttled_ms``. What is not known, or does not limit it, is left out.
+        """
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from virtintrospect.acquire import Progress
+    from virtintrospect.insight.checks.context import Options
     from virtintrospect.insight.follow import LogBatch
-    from virtintrospect.model import Match
+    from virtintrospect.model import Finding, Match
     from virtintrospect.model.acquisition import Acquisition
 
 _log = logging.getLogger(__name__)
@@ -274,10 +276,13 @@ class Session:
     environment = _of_guest(Guest.environment)
     users = _of_guest(Guest.users)
     logins = _of_guest(Guest.logins)
+    nested = _of_guest(Guest.nested)
     guestinfo = _of_guest(Guest.guestinfo)
     balloon_stats = _of_guest(Guest.balloon_stats)
     stack = _of_guest(Guest.stack)
     runqueues = _of_guest(Guest.runqueues)
+    cpu_signs = _of_guest(Guest.cpu_signs)
+    memory_filesystems = _of_guest(Guest.memory_filesystems)
     hung = _of_guest(Guest.hung)
     crash = _of_guest(Guest.crash)
     cpu_stacks = _of_guest(Guest.cpu_stacks)
@@ -288,6 +293,35 @@ class Session:
     process_space = _of_guest(Guest.process_space)
     process_at = _of_guest(Guest.process_at)
     take_problems = _of_guest(Guest.take_problems)
+
+    def check(
+        self, rules: Collection[str] = (), *, severity: str = "info", options: Options | None = None
+    ) -> list[Finding]:
+        """What should not be in the guest, by rules; the most urgent first.
+
+        What was not checked is told by :meth:`take_problems`.
+
+        :param rules: ids of rules, of docs/rules.md; all where none is given.
+        :param severity: leave out what is less severe.
+        :param options: what rules compare with.
+        :raises UsageError: there is no such rule or severity.
+        """
+        from virtintrospect.insight.checks import check
+
+        with self.lock:
+            self.target.memory.expire()
+            return check(self.guest, rules, severity=severity, options=options)
+
+    def baseline(self) -> dict[str, Any]:
+        """What the guest is like now, as JSON can hold it.
+
+        :meth:`check` compares with it: ``Options(baseline=…)``.
+        """
+        from virtintrospect.insight.checks import take_baseline
+
+        with self.lock:
+            self.target.memory.expire()
+            return take_baseline(self.guest)
 
     @property
     def symbols(self) -> Symbols:
@@ -428,6 +462,23 @@ class Session:
                 pause=pause, resume=resume, force=force, digest=digest, progress=progress,
             )  # fmt: skip
 
+    def inner(self, wanted: str | int, *, take_over: bool = False) -> Session:
+        """Open a guest that this one runs itself, by its own KVM.
+
+        What its processors have not touched yet cannot be read; nor can it be changed or paused.
+
+        :param wanted: its PID or name, as :meth:`nested` has them.
+        :param take_over: closing it closes this session, which otherwise must outlive it.
+        :raises NoSuchTargetError: there is none.
+        :raises UsageError: several have that name.
+        :raises MemoryAccessError: it has no nested tables.
+        """
+        from virtintrospect.nested import NestedTarget, choose
+
+        mode, root = choose(self.nested(), str(wanted))
+        closed = self.close if take_over else None
+        return Session(NestedTarget(self.target, mode, root, closed), store=self._store)
+
     def write(
         self, address: int | str, data: bytes, *, pid: int | None = None, force: bool = False
     ) -> None:
@@ -564,6 +615,9 @@ def open_session(
     :raises NoSuchTargetError: there is no such domain or file.
     :raises MemoryAccessError: its memory cannot be reached.
     """
+    if access.nested:
+        outer = open_session(target, uri, store, replace(access, nested=""))
+        return _open_inner(outer, access.nested)
     claimed = driver_for_url(target)
     if claimed is not None:
         driver, scheme, rest = claimed
@@ -577,6 +631,15 @@ def open_session(
 
     with connect(uri) as host:
         return open_domain(host.domain(target), store, access)
+
+
+def _open_inner(outer: Session, wanted: str) -> Session:
+    """A session on a guest inside a guest, which closes the one on the outer guest."""
+    try:
+        return outer.inner(wanted, take_over=True)
+    except BaseException:
+        outer.close()
+        raise
 
 
 def open_domain(domain: Domain, store: Store | None = None, access: Access = READ_ONLY) -> Session:

@@ -20,8 +20,11 @@ nitpicky = True
 suppress_warnings = ["ref.python"]  # a record's field may be called as a class is
 nitpick_ignore_regex = [
     # What is behind these pages, and may change.
-    ("py:.*", r"virtintrospect\.(symbols\.(btf|index|container)|insight\.columns)\b.*"),
-    ("py:.*", r"_\w+|Table|Btf|Progress|Types\.node"),
+    (
+        "py:.*",
+        r"virtintrospect\.(symbols\.(btf|index|container)|insight\.columns|insight\.checks\.rule)\b.*",
+    ),
+    ("py:.*", r"_\w+|Table|Btf|Progress|Types\.node|Context|Hit"),
     ("py:.*", r"(np|npt|numpy|time|collections|typing|pathlib|enum|abc|contextlib)\..*"),
     ("py:.*", r"(Path|Any|Self|Callable|Iterator|Iterable|Sequence|Mapping|Collection|Protocol)"),
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from typing import Any
 
 from virtintrospect.domain import Domain
 from virtintrospect.driver import READ_ONLY, Access, Capability, Driver, Target, VcpuTime
@@ -18,14 +19,16 @@ from virtintrospect.memory import Region
 from virtintrospect_kvm.anonymous import ProcessBlock
 from virtintrospect_kvm.backing import BackingFile
 from virtintrospect_kvm.control import Control, ControlledTarget, control_of, control_of_socket
-from virtintrospect_kvm.delays import vcpu_times
+from virtintrospect_kvm.delays import vcpu_threads, vcpu_times
 from virtintrospect_kvm.firmware import find_firmware
 from virtintrospect_kvm.gdbtarget import GDBSTUB, GdbTarget
 from virtintrospect_kvm.layout import Layout, layout_of, shadow_of
+from virtintrospect_kvm.limits import limits
 from virtintrospect_kvm.maps import MAX_MAPS, Mapping, find_blocks, parse_maps
 from virtintrospect_kvm.memory import KvmMemory
 from virtintrospect_kvm.options import CommandLine
 from virtintrospect_kvm.pagemap import Pagemap
+from virtintrospect_kvm.placement import Placement
 from virtintrospect_kvm.process import ElsewhereError, NotHereError, QemuProcess
 from virtintrospect_kvm.qmp import refuse_taint
 from virtintrospect_kvm.remote import MONITOR, PEEK, open_monitor, open_peek
@@ -64,6 +67,7 @@ class KvmTarget(ControlledTarget):
         self.control = control
         self._mode = os.O_RDWR if write else os.O_RDONLY
         self.process = process
+        self._placement = Placement(process)
         self.layout = layout
         with contextlib.ExitStack() as stack:
             stack.callback(process.close)
@@ -137,6 +141,16 @@ class KvmTarget(ControlledTarget):
         :raises TargetGoneError: the guest ended.
         """
         return vcpu_times(self.process)
+
+    def vmm_figures(self) -> dict[str, Any]:
+        """How this host keeps QEMU's memory, and what its control groups allow it.
+
+        :raises TargetGoneError: the guest ended.
+        """
+        found = {"id": f"{self.process.pid}:{self.process.start_time}"} | self._placement.look()
+        if allowed := limits(self.process, vcpu_threads(self.process)):
+            found["limits"] = allowed
+        return found
 
     def check(self) -> None:
         """Make sure that the guest still runs.

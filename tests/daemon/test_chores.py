@@ -112,6 +112,7 @@ def _check(report: dict[str, Any], guest: Guest, reason: str) -> None:
     assert report["domain"]["uuid"] == guest.uuid
     texts = [row["text"] for row in report["tables"]["dmesg"]]
     assert any("Kernel panic - not syncing: sysrq triggered crash" in text for text in texts)
+    assert "ps" not in report["errors"], report
     assert {"init", "kthreadd"} <= {row["name"] for row in report["tables"]["ps"]}
     assert report["tables"]["info"]["release"] == guest.release
     assert report["tables"]["memory"]["memory_total"] > 100 << 20

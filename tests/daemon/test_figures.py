@@ -20,7 +20,7 @@ from virtintrospect.daemon.state import Machine
 from virtintrospect.daemon.triage import Reports
 from virtintrospect.daemon.work import Cost
 from virtintrospect.domain import Domain
-from virtintrospect.errors import NotFoundError
+from virtintrospect.errors import NotFoundError, TargetGoneError
 from virtintrospect.guests.base import Guest
 from virtintrospect.insight.tables import CRASH, DMESG
 from virtintrospect.model import Counter, Load, LogRecord
@@ -138,6 +138,33 @@ def test_reports_of_one_guest_leave_room_for_others(tmp_path: Path) -> None:
     assert sum(name.endswith("Z-web01.json") for name in names) == 5
     assert len(names) == 8
     assert reports.write(domain(), GUEST, "crash") is None  # the same crash, told twice
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_vmm_that_ends_while_a_report_is_written(tmp_path: Path, shared: bool) -> None:
+    """libvirt may destroy what has crashed; shared RAM is there all the same."""
+
+    class Ending(Figures):
+        there = True
+
+        def load(self) -> Load:
+            if not self.there:
+                raise TargetGoneError("QEMU ended")
+            return super().load()
+
+        def info(self) -> Any:
+            self.there = False
+            raise NotFoundError("no info")
+
+    def outlive() -> bool:
+        guest.there = shared
+        return shared
+
+    guest = Ending()
+    target = cast(Any, SimpleNamespace(outlive=outlive))
+    report = Reports(tmp_path, Triage()).report(domain(), cast(Guest, guest), "panic", target)
+    assert ("load" in report["tables"]) is shared
+    assert ("load" in report["errors"]) is not shared
 
 
 def test_name_of_a_domain_is_no_path(tmp_path: Path) -> None:

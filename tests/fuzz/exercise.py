@@ -19,12 +19,13 @@ from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests import identify
 from virtintrospect.guests.linux import hung
 from virtintrospect.guests.linux.guest import LinuxGuest
-from virtintrospect.insight import pagemap
+from virtintrospect.insight import checks, pagemap
 from virtintrospect.insight.columns import Table, record
 from virtintrospect.insight.patterns import compile_pattern
 from virtintrospect.insight.search import search, virtual_spans
 from virtintrospect.insight.tables import (
     CGROUPS,
+    CHECK,
     COMMANDS,
     CRASH,
     HUNG,
@@ -47,6 +48,7 @@ GROWTH = 1 << 30
 
 #: An image stands still: it is not worth waiting for.
 hung._PATIENCE = 0.01
+checks._AGAIN = (0.0, 0.0)
 
 
 class HostileGuestWonError(AssertionError):
@@ -136,6 +138,9 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "hung", lambda: _render(HUNG, guest.hung(0))
     yield "crash", lambda: _render(CRASH, [guest.crash()])
     yield "cpu stacks", lambda: _render(STACK, guest.cpu_stacks())
+    for rule in checks.RULES:
+        yield f"check {rule.id}", lambda rule=rule: _check(guest, rule.id)  # type: ignore[misc]
+    yield "baseline", lambda: checks.take_baseline(guest)
     yield "guestinfo", lambda: _guestinfo(guest)
     yield "balloon", guest.balloon_stats
     for path in (b"/etc/passwd", b"/bin/busybox", b"/proc/1/../../lab/modules"):
@@ -157,6 +162,11 @@ def _run(guest: LinuxGuest, table: Table, arguments: tuple[int, ...]) -> None:
     """The command that a table's declaration makes."""
     found = getattr(guest, table.source)(*arguments)
     _render(table, [found] if table.single else found)
+
+
+def _check(guest: LinuxGuest, rule: str) -> None:
+    options = checks.Options(listening=(), newest_kernel="99", baseline={"modules": ["x"]})
+    _render(CHECK, checks.check(guest, [rule], options=options))
 
 
 def _guestinfo(guest: LinuxGuest) -> None:

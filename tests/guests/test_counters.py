@@ -300,7 +300,7 @@ def our_pressure(rows: list[Pressure]) -> dict[tuple[str, str], tuple[float, flo
     return {(r.resource, r.kind): (r.avg10, r.avg60, r.avg300, r.total) for r in rows}
 
 
-BUSY = "for i in 1 2 3; do timeout 5 sh -c 'while :; do :; done' & done; sleep 6"
+BUSY = "for i in 1 2 3; do timeout 5 sh -c 'while :; do :; done' & done; wait; sleep 1"
 
 
 @pytest.mark.once_a_kernel

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from virtintrospect.cli.hints import _held
+from virtintrospect.cli.judging import facts_of
 from virtintrospect.cli.main import cli
 from virtintrospect.daemon.config import Govern, History
 from virtintrospect.daemon.figures import Sampler
@@ -100,7 +100,7 @@ def watch(session: Session, samples: int = 7, step: float = 0.5) -> Facts:
     for _ in range(samples):
         taken.append(sample(session.guest, session.target))
         time.sleep(step)
-    return Facts(Window(taken), POLICY, session.domain, _held(session))
+    return facts_of(session, POLICY, taken)
 
 
 def one(found: list[Hint], resource: str, action: str) -> Hint:
@@ -110,6 +110,13 @@ def one(found: list[Hint], resource: str, action: str) -> Hint:
 
 def kinds(found: list[Hint]) -> set[tuple[str, str]]:
     return {(hint.resource, hint.action) for hint in found}
+
+
+def available(guest: Guest) -> int:
+    """MemAvailable by the guest's own word; MiB."""
+    found = re.search(rb"MemAvailable: +(\d+)", guest.get("/proc/meminfo"))
+    assert found is not None
+    return int(found[1]) >> 10
 
 
 def used(guest: Guest) -> int:
@@ -405,18 +412,23 @@ def test_a_host_that_is_short_governs_itself(ballooned: Guest, tmp_path: Path) -
         assert comes_to(ballooned, 1024)
         governor = rounds(dataclasses.replace(config, host_short_mib=1 << 30))
         assert ballooned.domain.info()[2] < 320 * 1024
-        comes_to(ballooned, ballooned.domain.info()[2] >> 10)
-        left = int(re.search(rb"MemAvailable: +(\d+)", ballooned.get("/proc/meminfo"))[1]) >> 10  # type: ignore[index]
-        with load(ballooned, "touch", str(left - 12)):
-            time.sleep(1)
-            asyncio.run(governor.round())  # figures of before say nothing now
-            for _ in range(4):
-                sampler.look(governed.domain, session.guest, session.target)
-                time.sleep(0.3)
-            asyncio.run(governor.round())
-            given = changes(tmp_path / "adjusted.jsonl", ballooned.uuid)[-1].after // MIB
-            assert given > 300
-            assert comes_to(ballooned, given)
+        assert comes_to(ballooned, ballooned.domain.info()[2] >> 10)
+
+        def given() -> int:
+            return changes(tmp_path / "adjusted.jsonl", ballooned.uuid)[-1].after // MIB
+
+        shrunk = given()
+        for spared in (12, 12, 14, 16):  # a busy machine's guest may need a little more to live
+            with load(ballooned, "touch", str(available(ballooned) - spared)):
+                asyncio.run(governor.round())  # figures of before say nothing now
+                for _ in range(4):
+                    sampler.look(governed.domain, session.guest, session.target)
+                    time.sleep(0.3)
+                asyncio.run(governor.round())
+                if given() != shrunk:
+                    break
+        assert given() > shrunk
+        assert comes_to(ballooned, given())
         undo(Host("qemu:///system").domain(ballooned.name), Host("qemu:///system", writable=True),
              tmp_path / "adjusted.jsonl")  # fmt: skip
         assert comes_to(ballooned, 1024)

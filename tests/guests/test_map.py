@@ -44,9 +44,12 @@ def looked_at(
 
 def test_kinds(linux: LinuxGuest, guest: Guest) -> None:
     guest.run("dd if=/dev/zero of=/tmp/cached bs=1M count=3 2>/dev/null")
-    guest.run("echo 3 > /proc/sys/vm/nr_hugepages")
+    pool = "/proc/sys/vm/nr_hugepages"  # armmp has none
+    has_pool = bool(guest.run(f"ls {pool} 2>/dev/null", check=False))
+    guest.run(f"echo 3 > {pool}", check=has_pool)
     owners, theirs, part = looked_at(linux, guest, "kpageflags")
-    guest.run("echo 0 > /proc/sys/vm/nr_hugepages")
+    guest.run(f"echo 0 > {pool}", check=has_pool)
+    assert has_pool or linux.meminfo().hugepagesize is None
     assert owners.pages("hugetlb") * owners.page_size == 3 * (linux.meminfo().hugepagesize or 0)
     assert linux.take_problems() == []
     kind = owners.kind[part]
@@ -83,7 +86,7 @@ def test_mappings(linux: LinuxGuest, guest: Guest) -> None:
     """How often each page is mapped, page by page."""
     owners, theirs, part = looked_at(linux, guest, "kpagecount")
     mine = owners.of(*COUNTED)[part] & (theirs >> np.uint64(63) == 0)
-    assert mine.sum() * owners.page_size > 16 << 20
+    assert mine.sum() * owners.page_size > 12 << 20
     different = mine & (owners.mappings[part] != theirs)
     assert different.sum() <= OWN, np.flatnonzero(different)[:10]
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 from virtintrospect_kvm.driver import KvmDriver
 
+from virtintrospect.cli.main import run
 from virtintrospect.domain import Domain
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.kvm import virtual_machines
@@ -86,6 +89,38 @@ def test_the_inner_guest_is_read_through_the_outer_one(nested: Nested) -> None:
     assert compare.modules(modules, before) == []
     assert compare.log(log, before) == []
     assert problems == []
+
+
+def test_commands(nested: Nested, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """``nested`` names the inner guest; ``--nested`` makes each command one on it."""
+    target = f"qmp:{nested.monitor}"
+
+    def rows(*words: str) -> Any:
+        code = run(["-o", "json", *words])
+        told = capsys.readouterr()
+        assert code == 0, told.err
+        return json.loads(told.out)
+
+    (machine,) = rows("nested", target)
+    assert (machine["name"], machine["uuid"], machine["vcpus"]) == (INNER_NAME, INNER_UUID, 1)
+    assert machine["page_mode"] == "npt-5-level"
+    assert machine["program"].startswith("qemu-system-x86")
+    release = nested.inner.get("/proc/sys/kernel/osrelease").decode().strip()
+    pid = str(machine["pid"])
+    for wanted in (INNER_NAME, pid):
+        assert rows("info", target, "--nested", wanted)["release"] == release
+    outer = {row["name"] for row in rows("ps", target)}
+    inner = {row["name"] for row in rows("ps", target, "--nested", INNER_NAME)}
+    assert "kvm" in outer or machine["program"] in outer
+    assert "workload" in str(inner) or "keeper" in inner
+    assert machine["program"] not in inner
+    assert rows("nested", target, "--nested", pid) == []
+    core = tmp_path / "inner.core"
+    rows("dump", target, str(core), "--nested", pid)
+    assert rows("info", str(core))["release"] == release
+    assert run(["ps", target, "--nested", "nobody"]) == 3
+    assert f"it runs: {pid} ({INNER_NAME})" in capsys.readouterr().err
+    assert run(["ps", target, "--nested", pid, "--nested", "1"]) == 3
 
 
 def _quoted(program: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from virtintrospect_kvm.qmp import SocketMonitor
 
-from tests.descriptors import descriptors
+from tests.descriptors import descriptors, left_open
 from virtintrospect.driver import Access, SupportsRegisters
 from virtintrospect.errors import (
     AccessDeniedError,
@@ -32,7 +32,7 @@ from virtintrospect.session import open_session
 from .small import PATTERN
 from .standalone import StandaloneQemu, standalone
 from .test_control import DIES
-from .test_transports import command, left_open
+from .test_transports import command
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="QEMU's memory is root's alone")
 

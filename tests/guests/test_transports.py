@@ -16,7 +16,7 @@ import pytest
 from virtintrospect_kvm.driver import KvmDriver
 from virtintrospect_kvm.pulled import PulledMemory
 
-from tests.descriptors import descriptors
+from tests.descriptors import descriptors, left_open
 from virtintrospect.driver import Access, Capability
 from virtintrospect.errors import (
     EncryptedMemoryError,
@@ -59,11 +59,6 @@ def command(*arguments: str, uri: str = libvirtd.URI, code: int = 0) -> tuple[st
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
-
-
-def left_open(before: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """What was opened since, but for symbols and types of kernels, which stay mapped."""
-    return {found for found in descriptors() - before if not found[1].endswith(".profile")}
 
 
 def taints(guest: Guest) -> list[str]:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -244,10 +243,24 @@ def test_an_operators_own_policy(tmp_path: Path) -> None:
     assert "conservative, balanced, dense, mine" in caught.value.hint
 
 
+class _Host:
+    """A libvirt that notes what it is asked for; ``says`` is the balloon that it tells of."""
+
+    def __init__(self, asked: list[int], says: int = 0) -> None:
+        self.asked, self.says = asked, says
+
+    def set_memory(self, _uuid: str, kib: int) -> None:
+        self.asked.append(kib >> 10)
+
+    def domain(self, _uuid: str) -> Domain:
+        kib = (self.says if self.asked and self.says else (self.asked or [4096])[-1]) << 10
+        return dataclasses.replace(DOMAIN, xml=XML.replace(">4194304</c", f">{kib}</c"))
+
+
 def test_a_guest_that_can_no_longer_be_watched_gets_its_last_step_back(tmp_path: Path) -> None:
     hint = judge(figures(60), figures(0))["memory", "shrink"]
     asked: list[int] = []
-    host = cast(Any, SimpleNamespace(set_memory=lambda _uuid, kib: asked.append(kib >> 10)))
+    host = cast(Any, _Host(asked))
 
     def gone() -> Any:
         raise TargetGoneError("it ended")
@@ -258,3 +271,25 @@ def test_a_guest_that_can_no_longer_be_watched_gets_its_last_step_back(tmp_path:
     assert asked == [3686, 4096]
     (change,) = changes(log, DOMAIN.uuid)
     assert (change.outcome, change.after) == ("stopped", 4096 * MIB)
+
+
+def test_a_balloon_that_somebody_else_sets_is_left_to_him(tmp_path: Path) -> None:
+    hint = judge(figures(60), figures(0))["memory", "shrink"]
+    asked: list[int] = []
+    policy = dataclasses.replace(load_policy(), settle_seconds=0.0)
+    host = cast(Any, _Host(asked, says=2048))
+    done = follow(hint, DOMAIN, host, policy, lambda: figures(0), tmp_path / "log")
+    assert asked == [3686]  # and nothing after that
+    assert done.after == 2048 * MIB
+    assert done.outcome == "stopped: somebody else set its balloon to 2048 MiB"
+
+
+def test_a_hint_of_before_somebody_else_changed_it_is_not_followed(tmp_path: Path) -> None:
+    hint = judge(figures(60), figures(0))["memory", "shrink"]
+    asked: list[int] = []
+    host = cast(Any, _Host(asked))
+    domain = dataclasses.replace(DOMAIN, xml=XML.replace(">4194304</c", ">2097152</c"))
+    with pytest.raises(UsageError, match="has 2048 MiB by now, not 4096 MiB"):
+        follow(hint, domain, host, load_policy(), lambda: figures(0), tmp_path / "log")
+    assert not asked
+    assert not (tmp_path / "log").exists()

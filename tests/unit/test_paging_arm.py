@@ -7,7 +7,8 @@ import pytest
 
 from tests.unit.images import BuiltMemory
 from virtintrospect.arch import PagingMode, walk
-from virtintrospect.arch.arm import ARM_LPAE, ARM_SHORT
+from virtintrospect.arch.arm import ARM_LPAE, ARM_SHORT, ARM_SHORT_LINUX
+from virtintrospect.arch.leaves import EXECUTABLE, PRESENT, USER, WRITABLE, leaves
 from virtintrospect.arch.paging import NOT_MAPPED, translate_many, translator
 
 ROOT, TABLE, LAST = 0x4000, 0x8400, 0x9000
@@ -84,6 +85,33 @@ def test_rights_of_short_descriptors(
 ) -> None:
     told = walk(short(first, second), ARM_SHORT, ROOT, VADDR)
     assert (told.writable, told.user, told.executable) == (writable, user, executable)
+
+
+@pytest.mark.parametrize(
+    ("entry", "paddr", "rights"),
+    [
+        (0x1234_5303, 0x1234_5567, (True, True, False)),  # USER, XN
+        (0x1234_5181, 0x1234_5567, (False, True, True)),  # at rest: not young, RDONLY
+        (0x1234_5903, 0x1234_5567, None),  # PROT_NONE
+        (0x1234_5102, None, None),  # swapped out
+    ],
+)
+def test_tables_that_linux_keeps_beside(
+    entry: int, paddr: int | None, rights: tuple[bool, bool, bool] | None
+) -> None:
+    """2048 bytes before those that the processor reads, which has nothing of a page at rest."""
+    hardware = TABLE & -0x1000 | 0x800
+    memory = short(hardware | 0b01, 0)
+    memory.write((hardware ^ 0x800) + 4 * (VADDR >> 12 & 255), entry.to_bytes(4, "little"))
+    check(memory, ARM_SHORT_LINUX, paddr, 4096 if paddr else 0)
+    check(memory, ARM_SHORT, None, 0)
+    pages = [f for _, f in leaves(memory, ARM_SHORT_LINUX, [ROOT], 0, 1 << 32, 9) if len(f.root)]
+    assert len(pages) == (paddr is not None)
+    for found in pages if rights else ():
+        told = walk(memory, ARM_SHORT_LINUX, ROOT, VADDR)
+        assert (told.writable, told.user, told.executable) == rights
+        bits = zip((WRITABLE, USER, EXECUTABLE), rights, strict=True)
+        assert found.rights.tolist() == [PRESENT | sum(bit for bit, has in bits if has)]
 
 
 def test_what_ttbr_holds_besides_is_ignored() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from virtintrospect.guests.linux.cpu import fixed
-from virtintrospect.guests.linux.psi import _averages, _Clock, _decay, _Group, _power
+from virtintrospect.guests.linux.psi import _averages, _Clock, _decay, _Group, _power, _since
 
 PERIOD = 2_004_000_000
 
@@ -55,3 +55,20 @@ def test_averages_fall_by_all_the_periods_that_were_missed() -> None:
 def test_a_clock_that_runs_backwards_moves_nothing() -> None:
     torn = group(10 * PERIOD, 0)._replace(last_update=1 << 63)
     assert _averages(torn, [0], _Clock(0, 11 * PERIOD, PERIOD, 4_000_000)) == torn.averages
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "gained"),
+    [
+        (5_000_000, 1_000_000, 4_000_000),
+        (1000, (1 << 32) - 1000, 2000),  # it went around
+        (1_000_000, 5_000_000, 0),  # the guest itself counted 4 ms after the moment we take
+        (500, (1 << 32) + 500, 0),
+        (3_000_000_000, 0, 3_000_000_000),
+    ],
+)
+def test_a_counter_does_not_gain_what_was_counted_before_our_now(
+    now: int, then: int, gained: int
+) -> None:
+    """Such a CPU was once shown with 2**32 ns, 4.3 seconds, too much."""
+    assert _since(now, then) == gained

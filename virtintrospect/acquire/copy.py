@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
 from virtintrospect.acquire.digest import Digest
-from virtintrospect.acquire.layout import Layout, lay_out
-from virtintrospect.acquire.part import PartFile
+from virtintrospect.acquire.layout import Layout, lay_out, outline
+from virtintrospect.acquire.part import PartFile, runs_before
 from virtintrospect.acquire.source import Origin
 from virtintrospect.driver import Capability, SupportsPause
 from virtintrospect.errors import FaultError, OutputError
@@ -67,14 +67,16 @@ def dump(
     memory = origin.target.memory
     with _Stop(cast("SupportsPause", origin.target) if pause else None) as stop:
         notes = origin.all_notes()  # with registers of the moment that the memory is of
-        layout = lay_out(format_, list(merge(memory.regions)), notes, origin.machine)
-        with PartFile(path, layout, origin.identity, resume=resume, force=force) as part:
+        runs = runs_before(path) if resume else outline(memory)
+        layout = lay_out(format_, list(merge(memory.regions)), runs, notes, origin.machine)
+        with PartFile(path, layout, runs, origin.identity, resume=resume, force=force) as part:
             run = _Run(memory, layout, part, digest=digest, progress=progress)
             try:
                 try:
                     run.copy()
                 finally:
                     part.tally.pause_ms += stop.end()
+                part.flush()  # while the hash is still at it
                 sha256 = run.digest.finish(layout.size) if run.digest else None
                 part.finish()
             except BaseException:
@@ -229,7 +231,7 @@ class _Run:
             format=self._layout.format,
             size=self._layout.size,
             resident=self.tally.resident,
-            holes=self._total - self.tally.resident,
+            holes=sum(region.size for region in self._layout.regions) - self.tally.resident,
             unreadable=self.tally.unreadable,
             sha256=sha256,
             seconds=round(self._before + time.monotonic() - self._began, 3),

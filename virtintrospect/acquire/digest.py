@@ -9,41 +9,51 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 _ZEROS = bytes(1 << 20)
-#: Pieces of 1 MiB that may wait.
-_WAITING = 16
+#: Bytes of pieces that wait in memory; those beyond are read back from the file.
+_WAITING = 64 << 20
+
+
+class _Piece(NamedTuple):
+    offset: int
+    size: int
+    data: bytes | None
 
 
 class Digest:
     """Hashes pieces of a file in the order of their offsets; what is between them is zeros.
 
-    :param before: bytes of the file that are there already, read by ``read``.
+    Whoever writes the file never waits for the hash: it may be any number of pieces behind.
+
+    :param before: bytes of the file that are there already.
+    :param read: gives bytes of the file, by offset and size.
     """
 
     def __init__(self, before: int, read: Callable[[int, int], bytes]) -> None:
         self._hash = hashlib.sha256()
         self._position = 0
-        self._queue: queue.Queue[tuple[int, bytes] | None] = queue.Queue(_WAITING)
+        self._read = read
+        self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        #: Bytes that were ever kept in memory, and that were hashed of them: one thread each.
+        self._kept = self._hashed = 0
         self._error: Exception | None = None
         self._stop = False
-        self._thread = threading.Thread(
-            target=self._run, args=(before, read), name="sha256", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
+        self._queue.put(_Piece(0, before, None))
         self._thread.start()
 
     def add(self, offset: int, data: bytes) -> None:
-        """The next piece; waits while many are still to be hashed."""
-        while self._thread.is_alive():
-            try:
-                self._queue.put((offset, data), timeout=0.5)
-            except queue.Full:
-                continue
-            return
+        """The next piece, which has been written."""
+        keep = self._kept - self._hashed + len(data) <= _WAITING
+        if keep:
+            self._kept += len(data)
+        self._queue.put(_Piece(offset, len(data), data if keep else None))
 
     def finish(self, size: int) -> str:
         """The hash of ``size`` bytes of file, in hexadecimal."""
-        self.add(size, b"")
+        self._queue.put(_Piece(size, 0, b""))
         self._end()
         if self._error is not None:
             raise self._error
@@ -55,22 +65,21 @@ class Digest:
         self._end()
 
     def _end(self) -> None:
-        while self._thread.is_alive():
-            try:
-                self._queue.put(None, timeout=0.5)
-            except queue.Full:
-                continue
-            self._thread.join()
+        self._queue.put(None)
+        self._thread.join()
 
-    def _run(self, before: int, read: Callable[[int, int], bytes]) -> None:
+    def _run(self) -> None:
         try:
-            while self._position < before and not self._stop:
-                self._update(read(self._position, min(1 << 20, before - self._position)))
-            while (item := self._queue.get()) is not None and not self._stop:
-                offset, data = item
-                while self._position < offset and not self._stop:
-                    self._update(_ZEROS[: offset - self._position])
-                self._update(data)
+            while (piece := self._queue.get()) is not None and not self._stop:
+                while self._position < piece.offset and not self._stop:
+                    self._update(_ZEROS[: piece.offset - self._position])
+                if piece.data is not None:
+                    self._update(piece.data)
+                    self._hashed += piece.size
+                    continue
+                end = piece.offset + piece.size
+                while self._position < end and not self._stop:
+                    self._update(self._read(self._position, min(len(_ZEROS), end - self._position)))
         except Exception as error:  # noqa: BLE001 - raised again by finish(), in the caller's thread
             self._error = error
 

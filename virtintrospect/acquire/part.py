@@ -1,7 +1,8 @@
 """The unfinished file: written beside the final one, with a note of how far it is.
 
-``FILE.part`` has the data, ``FILE.part.state`` what is needed to go on. ``FILE`` appears whole,
-by a rename, or not at all.
+``FILE.part`` has the data, ``FILE.part.state`` what is needed to go on: how far it is, and
+behind that, written once, which ranges the file has a place for. ``FILE`` appears whole, by a
+rename, or not at all.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
 from virtintrospect.acquire.layout import Layout
 from virtintrospect.errors import OutputError, UsageError
+from virtintrospect.memory.base import Region
 
 #: Bytes of the file system that are left for others.
 SPARE = 256 << 20
 #: Bytes that are written between two looks at what is free.
 _BETWEEN = 64 << 20
-_VERSION = 1
+_VERSION = 2
 _STATE_SIZE = 4096
+#: Most bytes of ranges behind the state: a thousand of them, in digits.
+_RUNS_SIZE = 64 << 10
 
 
 @dataclass
@@ -46,6 +51,7 @@ class PartFile:
 
     :param path: the final name.
     :param layout: what the file is to be.
+    :param runs: what the layout was made from, for :func:`runs_before`.
     :param identity: of the guest; a dump goes on only with the same one.
     :param resume: go on with what is there.
     :param force: replace what is there.
@@ -54,11 +60,18 @@ class PartFile:
     """
 
     def __init__(
-        self, path: Path, layout: Layout, identity: str, *, resume: bool, force: bool
+        self,
+        path: Path,
+        layout: Layout,
+        runs: Sequence[Region],
+        identity: str,
+        *,
+        resume: bool,
+        force: bool,
     ) -> None:
         self.path = path
         self.part = path.with_name(f"{path.name}.part")
-        self.journal = path.with_name(f"{path.name}.part.state")
+        self.journal = _journal(path)
         self._force = force
         self._unchecked = _BETWEEN
         self.tally = Tally()
@@ -71,7 +84,7 @@ class PartFile:
             os.ftruncate(self._descriptor, self.tally.done)
             os.ftruncate(self._descriptor, layout.size)
             if not resume:
-                self._write_state()
+                self._write_state(json.dumps(runs).encode())
         except OSError as error:
             os.close(self._descriptor)
             if not resume:
@@ -162,14 +175,21 @@ class PartFile:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _write_state(self) -> None:
+    def _write_state(self, behind: bytes = b"") -> None:
         """In place and always one block: that works on a full disk, too."""
         text = json.dumps(asdict(self.tally) | self._key).encode()
         descriptor = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(descriptor, text.ljust(_STATE_SIZE), 0)
+            os.pwrite(descriptor, text.ljust(_STATE_SIZE) + behind, 0)
         finally:
             os.close(descriptor)
+
+    def flush(self) -> None:
+        """Put what is written on the disk; :meth:`finish` does, too."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def finish(self) -> None:
         """Give the file its name, once all of it is on the disk."""
@@ -218,10 +238,31 @@ class PartFile:
         return OutputError(f"{self.part}: {error.strerror}", hint=hints.get(number, ""))
 
 
+def runs_before(path: Path) -> list[Region]:
+    """The ranges that an unfinished dump to ``path`` has a place for; none where it is damaged.
+
+    What the host has may have changed since: the file is to be what it was to be.
+    """
+    try:
+        with _journal(path).open("rb") as file:
+            file.seek(_STATE_SIZE)
+            runs = [
+                Region(int(start), int(end)) for start, end in json.loads(file.read(_RUNS_SIZE))
+            ]
+    except (OSError, ValueError, TypeError):
+        return []  # then the layout is another one, which PartFile refuses
+    borders = [border for run in runs for border in run]
+    return runs if borders == sorted(set(borders)) else []
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part.state")
+
+
 def _digest(layout: Layout) -> str:
     """Of the places of everything: two runs may differ in registers, but not in these."""
     places = [(offset, len(data)) for offset, data in layout.heads]
-    text = json.dumps([layout.format, layout.size, places, layout.parts])
+    text = json.dumps([layout.format, layout.size, places, layout.parts, layout.regions])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

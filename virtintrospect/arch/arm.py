@@ -48,6 +48,25 @@ def _short() -> PagingMode:
     )
 
 
+def _linux(hardware: PagingMode) -> PagingMode:
+    """What Linux keeps beside short descriptors: all pages of a program, those at rest, too.
+
+    The hardware's entry of a page that was not used lately is zero: that is how use is noticed.
+    Linux's own tables lie 2048 bytes before the hardware's, four of them in a page
+    (arch/arm/include/asm/pgtable-2level.h).
+    """
+    directory, table = hardware.levels
+    rights = Rights(writable=1 << 7, user=1 << 8, no_execute=1 << 9, negated=1 << 7)
+    page = Form(1 | 1 << 11, 1, 0xFFFF_F000, 12, rights=rights)
+    # L_PTE_NONE: nobody may touch it.
+    nobody = page._replace(value=page.mask, absent=True)
+    first = (directory.forms[0]._replace(frame=0xFFFF_F400), *directory.forms[1:])
+    return hardware._replace(
+        name="arm-short-linux",
+        levels=(directory._replace(forms=first), table._replace(forms=(page, nobody))),
+    )
+
+
 def _long() -> PagingMode:
     """Three levels of entries of 8 bytes, of the topmost four; 40 bits of physical address."""
     frame = (1 << 40) - (1 << 12)
@@ -75,3 +94,4 @@ def _long() -> PagingMode:
 
 
 ARM_SHORT, ARM_LPAE = _short(), _long()
+ARM_SHORT_LINUX = _linux(ARM_SHORT)

@@ -196,14 +196,15 @@ def _rights(mode: PagingMode, form: Form, entry: Array, above: Array) -> Array:
 
     if not form.page_shift and (form.bare or not mode.hierarchical):
         return above
-    flags = entry ^ np.uint64(mode.negated)
+    where = form.rights or mode
+    flags = entry ^ np.uint64(where.negated)
     own = np.zeros(len(entry), dtype=np.uint8)
-    own |= np.where(flags & np.uint64(mode.writable), np.uint8(WRITABLE), np.uint8(0))
-    own |= np.where(flags & np.uint64(mode.user), np.uint8(USER), np.uint8(0))
+    own |= np.where(flags & np.uint64(where.writable), np.uint8(WRITABLE), np.uint8(0))
+    own |= np.where(flags & np.uint64(where.user), np.uint8(USER), np.uint8(0))
     forbids = np.where(
-        flags & np.uint64(mode.user),
-        np.uint64(mode.user_no_execute or mode.no_execute),
-        np.uint64(mode.no_execute),
+        flags & np.uint64(where.user),
+        np.uint64(where.user_no_execute or where.no_execute),
+        np.uint64(where.no_execute),
     )
     own |= np.where(flags & forbids, np.uint8(0), np.uint8(EXECUTABLE))
     if not (form.inverted or form.absent):

@@ -32,6 +32,11 @@ def _level(shift: int, present: tuple[tuple[int, int], ...]) -> Level:
     return Level(_SHIFTS[shift], shift, large, 9, tuple(forms))
 
 
+def by_name(name: str) -> PagingMode | None:
+    """The mode of that name; ``None`` where there is none."""
+    return next((m for make in (npt, ept) for m in map(make, (4, 5)) if m.name == name), None)
+
+
 def npt(levels: int) -> PagingMode:
     """AMD's nested tables of 4 or 5 levels."""
     shifts = range(12 + 9 * (levels - 1), 11, -9)

@@ -25,6 +25,7 @@ from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
     from virtintrospect.insight.figures import Sample
+    from virtintrospect.insight.hints import Identical
     from virtintrospect.insight.policy import Policy
     from virtintrospect.model import Hint
     from virtintrospect.session import Session
@@ -153,6 +154,7 @@ def _of_all(
 ) -> Iterator[Named]:
     from contextlib import ExitStack
 
+    from virtintrospect.cli.judging import identical
     from virtintrospect.host import connect
     from virtintrospect.session import open_domain
 
@@ -171,10 +173,11 @@ def _of_all(
         if any(len(samples) < _FEWEST for samples in kept):
             now = _watch(sessions, seconds or _LOOK)
             kept = [k if len(k) >= _FEWEST else n for k, n in zip(kept, now, strict=True)]
+        same = identical(sessions) if len(sessions) > 1 else [None] * len(sessions)
         found = [
             (session.domain.name if session.domain else "", hint)
-            for session, samples in zip(sessions, kept, strict=True)
-            for hint in _judge(session, policy, samples)
+            for session, samples, pages in zip(sessions, kept, same, strict=True)
+            for hint in _judge(session, policy, samples, pages)
         ]
     yield from sorted(found, key=lambda row: _ORDER.get(row[1].action, len(_ORDER)))
 
@@ -224,31 +227,13 @@ def _terminal() -> TextIO:
     return sys.stderr if sys.stderr.isatty() else io.StringIO()
 
 
-def _judge(session: Session, policy: Policy, samples: list[Sample]) -> list[Hint]:
-    from virtintrospect.insight.hints import Facts, hints
-    from virtintrospect.insight.history import Window
+def _judge(
+    session: Session, policy: Policy, samples: list[Sample], same: Identical | None = None
+) -> list[Hint]:
+    from virtintrospect.cli.judging import facts_of
+    from virtintrospect.insight.hints import hints
 
-    window = Window(samples)
-    # All pages are looked at, 0.1 s of CPU for each GiB: only where there may be something.
-    much = (window.last("memory", "memory_free") or 0) >= policy.held_mib << 20
-    held = _held(session) if much else None
-    return hints(Facts(window, policy, session.domain, held))
-
-
-def _held(session: Session) -> int | None:
-    """Bytes of this host's memory that hold pages which the guest has free."""
-    from virtintrospect.driver import SupportsResidentSize
-
-    # Others cannot tell which pages the host has.
-    if not isinstance(session.target, SupportsResidentSize):
-        return None
-    try:
-        owners = session.page_owners()
-        there = owners.within(session.memory.resident())
-    except VirtIntrospectError:
-        return None  # a guest too large for that, or of another kind
-    free = owners.of("free", "free_percpu")
-    return int((free & there).sum()) * owners.page_size
+    return hints(facts_of(session, policy, samples, same))
 
 
 def _row(name: str, hint: Hint) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import click
 
 from virtintrospect import __version__
+from virtintrospect.cli.check import check
 from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.dump import dump
 from virtintrospect.cli.escape import printable
@@ -68,6 +69,7 @@ for command in (
     guestinfo,
     dommemstat,
     hints,
+    check,
     hung,
     crash,
     symbols,

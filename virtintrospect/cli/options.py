@@ -33,6 +33,7 @@ class Settings:
         self.no_daemon = False
         self.snapshot = False
         self.transport: str | None = None
+        self.nested = ""
         self.allow_taint = self.allow_write = self.in_place = False
 
     @property
@@ -45,6 +46,7 @@ class Settings:
             write=self.allow_write,
             taint=self.allow_taint,
             in_place=self.in_place,
+            nested=self.nested,
         )
 
     def open(self, target: str, table: Table) -> Session:
@@ -86,7 +88,7 @@ class Settings:
         from virtintrospect.insight.columns import record
 
         choose(table, self.columns, self.output)
-        answer = self._from_daemon(target, table, arguments)
+        answer = self.ask_daemon(target, table, arguments)
         if answer is not None:
             return answer
         with self.open(target, table) as session:
@@ -107,7 +109,11 @@ class Settings:
             click.echo(f"warning: {text}", err=True)
         return view.found
 
-    def _from_daemon(self, target: str, table: Table, arguments: Any) -> Answer | None:
+    def ask_daemon(self, target: str, table: Table, arguments: Any) -> Answer | None:
+        """The rows of a table, from the daemon; ``None`` where it is not to be asked, or has none.
+
+        :param arguments: of the table's method.
+        """
         from virtintrospect.client import UnavailableError
         from virtintrospect.driver import READ_ONLY, driver_for_url
 
@@ -258,6 +264,11 @@ def target_options(function: _F) -> _F:
             "--transport", metavar="NAME", expose_value=False, callback=_set("transport"),
             help="How to reach its memory, instead of the best way that works; docs/transports.md "
             "lists them, and so does a wrong NAME.",
+        ),
+        click.option(
+            "--nested", metavar="GUEST", expose_value=False, callback=_set("nested"),
+            help="Not TARGET, but a guest that it runs itself, by KVM: its PID or name, as "
+            "`virt-introspect nested TARGET` lists them.",
         ),
         click.option(
             "--allow-taint", is_flag=True, expose_value=False, callback=_set("allow_taint"),

@@ -11,8 +11,9 @@ from virtintrospect.daemon.server import RequestError
 from virtintrospect.daemon.sessions import BusyError, DomainSession, NotReadyError
 from virtintrospect.daemon.state import State
 from virtintrospect.errors import GuestNotRecognisedError, MemoryAccessError
+from virtintrospect.insight.checks.asked import findings
 from virtintrospect.insight.columns import Table, record
-from virtintrospect.insight.tables import COMMANDS, LIST, PS, SESSIONS
+from virtintrospect.insight.tables import CHECK, COMMANDS, LIST, PS, SESSIONS
 
 if TYPE_CHECKING:
     from virtintrospect.daemon.hub import Hub
@@ -24,7 +25,7 @@ ROWS_A_LINE = 256
 _PATIENCE = 5.0
 _LONGEST = 4096
 
-TABLES = {table.name: table for table in (PS, *COMMANDS)}
+TABLES = {table.name: table for table in (PS, CHECK, *COMMANDS)}
 
 
 class Api:
@@ -84,7 +85,10 @@ class Api:
         session = self._session(params)
 
         def ask(guest: Guest) -> tuple[list[Any], dict[str, Any]]:
-            found = getattr(guest, table.source)(**arguments)
+            if table is CHECK:
+                found = findings(guest, **arguments)
+            else:
+                found = getattr(guest, table.source)(**arguments)
             records = [found] if table.single else found
             rows = [_plain(table, record(table, item)) for item in records]
             problems = [(printable(p.what), hex(p.address)) for p in guest.take_problems()]

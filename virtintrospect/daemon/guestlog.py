@@ -58,14 +58,14 @@ class _Place:
 class GuestLog:
     """Follows the logs of ready guests.
 
-    :param panicked: called, in the worker's thread, when a guest has panicked.
+    :param panicked: called, in the worker's thread, when a guest has panicked, with its target.
     """
 
-    def __init__(self, panicked: Callable[[Domain, Guest, str], object]) -> None:
+    def __init__(self, panicked: Callable[[Domain, Guest, str, Target | None], object]) -> None:
         self._panicked = panicked
         self._places: dict[str, _Place] = {}
 
-    def look(self, domain: Domain, guest: Guest, target: Target | None = None) -> None:  # noqa: ARG002
+    def look(self, domain: Domain, guest: Guest, target: Target | None = None) -> None:
         """Read what is new."""
         place = self._places.get(domain.uuid)
         old = False  # what was said long before we came is no news
@@ -90,7 +90,7 @@ class GuestLog:
                       text=record.text[:_LONGEST])  # fmt: skip
             if kind == "panic" and not place.panicked:
                 place.panicked = True
-                self._panicked(domain, guest, "panic")
+                self._panicked(domain, guest, "panic", target)
         if told > _AT_ONCE:
             event(_log, logging.WARNING, "guest log", domain=domain.name, more=told - _AT_ONCE)
 

@@ -20,7 +20,8 @@ from virtintrospect.daemon.config import Triage
 from virtintrospect.daemon.figures import keep_newest
 from virtintrospect.daemon.log import event
 from virtintrospect.domain import Domain
-from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.driver import SupportsAfterlife
+from virtintrospect.errors import TargetGoneError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
 from virtintrospect.insight.columns import Table, record
 from virtintrospect.insight.tables import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from virtintrospect.daemon.hub import Hub
     from virtintrospect.daemon.sessions import DomainSession
     from virtintrospect.domain import Event
+    from virtintrospect.driver import Target
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +85,13 @@ class Reports:
         self.config = config
         self._last: dict[str, float] = {}
 
-    def write(self, domain: Domain, guest: Guest, reason: str) -> Path | None:
-        """Write a report, unless this crash has one. Blocks; for a worker's thread."""
+    def write(
+        self, domain: Domain, guest: Guest, reason: str, target: Target | None = None
+    ) -> Path | None:
+        """Write a report, unless this crash has one. Blocks; for a worker's thread.
+
+        :param target: where the guest's memory is: libvirt may end QEMU while we read.
+        """
         now = time.monotonic()
         self._last = {uuid: when for uuid, when in self._last.items() if now < when + _SAME}
         if not self.config.enabled or domain.uuid in self._last:
@@ -95,7 +102,7 @@ class Reports:
         path = self.folder / f"{stamp}-{name}.json"
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            _write(path, self.report(domain, guest, reason))
+            _write(path, self.report(domain, guest, reason, target))
             # One guest that crashes again and again must not push out the others' reports.
             keep_newest(self.folder.glob(f"????????T??????Z-{name}.json"), _OF_ONE)
             keep_newest(self.folder.glob("*.json"), self.config.reports)
@@ -105,7 +112,9 @@ class Reports:
         event(_log, logging.WARNING, "report", domain=domain.name, reason=reason, path=path)
         return path
 
-    def report(self, domain: Domain, guest: Guest, reason: str) -> dict[str, Any]:
+    def report(
+        self, domain: Domain, guest: Guest, reason: str, target: Target | None = None
+    ) -> dict[str, Any]:
         """All of a report."""
         begin = time.time()
         told: dict[str, Any] = {
@@ -121,7 +130,7 @@ class Reports:
                 told["errors"][name] = "there was no time left"
                 continue
             try:
-                items = source(guest)
+                items = _last_look(guest, source, target)
                 rows = _rows(table, items, newest=name == "dmesg")
             except VirtIntrospectError as error:
                 told["errors"][name] = printable(error.message)
@@ -136,6 +145,16 @@ class Reports:
         ]
         told["seconds"] = round(time.time() - begin, 3)
         return told
+
+
+def _last_look(guest: Guest, source: Callable[[Guest], Any], target: Target | None) -> Any:
+    """What a source finds, also where QEMU ends meanwhile but leaves its shared RAM to us."""
+    try:
+        return source(guest)
+    except TargetGoneError:
+        if isinstance(target, SupportsAfterlife) and target.outlive():
+            return source(guest)
+        raise
 
 
 #: virDomainEventStoppedDetailType: the domain crashed.

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
         Container,
         ControlGroup,
         Counter,
+        CpuSigns,
         CpuTimes,
         Crash,
         EnvironmentVariable,
+        InnerGuest,
         Interface,
         Load,
         Login,
         LogRecord,
         MemoryArea,
+        MemoryFilesystem,
         MemoryInfo,
         Module,
         Mount,
@@ -224,6 +227,18 @@ class Guest(abc.ABC):
         """What each CPU that is online is running, and what waits for it."""
 
     @abc.abstractmethod
+    def cpu_signs(self) -> list[CpuSigns]:
+        """What wakes each CPU that is online, and what it is doing at this moment."""
+
+    @abc.abstractmethod
+    def memory_filesystems(self, *, least_share: float = 0.0) -> list[MemoryFilesystem]:
+        """Mounted file systems whose files are memory, the fullest first.
+
+        :param least_share: only those that have used this share of what they may, or of the
+            guest's memory where nothing limits them.
+        """
+
+    @abc.abstractmethod
     def hung(self, seconds: float = 120.0) -> list[Stall]:
         """Why the guest may hang: tasks that wait without end, CPUs that do not come on.
 
@@ -277,6 +292,14 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def logins(self) -> list[Login]:
         """Who is logged in."""
+
+    @abc.abstractmethod
+    def nested(self) -> list[InnerGuest]:
+        """Guests that this one runs itself, by its own KVM; none where it has none.
+
+        :raises NoSuchTargetError: its KVM has no types.
+        :raises UnsupportedError: they are not found on its architecture.
+        """
 
     @abc.abstractmethod
     def guestinfo(

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from virtintrospect.driver import SupportsVcpuTimes, Target
+from virtintrospect.driver import SupportsVcpuTimes, SupportsVmmFigures, Target
 from virtintrospect.errors import TargetGoneError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
+from virtintrospect.insight.hostfigures import host_figures
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +22,10 @@ MEMORY = (
 )  # fmt: skip
 #: Members of ``cpu``, summed over all CPUs; milliseconds.
 CPU = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+#: Members of ``cpu_signs`` that are kept, after the number of the CPU.
+SIGNS = (
+    "timer_interrupts", "idle_calls", "idle_sleeps", "busy", "clock_age", "preempt_count", "spins",
+)  # fmt: skip
 LOAD = ("load1", "load5", "load15", "running", "blocked", "total")
 #: Counters of ``vmstat`` that are kept; each is the sum of those whose names begin so, since
 #: kernels split some by zone or by kind of page.
@@ -34,9 +39,14 @@ EVENTS = {
     "oom_kills": "oom_kill",
     "major_faults": "pgmajfault",
     "paged_in": "pgpgin",
+    # Pages that the balloon's driver took, and gave back; one less the other is its size.
+    "balloon_inflate": "balloon_inflate",
+    "balloon_deflate": "balloon_deflate",
 }
 #: How many of the largest processes and slab caches are named.
 _LARGEST = 8
+#: File systems in memory are named from this share on.
+_FULL_SHARE = 0.25
 
 Sample = dict[str, Any]
 
@@ -56,7 +66,12 @@ def sample(guest: Guest, target: Target | None = None) -> Sample:
         except VirtIntrospectError as error:
             _log.debug("no figures of %s: %s", name, error)
     if isinstance(target, SupportsVcpuTimes) and (times := target.vcpu_times()):
-        taken["vcpus"] = [[vcpu, ran // 1_000_000, wait // 1_000_000] for vcpu, ran, wait in times]
+        taken["vcpus"] = [
+            [one.vcpu, one.ran // 1_000_000, one.waited // 1_000_000, one.allowed] for one in times
+        ]
+    if isinstance(target, SupportsVmmFigures):
+        taken["vmm"] = target.vmm_figures()
+        taken["host"] = host_figures()
     return taken
 
 
@@ -128,6 +143,25 @@ def _slabs(guest: Guest) -> list[list[Any]]:
     return [[_text(row.name), row.size or 0] for row in rows]
 
 
+def _signs(guest: Guest) -> list[list[Any]]:
+    """Of each CPU: its number, then :data:`SIGNS`; ``None`` for what is not known."""
+    return [[cpu.cpu, *(getattr(cpu, name) for name in SIGNS)] for cpu in guest.cpu_signs()]
+
+
+def _filesystems(guest: Guest) -> list[list[Any]]:
+    """Of file systems in memory that fill up: path, type, bytes, files; 0: no limit.
+
+    Of bytes and files each, those used and the most that there may be.
+    """
+    return [
+        [
+            _text(row.path or b""), _text(row.type or b""), row.used, row.size or 0,
+            row.files or 0, row.files_most or 0,
+        ]
+        for row in guest.memory_filesystems(least_share=_FULL_SHARE)[:_LARGEST]
+    ]  # fmt: skip
+
+
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
@@ -142,4 +176,6 @@ _PARTS: dict[str, Callable[[Guest], Any]] = {
     "tasks": _tasks,
     "slabs": _slabs,
     "drivers": _drivers,
+    "signs": _signs,
+    "filesystems": _filesystems,
 }

@@ -12,6 +12,8 @@ from virtintrospect.insight.figures import Sample
 
 #: Most bytes of one file of history that are read, from its end.
 _LARGEST = 8 << 20
+#: A change of MemTotal by more than this part of it is one of the guest's size.
+_RESIZED = 0.02
 
 
 def read_history(folder: Path, uuid: str, since: float = 0.0) -> list[Sample]:
@@ -73,6 +75,49 @@ class Window:
         """Seconds since the last sample."""
         return time.time() - float(self.samples[-1]["time"]) if self.samples else float("inf")
 
+    @property
+    def here(self) -> Window:
+        """The part with the VMM that runs now: what the host counts of another is another's.
+
+        After a migration, or a restart from a saved state, the guest's own counters go on, and
+        those of the host begin anew.
+        """
+        names = [_name(taken) for taken in self.samples]
+        first = next((n for n in range(len(names), 0, -1) if names[n - 1] != names[-1]), 0)
+        return self._part(first)
+
+    @property
+    def sized(self) -> Window:
+        """The part since the guest's memory last changed: by a balloon, or plugged in."""
+        first, last = 0, None
+        for number, taken in enumerate(self.samples):
+            total = _at(taken, "memory", "memory_total")
+            if total is None:
+                continue
+            if last is not None and abs(total - last) > _RESIZED * last:
+                first = number
+            last = total
+        return self._part(first)
+
+    def _part(self, first: int) -> Window:
+        part = Window(())
+        part.samples = self.samples[first:]
+        return part
+
+    def rows(self, *path: str) -> list[list[Any]]:
+        """A list of rows in the last sample; none of those that are none."""
+        value: Any = self.samples[-1] if self.samples else None
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return [row for row in value if isinstance(row, list)] if isinstance(value, list) else []
+
+    def text(self, *path: str) -> str:
+        """A word in the last sample; empty where there is none."""
+        value: Any = self.samples[-1] if self.samples else None
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if isinstance(value, str) else ""
+
     def values(self, part: str, *names: str) -> list[float]:
         """A figure in each sample that has it: ``values("memory", "memory_free")``."""
         found = (_at(taken, part, *names) for taken in self.samples)
@@ -95,8 +140,11 @@ class Window:
 
     def stalled(self, resource: str, kind: str) -> float | None:
         """Percent of the window for which tasks waited, by PSI's ``total``."""
-        rate = self.rate("pressure", f"{resource}_{kind}", "total")  # microseconds a second
-        return None if rate is None else rate / 10_000
+        return _percent(self.rate("pressure", f"{resource}_{kind}", "total"))
+
+    def host_stalled(self, resource: str, kind: str) -> float | None:
+        """As :meth:`stalled`, of this host's own tasks."""
+        return _percent(self.rate("host", "pressure", f"{resource}_{kind}", "total"))
 
     def named(self, *path: str, key: int, value: int) -> dict[tuple[Any, ...], list[float]]:
         """Figures of what is named in each sample: a list of rows, as of the largest processes.
@@ -117,6 +165,17 @@ class Window:
                     if len(found) == number:
                         found.append(row[value])
         return {which: found for which, found in series.items() if len(found) == len(self.samples)}
+
+
+def _percent(rate: float | None) -> float | None:
+    """Microseconds a second; more than a second in a second is a lie."""
+    return None if rate is None else min(100.0, rate / 10_000)
+
+
+def _name(taken: Sample) -> Any:
+    """Which VMM a sample was taken of; ``None`` where the host does not tell."""
+    vmm = taken.get("vmm")
+    return vmm.get("id") if isinstance(vmm, dict) else None
 
 
 def _rebooted(before: Sample, after: Sample) -> bool:

@@ -42,6 +42,12 @@ class Policy:
     leak_percent: float
     leak_mib: int
     leak_samples: int
+    huge_mib: int
+    huge_percent: float
+    numa_mib: int
+    numa_percent: float
+    identical_mib: int
+    host_swapped_mib: int
     busy_target_percent: float
     busy_high_percent: float
     cpu_stalled_percent: float
@@ -50,8 +56,16 @@ class Policy:
     one_cpu_percent: float
     others_percent: float
     idle_percent: float
+    throttled_percent: float
+    lock_percent: float
+    lock_samples: int
+    lock_stopped_ms: float
+    wakes_a_second: float
+    wakes_busy_percent: float
     io_stalled_percent: float
     dirty_percent: float
+    full_percent: float
+    unlimited_percent: float
     zombies: int
     threads: int
     runaway_percent: float

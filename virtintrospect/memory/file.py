@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -43,8 +44,20 @@ class FileImage(PhysicalMemory):
     def __init__(self, path: str, descriptor: int, parts: Sequence[Part]) -> None:
         self.path = path
         self._descriptor = descriptor
+        self._place(parts)
+
+    def _place(self, parts: Sequence[Part]) -> None:
         self._parts = tuple(parts)
         self.regions = tuple(Region(part.start, part.end) for part in parts)
+        self._starts = [part.start for part in parts]
+
+    def region_index(self, paddr: int) -> int:
+        """Index in :attr:`regions` of the region that holds ``paddr``, or -1.
+
+        An ELF core may have a thousand.
+        """
+        index = bisect_right(self._starts, paddr) - 1
+        return index if index >= 0 and paddr < self.regions[index].end else -1
 
     def _read_within(self, index: int, paddr: int, size: int) -> bytes:
         start, _, offset, length = self._parts[index]
@@ -76,10 +89,19 @@ class FileImage(PhysicalMemory):
         self.writable = descriptor == self._descriptor
 
     def _check_write_within(self, index: int, paddr: int, size: int) -> None:
-        start, _, _, length = self._parts[index]
+        start, _, offset, length = self._parts[index]
         if paddr + size > start + length:
             raise NotWritableError(
                 max(paddr, start + length), "these zeros are not in the file: there is no room"
+            )
+        end = offset + length
+        if any(
+            part.offset < end and offset < part.offset + part.length
+            for number, part in enumerate(self._parts)
+            if number != index
+        ):
+            raise NotWritableError(
+                paddr, "the file shows these bytes at other addresses, too: there is no room"
             )
 
     def _write_within(self, index: int, paddr: int, data: bytes) -> None:

@@ -8,7 +8,7 @@ sparse file are memory that reads as zeros.
 from __future__ import annotations
 
 from virtintrospect.errors import ImageFormatError
-from virtintrospect.memory.base import PAGE_SIZE, Region
+from virtintrospect.memory.base import PAGE_SIZE
 from virtintrospect.memory.file import FileImage, Part
 
 #: No kernel lives in less.
@@ -24,8 +24,7 @@ class RawImage(FileImage):
     def move(self, start: int) -> None:
         """Take the first byte for that of guest-physical ``start``."""
         (part,) = self._parts
-        self._parts = (Part(start, start + part.length, 0, part.length),)
-        self.regions = (Region(start, start + part.length),)
+        self._place([Part(start, start + part.length, 0, part.length)])
 
 
 def open_raw(path: str, descriptor: int, size: int) -> RawImage:

@@ -25,16 +25,24 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
-    from virtintrospect.model.files import EnvironmentVariable, MemoryArea, Mount, OpenFile
+    from virtintrospect.model.files import (
+        EnvironmentVariable,
+        MemoryArea,
+        MemoryFilesystem,
+        Mount,
+        OpenFile,
+    )
+    from virtintrospect.model.finding import Finding
     from virtintrospect.model.hint import Hint
     from virtintrospect.model.kernel import LogRecord, Module, Sysctl, SystemInfo, Timer
+    from virtintrospect.model.machines import InnerGuest
     from virtintrospect.model.match import Match
     from virtintrospect.model.namespaces import Container, Namespace
     from virtintrospect.model.network import Interface, Neighbour, Route, Socket
     from virtintrospect.model.pages import PageOwners, ProcessPages
     from virtintrospect.model.problem import Problem
     from virtintrospect.model.process import Process
-    from virtintrospect.model.stack import Crash, RunQueue, StackFrame, Stall
+    from virtintrospect.model.stack import CpuSigns, Crash, RunQueue, StackFrame, Stall
     from virtintrospect.model.users import Login, User
 
 __all__ = [
@@ -43,16 +51,20 @@ __all__ = [
     "Container",
     "ControlGroup",
     "Counter",
+    "CpuSigns",
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
+    "Finding",
     "Hint",
+    "InnerGuest",
     "Interface",
     "Load",
     "LogRecord",
     "Login",
     "Match",
     "MemoryArea",
+    "MemoryFilesystem",
     "MemoryInfo",
     "Module",
     "Mount",
@@ -88,6 +100,7 @@ _WHERE = {
     "Process": "process",
     "MemoryArea": "files",
     "OpenFile": "files",
+    "MemoryFilesystem": "files",
     "Mount": "files",
     "EnvironmentVariable": "files",
     "MemoryInfo": "counters",
@@ -104,10 +117,13 @@ _WHERE = {
     "Route": "network",
     "Socket": "network",
     "StackFrame": "stack",
+    "CpuSigns": "stack",
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
+    "Finding": "finding",
     "Hint": "hint",
+    "InnerGuest": "machines",
     "Match": "match",
     "PageOwners": "pages",
     "ProcessPages": "pages",

@@ -58,6 +58,21 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryFilesystem:
+    """A mounted file system whose files are memory: tmpfs or ramfs."""
+
+    #: Where it is mounted, or one of the places.
+    path: bytes | None
+    type: bytes | None
+    #: Most bytes that it takes; ``None`` where nothing limits it.
+    size: int | None
+    used: int
+    #: Files, directories and links that there are, and may be; unknown without a limit.
+    files: int | None
+    files_most: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class EnvironmentVariable:
     """One row of ``env``."""
 

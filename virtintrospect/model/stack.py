@@ -60,6 +60,25 @@ class RunQueue:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuSigns:
+    """What wakes a CPU that is online, and what it was doing when it was looked at."""
+
+    cpu: int
+    #: Since it came up: interrupts of its timer, ways into idle, and those with the tick stopped.
+    timer_interrupts: int | None
+    idle_calls: int | None
+    idle_sleeps: int | None
+    #: Whether it runs a task.
+    busy: bool | None
+    #: Milliseconds since anything was noted on its run queue.
+    clock_age: int | None
+    #: As of ``preempt_count()``: above zero, its task cannot be preempted by the guest.
+    preempt_count: int | None
+    #: Whether it stands in the queue of a spinlock.
+    spins: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stall:
     """One row of ``hung``: something that waits, or does not come on."""
 

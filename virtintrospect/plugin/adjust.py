@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtintrospect.domain import current_memory
 from virtintrospect.errors import UsageError
 from virtintrospect.insight.hints.facts import MIB, Facts, size
 from virtintrospect.insight.history import Window
@@ -26,6 +27,8 @@ LOG = Path("/var/lib/virtintrospect/adjusted.jsonl")
 #: Most bytes of the log that are read, and are kept: the older half goes when it is full.
 _LARGEST = 4 << 20
 _MEMINFO = Path("/proc/meminfo")
+#: Bytes by which a balloon may be off from what was asked of it.
+_SLACK = 64 << 20
 
 Sampler = Callable[[], "Sample"]
 
@@ -73,6 +76,10 @@ def follow(
     if not can_follow(hint) or hint.recommended is None or hint.current is None:
         raise UsageError("that hint takes a restart, or a person", hint=hint.virsh or "")
     wanted = within_limits(hint, domain, policy)
+    if hint.resource == "memory":
+        _refuse_stale(hint, domain)
+        if wanted > hint.current:
+            wanted = _within_group(wanted, hint.current, Facts(Window([take()]), policy, domain))
     change = Change(
         time.time(), domain.uuid, domain.name, hint.resource, hint.current, wanted, hint.reason, ""
     )
@@ -101,6 +108,8 @@ def _resize(
     """
     before = current
     for size_now in _steps(current, wanted, policy):
+        if other := _other(host, domain, before, *(() if before == current else (current,))):
+            return other, f"stopped: somebody else set its balloon to {size(other)}"
         host.set_memory(domain.uuid, size_now >> 10)
         try:
             trouble = _watched(take, policy) if wanted < current else ""
@@ -112,6 +121,48 @@ def _resize(
             return before, f"stopped at {size(before)}: {trouble}"
         before = size_now
     return wanted, "done"
+
+
+def _refuse_stale(hint: Hint, domain: Domain) -> None:
+    """Make sure that the domain still has what a hint starts from.
+
+    :raises UsageError: somebody has changed it meanwhile.
+    """
+    kib = current_memory(domain.xml)
+    if kib is not None and abs((kib << 10) - (hint.current or 0)) > _SLACK:
+        raise UsageError(
+            f"domain {domain.name!r} has {size(kib << 10)} by now, not {size(hint.current or 0)}: "
+            "somebody else changed it",
+            hint="look again: virt-introspect hints",
+        )
+
+
+def _within_group(wanted: int, current: int, facts: Facts) -> int:
+    """A size that a control group of this host allows, too.
+
+    :raises UsageError: it allows no more than there is.
+    """
+    room = facts.memory_room
+    if room is None or wanted <= room:
+        return wanted
+    if room <= current:
+        group = facts.window.text("vmm", "limits", "memory_group")
+        raise UsageError(
+            f"control group {group} allows the domain's memory no more than {size(room)}",
+            hint="virsh memtune --hard-limit",
+        )
+    return room
+
+
+def _other(host: Host, domain: Domain, *asked: int) -> int:
+    """What the balloon's target is, where it is none that was asked for; else 0.
+
+    A guest that answers slowly is on its way from one size to the next.
+    """
+    kib = current_memory(host.domain(domain.uuid).xml)
+    if kib is None or min(asked) - _SLACK <= kib << 10 <= max(asked) + _SLACK:
+        return 0
+    return kib << 10
 
 
 def within_limits(hint: Hint, domain: Domain, policy: Policy) -> int:

@@ -59,6 +59,8 @@ class Nested(Channel):
         folder = runtime(f"{PREFIX}nested-{os.getpid()}-{time.time_ns():x}")
         super().__init__("the outer machine", lambda: str(folder / CHANNEL), folder / "console.log")
         self._folder = folder
+        #: QMP socket of the outer machine.
+        self.monitor = folder / "qmp"
         #: Of the outer machine.
         self.uuid = str(uuid.uuid4())
         #: Truth from the inner guest, through the outer machine.
@@ -123,6 +125,7 @@ class Nested(Channel):
             "-initrd": str(initramfs(image, _OUTER_MODULES)),
             "-append": "console=ttyS0 quiet panic=-1 lab.workload=0",
             "-serial": f"file:{self.console}",
+            "-qmp": f"unix:{self.monitor},server=on,wait=off",
             "-virtfs": f"local,path=/,mount_tag=host,{_SHARE}",
         }
         flat = [word for option in options.items() for word in option]

@@ -35,14 +35,17 @@ if TYPE_CHECKING:
         Container,
         ControlGroup,
         Counter,
+        CpuSigns,
         CpuTimes,
         Crash,
         EnvironmentVariable,
+        InnerGuest,
         Interface,
         Load,
         Login,
         LogRecord,
         MemoryArea,
+        MemoryFilesystem,
         MemoryInfo,
         Module,
         Mount,
@@ -285,6 +288,18 @@ class LinuxGuest(Guest):
 
         return runqueues(self)
 
+    def cpu_signs(self) -> list[CpuSigns]:
+        """Timers and locks: :mod:`~virtintrospect.guests.linux.cpusigns`."""
+        from virtintrospect.guests.linux.cpusigns import cpu_signs
+
+        return cpu_signs(self)
+
+    def memory_filesystems(self, *, least_share: float = 0.0) -> list[MemoryFilesystem]:
+        """Tmpfs and ramfs: :mod:`~virtintrospect.guests.linux.memoryfs`."""
+        from virtintrospect.guests.linux.memoryfs import memory_filesystems
+
+        return memory_filesystems(self, least_share=least_share)
+
     def hung(self, seconds: float = 120.0) -> list[Stall]:
         """What hangs: :mod:`~virtintrospect.guests.linux.hung`."""
         from virtintrospect.guests.linux.hung import hung
@@ -320,6 +335,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.users import logins
 
         return logins(self)
+
+    def nested(self) -> list[InnerGuest]:
+        """Guests inside it: :mod:`~virtintrospect.guests.linux.kvm`."""
+        from virtintrospect.guests.linux.kvm import inner_guests
+
+        return inner_guests(self)
 
     def guestinfo(
         self, kinds: Collection[str] = (), aliases: Mapping[bytes, str] | None = None

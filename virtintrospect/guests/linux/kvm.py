@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.arch import PagingMode
 from virtintrospect.arch.nested import ept, npt
+from virtintrospect.errors import FaultError, UnsupportedError
 from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.cmdline import MAX_CMDLINE
 from virtintrospect.guests.linux.lists import walk_list
 from virtintrospect.guests.linux.modsyms import module_functions
 from virtintrospect.guests.linux.xarray import walk_xarray
+from virtintrospect.model import InnerGuest
 from virtintrospect.symbols.layout import Layout
 
 if TYPE_CHECKING:
@@ -41,10 +44,61 @@ def virtual_machines(guest: LinuxGuest) -> list[VirtualMachine]:
     One that has not run since its tables were given up is left out. Needs the types and symbols
     of kvm.ko (its BTF; kallsyms with CONFIG_KALLSYMS_ALL).
 
-    :raises NoSuchTargetError: the guest has no KVM, or no types of it.
+    :raises NoSuchTargetError: the guest has no types of its KVM.
+    :raises UnsupportedError: the guest is not one of x86-64.
     """
-    types = guest.module_types("kvm")
+    found = _machines(guest, Budget())
+    return [VirtualMachine(m.pid, m.mode, m.root, m.address) for m in found if m.mode]
+
+
+def inner_guests(guest: LinuxGuest) -> list[InnerGuest]:
+    """All guests that KVM knows, with their names; none where no KVM is loaded.
+
+    :raises NoSuchTargetError: the guest has no types of its KVM.
+    :raises UnsupportedError: the guest is not one of x86-64.
+    """
     budget = Budget()
+    machines = _machines(guest, budget)
+    processes = _processes(guest, {machine.pid for machine in machines}, budget)
+    rows = []
+    for machine in machines:
+        program, arguments = processes.get(machine.pid, (None, []))
+        name = _value(arguments, b"-name")
+        parts = [part.removeprefix(b"guest=") for part in (name or b"").split(b",")]
+        rows.append(
+            InnerGuest(
+                pid=machine.pid,
+                name=next((part for part in parts if part and b"=" not in part), None),
+                uuid=_value(arguments, b"-uuid"),
+                program=program,
+                vcpus=machine.vcpus,
+                page_mode=machine.mode.name if machine.mode else None,
+                root=machine.root if machine.mode else None,
+                address=machine.address,
+            )
+        )
+    guest.note_all([budget.problem])
+    return rows
+
+
+class _Machine(NamedTuple):
+    pid: int
+    vcpus: int
+    mode: PagingMode | None
+    root: int
+    address: int
+
+
+def _machines(guest: LinuxGuest, budget: Budget) -> list[_Machine]:
+    if guest.machine.name != "x86-64":
+        raise UnsupportedError(
+            f"guests inside a guest are not found on {guest.machine.name}",
+            hint="a guest of x86-64 is asked for those that its KVM runs",
+        )
+    loaded = {module.name for module in guest.modules()}
+    if b"kvm" not in loaded:
+        return []
+    types = guest.module_types("kvm")
     head = _symbol(guest, "kvm", "vm_list", budget)
     if head is None:
         return []
@@ -54,19 +108,53 @@ def virtual_machines(guest: LinuxGuest) -> list[VirtualMachine]:
     addresses = [node - offset for node in nodes if node >= offset]
     members = {"pid": "userspace_pid", "vcpus": "vcpu_array.xa_head?", "first": "vcpus[0]?"}
     columns = Layout(types, "kvm", members, text=()).lists(guest.kernel, addresses, [])
-    intel = any(module.name == b"kvm_intel" for module in guest.modules())
     found = []
     for address, pid, head, first in zip(addresses, *columns.values(), strict=True):
         if pid is None:
             guest.note("unreadable virtual machine", address)
             continue
         vcpus = [entry for _, entry in walk_xarray(guest, head or 0, budget, last=_MOST_VCPUS)]
-        root = _root(guest, types, vcpus or [first or 0])
-        if root is not None:
-            place, levels = root
-            found.append(VirtualMachine(pid, (ept if intel else npt)(levels), place, address))
+        vcpus = vcpus or [first] if first else vcpus
+        place, levels = _root(guest, types, vcpus) or (0, 0)
+        mode = (ept if b"kvm_intel" in loaded else npt)(levels) if levels else None
+        found.append(_Machine(pid, len(vcpus), mode, place, address))
     guest.note_all([budget.problem])
     return found
+
+
+def _processes(
+    guest: LinuxGuest, pids: set[int], budget: Budget
+) -> dict[int, tuple[bytes, list[bytes]]]:
+    """Name and arguments of these processes."""
+    members = {
+        "pid": "tgid",
+        "name": "comm",
+        "pgd": "mm.pgd",
+        "start": "mm.arg_start",
+        "end": "mm.arg_end",
+    }
+    layout = guest.layout("task_struct", members, text=("name",))
+    columns = layout.lists(guest.kernel, guest.tasks.addresses(), [])
+    found = {}
+    for pid, name, pgd, start, end in zip(*columns.values(), strict=True):
+        if pid in pids and not budget.late():
+            words = _arguments(guest, pgd or 0, start or 0, (end or 0) - (start or 0))
+            found[pid] = bytes(name).split(b"\0")[0], words
+    return found
+
+
+def _arguments(guest: LinuxGuest, pgd: int, start: int, size: int) -> list[bytes]:
+    try:
+        pieces = guest.user_space(pgd).read_available(start, min(size, MAX_CMDLINE))
+    except FaultError:
+        return []
+    return b"\0".join(piece for _, piece in pieces).split(b"\0")
+
+
+def _value(arguments: list[bytes], option: bytes) -> bytes | None:
+    """What stands behind an option."""
+    places = [number for number, word in enumerate(arguments[:-1]) if word == option]
+    return arguments[places[0] + 1] if places else None
 
 
 def _symbol(guest: LinuxGuest, module: str, name: str, budget: Budget) -> int | None:

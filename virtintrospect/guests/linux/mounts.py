@@ -111,6 +111,19 @@ def first_namespace(guest: LinuxGuest, budget: Budget) -> tuple[FilePath, dict[i
     return spaces[0].root, _read(guest, _members(guest, spaces[0], budget))
 
 
+def places(guest: LinuxGuest, superblocks: set[int], budget: Budget) -> dict[int, FilePath]:
+    """Where superblocks are mounted: the first mount of each that some namespace has."""
+    found: dict[int, FilePath] = {}
+    inner = guest.types.offsetof("mount", "mnt")
+    for space in _namespaces(guest, budget):
+        if superblocks <= found.keys() or budget.late():
+            break
+        for address, row in _read(guest, _members(guest, space, budget)).items():
+            if row["superblock"] in superblocks:
+                found.setdefault(row["superblock"], _point(address, row, inner))
+    return found
+
+
 def place_of(guest: LinuxGuest, address: int, row: Row) -> FilePath:
     """Where a mount of :func:`first_namespace` is mounted."""
     return _point(address, row, guest.types.offsetof("mount", "mnt"))

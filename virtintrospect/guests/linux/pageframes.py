@@ -54,13 +54,14 @@ class Frames:
         self._base, self._size = page_array(guest)
         self._page = guest.page_size
         self.count = count
-        # One array of all pages (CONFIG_FLATMEM) ends there, and something else follows.
+        # One array of all pages (CONFIG_FLATMEM) has something else before and behind it.
         flat = "mem_map" in guest.symbols and guest.pointer("mem_map")
-        self._end = guest.pointer("max_mapnr") if flat else count
+        self._first = min(guest.machine.first_frame(guest), count) if flat else 0
+        self._end = self._first + guest.pointer("max_mapnr") if flat else count
         self.kind = np.full(count, KIND["absent"], dtype=np.uint8)
         self.flags = np.zeros(count, dtype=np.uint64)
         #: Where the array lies: its virtual addresses.
-        self.place = (self._base, self._base + count * self._size)
+        self.place = tuple(self._base + frame * self._size for frame in (self._first, count))
         #: Frames that hold it.
         self.memmap: Array = np.empty(0, dtype=np.uint64)
         self._bits = guest.types.enumerators("pageflags")
@@ -75,7 +76,7 @@ class Frames:
                 "private": ("private",),
             }.items()
         }
-        for start in range(0, count, _AT_ONCE):
+        for start in range(self._first // _AT_ONCE * _AT_ONCE, count, _AT_ONCE):
             self._look(start, min(_AT_ONCE, count - start))
 
     def _look(self, start: int, count: int) -> None:
@@ -117,7 +118,8 @@ class Frames:
         base = self._base + start * size
         frames = [self.memmap]
         known = max(0, min(count, self._end - start))
-        for run in guest.kernel.runs(base, known * size):
+        before = min(max(0, self._first - start), known)
+        for run in guest.kernel.runs(base + before * size, (known - before) * size):
             at = run.vaddr - base
             index = guest.memory.region_index(run.paddr)
             if index < 0:
@@ -131,7 +133,7 @@ class Frames:
             frames.append(np.arange(run.paddr // self._page, (run.paddr + room) // self._page))
         self.memmap = np.concatenate(frames).astype(np.uint64)
         present = there[np.arange(count) * size // _STEP]
-        present[known:] = False
+        present[known:] = present[:before] = False
         return raw, present
 
     def _heads(self, word: Array, start: int) -> tuple[Array, Array]:

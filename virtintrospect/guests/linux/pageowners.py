@@ -52,14 +52,8 @@ class _Process(NamedTuple):
 def page_owners(guest: LinuxGuest) -> PageOwners:
     """Look at every page frame.
 
-    :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages, or
-        it is one of 32-bit ARM.
+    :raises UnsupportedError: the guest has more than 4 TiB, or its kernel no array of pages.
     """
-    if guest.machine.name == "ARM":
-        raise UnsupportedError(
-            "owners of pages are not found for kernels of 32-bit ARM",
-            hint="`memory` has the sums, `maps PID` the mappings of a process",
-        )
     page = guest.page_size
     count = guest.memory.end // page
     if count > _MAX_FRAMES:
@@ -91,6 +85,8 @@ class _Owners:
         #: Pages that each of these processes maps, by kind; of its tables; of everyone's stacks.
         self._sums = np.zeros((len(self._users), len(PAGE_KINDS)), dtype=np.int64)
         self._own_tables = np.zeros(len(self._users), dtype=np.int64)
+        #: The table page that was claimed last, and by whom.
+        self._claimed = (-1, -1)
         self._own_stacks = np.zeros(len(self._processes), dtype=np.int64)
 
     def all(self) -> PageOwners:
@@ -165,11 +161,9 @@ class _Owners:
             return  # the direct map is not where it should be: all would look like vmalloc()
         array = self._frames.place
         known = [*((linear.start, linear.end) for linear in kernel.linear), image[:2], array]
-        start = _kernel_start(self._guest)
+        start, room = _kernel_start(self._guest), self._guest.machine.modules_room(self._guest)
         for first, end in [*sorted(known), (1 << 64, 1 << 64)]:
-            # On x86-64 modules have the room behind the image to themselves.
-            modules = self._guest.machine.name == "x86-64" and start >= image.end
-            kind = "modules" if modules else "vmalloc"
+            kind = "modules" if start in room else "vmalloc"
             for _, found in self._leaves([kernel.root], kernel.mode, start, first):
                 for frames, _ in self._expanded(found):
                     mine = frames[self._kind[frames] == KIND["kernel"]]
@@ -209,8 +203,9 @@ class _Owners:
         end = min(1 << (mode.virtual_bits - 1), _kernel_start(self._guest))
         first = np.full(len(self._kind), len(roots), dtype=np.int32)
         several = np.zeros(len(self._kind), dtype=bool)
+        sizes = {level.name: mode.entry_size << level.bits for level in mode.levels}
         for tables, found in self._leaves(roots, mode, 0, end):
-            self._claim(tables, pids)
+            self._claim(tables, pids, sizes[tables.level])
             for frames, owners in self._expanded(found):
                 np.add.at(self._mappings, frames, 1)
                 cells = owners * len(PAGE_KINDS) + self._kind[frames]
@@ -227,18 +222,31 @@ class _Owners:
         alone = mapped[~several[mapped]]
         return np.bincount(first[alone], minlength=len(roots))
 
-    def _claim(self, tables: Tables, pids: Array) -> None:
-        """Page tables belong to the process whose they are; top ones have no type before 6.14."""
+    def _claim(self, tables: Tables, pids: Array, size: int) -> None:
+        """Page tables belong to the process whose they are; top ones have no type before 6.14.
+
+        On 32-bit ARM a top table has four pages, or is a small part of one that holds other
+        things, too; and of the lowest tables two are in one page, one behind the other.
+        """
         import numpy as np
 
-        self._own_tables += np.bincount(tables.root, minlength=len(self._own_tables))
-        frames = tables.paddr // np.uint64(self._page)
+        first = (tables.paddr // np.uint64(self._page)).astype(np.int64)
+        frames = (first[:, None] + np.arange(max(1, size // self._page))).ravel()
+        roots = np.repeat(tables.root, len(frames) // len(first))
         good = frames < len(self._kind)
-        frames, owners = frames[good], pids[tables.root[good]]
-        untyped = frames[self._kind[frames] == KIND["kernel"]]
+        frames, roots = frames[good], roots[good]
+        if not len(frames):
+            return
+        again = np.zeros(len(frames), dtype=bool)
+        again[1:] = (frames[1:] == frames[:-1]) & (roots[1:] == roots[:-1])
+        again[0] = self._claimed == (frames[0], roots[0])
+        self._claimed = (int(frames[-1]), int(roots[-1]))
+        untyped = frames[self._kind[frames] == KIND["kernel"]] if size >= self._page else frames[:0]
         self._kind[untyped] = KIND["page_tables"]
         mine = self._kind[frames] == KIND["page_tables"]
-        self._pid[frames[mine]] = owners[mine]
+        self._pid[frames[mine]] = pids[roots[mine]]
+        counts = np.bincount(roots[mine & ~again], minlength=len(self._own_tables))
+        self._own_tables += counts
 
     def _leaves(self, roots: list[int], mode: PagingMode, start: int, end: int) -> Any:
         """Pages of address spaces, as long as the budget for tables and time lasts."""
@@ -307,8 +315,10 @@ class _Owners:
 
 
 def _kernel_start(guest: LinuxGuest) -> int:
-    """First address of the kernel's part; of 32 bits that is where its direct map begins."""
+    """First address of the kernel's part; of 32 bits that of its direct map, or of modules."""
     if guest.types.pointer_size == 8:
         return 1 << 63
-    starts = (linear.start for linear in guest.kernel.linear)
-    return min(starts, default=guest.machine.lowest_code)
+    starts = [linear.start for linear in guest.kernel.linear]
+    start = min(starts, default=guest.machine.lowest_code)
+    room = guest.machine.modules_room(guest)
+    return min(start, room.start) if room else start

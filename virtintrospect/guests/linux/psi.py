@@ -47,6 +47,8 @@ _ROWS = {
 _UNDEFINED = "PSI_CPU_FULL"
 _MAX_STATES = 32
 _U32 = (1 << 32) - 1
+#: Nanoseconds that our "now" may lie behind a CPU's own at most, by which it counted last.
+_BEHIND = 1 << 30
 
 
 class _Group(NamedTuple):
@@ -247,9 +249,19 @@ def _recent(
             continue
         running = max(0, clock.now - start)
         found[index // len(offsets)].append(
-            [(now[s] + (running if mask >> s & 1 else 0) - then[s]) & _U32 for s in range(states)]
+            [_since(now[s] + (running if mask >> s & 1 else 0), then[s]) for s in range(states)]
         )
     return found
+
+
+def _since(now: int, then: int) -> int:
+    """What a counter of 32 bits gained: nothing where it was last counted later than our "now".
+
+    The kernel counts up at least every two seconds while there is anything to count, so that
+    more than three seconds are a counter that seems to have run backwards.
+    """
+    gained = (now - then) & _U32
+    return gained if gained <= _U32 - _BEHIND else 0
 
 
 def _arrays(

@@ -1,6 +1,7 @@
 """How full a file system is, as statfs(2) says it, where its superblock in memory tells.
 
-ext2, ext3 and ext4: ``ext4_statfs()`` of fs/ext4/super.c.
+ext2, ext3 and ext4: ``ext4_statfs()`` of fs/ext4/super.c. tmpfs: ``shmem_statfs()`` of
+mm/shmem.c.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def _ext4(guest: LinuxGuest, superblock: int) -> Usage | None:
     wide = row["features"] & _64BIT  # without it the upper halves mean nothing
     blocks = row["blocks_lo"] | (row["blocks_hi"] << 32 if wide else 0)
     root = row["root_lo"] | (row["root_hi"] << 32 if wide else 0)
-    free = _sum(guest, types, outer["info"], "s_freeclusters_counter")
-    free -= _sum(guest, types, outer["info"], "s_dirtyclusters_counter")
+    info = outer["info"]
+    free = _sum(guest, types, "ext4_sb_info", info, "s_freeclusters_counter")
+    free -= _sum(guest, types, "ext4_sb_info", info, "s_dirtyclusters_counter")
     free = max(0, free) << row["bits"]
     root += row["reserved"] << row["bits"]
     total = blocks - (0 if row["options"] & _MINIX_DF else row["overhead"])
@@ -85,10 +87,38 @@ def _ext4(guest: LinuxGuest, superblock: int) -> Usage | None:
     return Usage(total << size, free << size, max(0, free - root) << size)
 
 
-def _sum(guest: LinuxGuest, types: Types, structure: int, member: str) -> int:
+#: BOGO_INODE_SIZE of mm/shmem.c, in which inodes are counted since 6.6.
+_INODE = 1024
+
+
+def tmpfs(guest: LinuxGuest, info: int) -> dict[str, int | None]:
+    """``size``, ``used`` (bytes), ``files`` and ``files_most`` of a tmpfs; ``None``: no limit.
+
+    :param info: address of its ``struct shmem_sb_info``.
+    """
+    members = {"blocks": "max_blocks", "inodes": "max_inodes"}
+    members |= {"space": "free_ispace?", "free": "free_inodes?"}
+    row = guest.layout("shmem_sb_info", members, text=()).read(guest.kernel, info)
+    # Nothing is counted where nothing is limited.
+    used = None
+    if row["blocks"]:
+        used = _sum(guest, guest.types, "shmem_sb_info", info, "used_blocks") * guest.page_size
+    free = row["free"] if row["space"] is None else row["space"] // _INODE
+    files = row["inodes"] - free if row["inodes"] and free is not None else None
+    return {
+        "size": row["blocks"] * guest.page_size or None,
+        "used": used,
+        "files": files if files is not None and files >= 0 else None,
+        "files_most": row["inodes"] or None,
+    }
+
+
+def _sum(guest: LinuxGuest, types: Types, name: str, structure: int, member: str) -> int:
     """``percpu_counter_sum_positive()``."""
     members = {"count": f"{member}.count", "parts": f"{member}.counters"}
-    row = Layout(types, "ext4_sb_info", members, text=()).read(guest.kernel, structure)
+    own = types is guest.types
+    layout = guest.layout(name, members, ()) if own else Layout(types, name, members, text=())
+    row = layout.read(guest.kernel, structure)
     places = percpu.addresses(guest, row["parts"], list(percpu.online(guest).values()))
     parts = memoryview(guest.kernel.gather(places, _S32)).cast("i")
     return max(0, int(row["count"]) + sum(parts))

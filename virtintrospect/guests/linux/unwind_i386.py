@@ -71,7 +71,10 @@ class BasePointers(StackWalker):
     def _step(self, state: State, stacks: Sequence[Stack]) -> str | None:
         if state.bp and not state.bp & _TOP_BIT:
             return self._by_registers(state, stacks, state.bp | _TOP_BIT)
-        if not state.bp or state.ip == self._start:
+        if state.ip == self._start:
+            return None
+        if not state.bp:
+            self._outermost(state, stacks)
             return None
         frame = state.bp
         state.ip, state.bp = (number_of(stacks, at, 4) for at in (frame + 4, frame))
@@ -98,6 +101,22 @@ class BasePointers(StackWalker):
         self._check(state.ip)
         return "registers"
 
+    def _outermost(self, state: State, stacks: Sequence[Stack]) -> None:
+        """Only an idle task's first frame has no caller: it lies right below the place of pt_regs.
+
+        A zero elsewhere is left over from something else, where the stack was searched for.
+        """
+        own = stack_of(stacks, state.sp)
+        if own is None or not any(self._tops(own, state.sp)):
+            raise Broken("the stack ends in the middle")
+
+    def _tops(self, own: Stack, above: int) -> Iterator[int]:
+        """Where pt_regs at the top of a stack may be, if ``above`` is right below or there."""
+        for padding in _PADDINGS:
+            regs = own.end - padding - self._regs_size
+            if above <= regs <= above + _REALIGNED:
+                yield regs
+
     def _check(self, address: int) -> None:
         """The first task was called by code of the boot, which is gone by now."""
         if not self._text.in_image(address) and not self._text.is_code(address):
@@ -110,9 +129,7 @@ class BasePointers(StackWalker):
         """
         if frame < following < own.end:
             return None
-        for padding in _PADDINGS:
-            regs = own.end - padding - self._regs_size
-            near = frame + 8 <= regs <= frame + 8 + _REALIGNED
-            if near and number_of([own], regs + self._regs["cs"], 4) & 3 == 3:
+        for regs in self._tops(own, frame + 8):
+            if number_of([own], regs + self._regs["cs"], 4) & 3 == 3:
                 return regs
         return None

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from virtintrospect.insight.figures import CPU
-from virtintrospect.insight.hints.facts import Facts
+from virtintrospect.insight.hints.facts import Evidence, Facts
+from virtintrospect.insight.hints.host import steal_hints
+from virtintrospect.insight.hints.wakes import wake_hints
 from virtintrospect.model import Hint
 
 #: What :func:`~virtintrospect.insight.figures.sample` keeps of each CPU begins with its number.
@@ -49,6 +51,14 @@ def _busy(shares: dict[str, float]) -> float:
     return sum(shares[name] for name in _BUSY)
 
 
+def busy_percent(facts: Facts) -> float | None:
+    """How busy the guest's CPUs were; ``None`` where that is not known."""
+    steps = _steps(facts)
+    if not steps:
+        return None
+    return 100 * sum(sum(map(_busy, step.values())) / len(step) for step in steps) / len(steps)
+
+
 def cpu_hints(facts: Facts) -> Iterator[Hint]:
     """How many vCPUs, and what keeps them from their work."""
     steps = _steps(facts)
@@ -59,7 +69,7 @@ def cpu_hints(facts: Facts) -> Iterator[Hint]:
     mean = sum(demand) / len(demand)
     worst = demand[min(len(demand) - 1, math.ceil(0.95 * len(demand)) - 1)]
     steal = sum(sum(c["steal"] for c in step.values()) for step in steps) / len(steps) / count
-    evidence: dict[str, float | int | str | None] = {
+    evidence: Evidence = {
         "vcpus": count,
         "busy_vcpus_mean": round(mean, 2),
         "busy_vcpus_95th_percentile": round(worst, 2),
@@ -68,10 +78,11 @@ def cpu_hints(facts: Facts) -> Iterator[Hint]:
         "steal_percent": round(100 * steal, 1),
     }
     yield from _count(facts, count, mean, worst, steal, evidence)
-    yield from _stolen(facts, steal, evidence)
-    yield from _delayed(facts, evidence)
+    yield from steal_hints(facts, steal, evidence)
     yield from _one_cpu(facts, steps, evidence)
-    if 100 * mean / count < facts.policy.idle_percent and not facts.stale:
+    woken = list(wake_hints(facts, 100 * mean / count))
+    yield from woken
+    if 100 * mean / count < facts.policy.idle_percent and not facts.stale and not woken:
         yield facts.hint(
             "cpu",
             "watch",
@@ -88,13 +99,16 @@ def _count(
     mean: float,
     worst: float,
     steal: float,
-    evidence: dict[str, float | int | str | None],
+    evidence: Evidence,
 ) -> Iterator[Hint]:
     policy, plugged = facts.policy, facts.vcpus
     stalled = facts.window.stalled("cpu", "some") or 0.0
     if 100 * mean / count > policy.busy_high_percent and stalled > policy.cpu_stalled_percent:
         waiting = max(facts.window.values("load", "running"), default=count + 1)
         wanted = max(count + 1, min(int(waiting), 2 * count))
+        if facts.quota is not None and facts.quota <= count:
+            yield _capped(facts, count, mean, stalled, evidence)
+            return
         beyond = plugged is None or wanted > plugged[1]
         yield facts.hint(
             "cpu",
@@ -127,48 +141,26 @@ def _count(
         )
 
 
-def _stolen(
-    facts: Facts, steal: float, evidence: dict[str, float | int | str | None]
-) -> Iterator[Hint]:
-    if 100 * steal > facts.policy.steal_percent:
-        yield facts.hint(
-            "cpu",
-            "host",
-            f"the host kept {100 * steal:.0f} % of the time from it: its CPUs are overcommitted, "
-            "or the domain has a quota",
-            evidence,
-            "steal falls when other guests are idle, and no quota is set",
-            virsh=facts.virsh("schedinfo"),
-        )
-
-
-def _delayed(facts: Facts, evidence: dict[str, float | int | str | None]) -> Iterator[Hint]:
-    """VCPUs that waited for a CPU of this host, by its own scheduler: also without steal time."""
-    ran, waited = (
-        sum(values[-1] - values[0] for values in series.values())
-        for series in (facts.window.named("vcpus", key=1, value=at) for at in (1, 2))
-    )
-    if ran + waited <= 0 or 100 * waited / (ran + waited) < facts.policy.delay_percent:
-        return
-    # An idle guest wants little, and waits for it at the end of the line.
-    if 1000 * facts.window.seconds * facts.policy.idle_percent / 100 > ran:
-        return
-    share = 100 * waited / (ran + waited)
-    yield facts.hint(
+def _capped(facts: Facts, count: int, mean: float, stalled: float, evidence: Evidence) -> Hint:
+    """Tasks wait for a CPU, and more vCPUs would get no more time of the host."""
+    quota, group = facts.quota or 0.0, facts.window.here.text("vmm", "limits", "cpu_group")
+    return facts.hint(
         "cpu",
         "host",
-        f"its vCPUs waited {share:.0f} % of the time that they wanted to run: too many on this "
-        "host's CPUs, or pinned to too few",
-        evidence | {"vcpu_ran_ms": ran, "vcpu_waited_ms": waited},
-        "the wait falls when the vCPUs may run on other CPUs, or other guests are idle",
-        virsh=facts.virsh("vcpupin"),
+        f"its {count} vCPUs were busy {100 * mean / count:.0f} % of the time, and tasks waited for "
+        f"one {stalled:.0f} %; but its control group {group} gives all of them no more than "
+        f"{quota:g} CPUs' worth of time: more vCPUs would not help",
+        evidence | {"cpus_max": quota, "cpu_group": group},
+        "tasks still wait with a larger quota",
+        current=count,
+        virsh=facts.virsh("schedinfo"),
     )
 
 
 def _one_cpu(
     facts: Facts,
     steps: list[dict[int, dict[str, float]]],
-    evidence: dict[str, float | int | str | None],
+    evidence: Evidence,
 ) -> Iterator[Hint]:
     """One CPU that does the work of all, most of all of interrupts."""
     policy = facts.policy

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtintrospect.domain import Domain, current_memory
 from virtintrospect.insight.history import Window
@@ -13,6 +14,23 @@ from virtintrospect.insight.policy import Policy
 from virtintrospect.model import Hint
 
 MIB = 1 << 20
+
+#: Numbers that a hint comes from; those that are not known are left out.
+Evidence = dict[str, float | int | str | None]
+
+
+class Identical(NamedTuple):
+    """Pages of a guest that others are the same as, in bytes; estimated from a sample."""
+
+    #: Of all that are the same as some other page of the guests looked at, less one of each.
+    size: int
+    #: Of those that another guest has, too.
+    shared: int
+    #: Pages that hold nothing but zeros.
+    zero: int
+    #: Pages of which a piece was looked at, and that were read whole.
+    looked_at: int
+    hashed: int
 
 
 @dataclass(frozen=True)
@@ -23,12 +41,18 @@ class Facts:
     :param policy: thresholds.
     :param domain: the libvirt domain, where there is one.
     :param held: bytes of this host's memory that hold pages which the guest has free.
+    :param whole: bytes of aligned pieces of 2 MiB that the guest uses, and the host has, wholly.
+    :param identical: pages that could be one with others, as KSM merges them.
+    :param timers: who lets himself be woken so often, where that was looked up.
     """
 
     window: Window
     policy: Policy
     domain: Domain | None = None
     held: int | None = None
+    whole: int | None = None
+    identical: Identical | None = None
+    timers: tuple[str, ...] = ()
 
     @property
     def stale(self) -> bool:
@@ -69,6 +93,47 @@ class Facts:
         return int(now[1] if now else match[1]), int(match[1])
 
     @property
+    def shared(self) -> bool:
+        """Whether its memory is a file that others may map, too, not QEMU's own."""
+        backing = self._backing
+        return "<source type='memfd'" in backing or "<source type='file'" in backing
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether KSM may merge its pages: those of its own, in small pages, where it is let."""
+        kept = ("<nosharepages", "<hugepages", "<source type='")
+        return self.domain is not None and not any(word in self._backing for word in kept)
+
+    @property
+    def has_numa(self) -> bool:
+        """Whether the guest itself has NUMA nodes, or libvirt was told where its memory goes."""
+        return "<numa>" in self._xml or "<memory mode=" in self._xml
+
+    @property
+    def quota(self) -> float | None:
+        """CPUs' worth of time that control groups of the host give all of its vCPUs together."""
+        return self.window.here.last("vmm", "limits", "cpus_max")
+
+    @property
+    def allowed_cpus(self) -> float | None:
+        """On how many CPUs of the host its vCPUs may run: the most of any of them."""
+        series = self.window.here.named("vcpus", key=1, value=3)
+        return max((values[-1] for values in series.values()), default=None)
+
+    @property
+    def memory_room(self) -> int | None:
+        """Most bytes that a control group of the host leaves for the guest's memory.
+
+        What QEMU has besides the guest's memory is taken off.
+        """
+        here = self.window.here
+        limit = here.last("vmm", "limits", "memory_max")
+        if limit is None:
+            return None
+        extra = (here.last("vmm", "resident") or 0.0) - (self.maximum or 0)
+        return max(0, int(limit - max(0.0, extra)))
+
+    @property
     def unpluggable(self) -> int:
         """VCPUs that can be taken from the guest while it runs; those it started with cannot."""
         vcpus = re.findall(r"<vcpu id='[0-9]{1,6}' ([^>]*)/>", self._xml)
@@ -86,7 +151,7 @@ class Facts:
         resource: str,
         action: str,
         reason: str,
-        evidence: dict[str, float | int | str | None],
+        evidence: Evidence,
         refuted_by: str,
         *,
         current: int | None = None,
@@ -117,6 +182,10 @@ class Facts:
         samples = len(self.window) / max(1, policy.full_samples)
         seconds = self.window.seconds / max(1.0, policy.full_seconds)
         return round(max(0.1, math.sqrt(min(1.0, samples) * min(1.0, seconds))), 2)
+
+    @property
+    def _backing(self) -> str:
+        return self._xml.partition("<memoryBacking>")[2].partition("</memoryBacking>")[0]
 
     @property
     def _xml(self) -> str:

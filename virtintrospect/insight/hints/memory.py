@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from virtintrospect.insight.hints.facts import MIB, Facts, size
+from virtintrospect.insight.hints.facts import MIB, Evidence, Facts, size
 from virtintrospect.model import Hint
 
 
@@ -41,11 +41,12 @@ def need(facts: Facts) -> Need | None:
     if not used:
         return None
     swapped = (window.last("memory", "swap_total") or 0) - (window.last("memory", "swap_free") or 0)
-    most = max(used) + max(0.0, swapped)
+    most = max(0.0, max(used) + max(0.0, swapped))
     cache = max(window.values("memory", "active_file"), default=0.0)
     cache *= policy.keep_active_cache_percent / 100
     reserve = (most + cache) * policy.reserve_percent / 100
-    available = min(window.values("memory", "memory_available"))
+    # What was low before the guest was given more says nothing of what it has now.
+    available = min(window.sized.values("memory", "memory_available"), default=totals[-1])
     return Need(int(most), int(cache), int(reserve), int(available), int(totals[-1]))
 
 
@@ -59,14 +60,16 @@ def size_hints(facts: Facts) -> Iterator[Hint]:
     wanted = found.bytes + max(0, current - found.total)
     trouble = list(_trouble(facts, found))
     if trouble:
-        yield from _grow(facts, found, current, max(wanted, current * 5 // 4), trouble)
+        # A guest that lies can ask for anything: it gets no more than twice of what it has.
+        wanted = min(max(wanted, current * 5 // 4), 2 * current)
+        yield from _grow(facts, found, current, wanted, trouble)
     elif not facts.stale and _calm(facts) and not _rising(facts):
         yield from _shrink(facts, found, current, wanted)
 
 
 def _trouble(facts: Facts, found: Need) -> Iterator[str]:
-    """Why the guest needs more memory than it has."""
-    window, policy = facts.window, facts.policy
+    """Why the guest needs more memory than it has now, since it has as much as now."""
+    window, policy = facts.window.sized, facts.policy
     share = 100 * found.trough / max(1, found.total)
     if share < policy.low_available_percent:
         yield f"at its lowest {share:.1f} % of its memory was available"
@@ -113,7 +116,7 @@ def _band(facts: Facts, current: int) -> float:
     return max(current * policy.dead_band_percent / 100, policy.dead_band_mib * MIB)
 
 
-def _evidence(facts: Facts, found: Need) -> dict[str, float | int | str | None]:
+def _evidence(facts: Facts, found: Need) -> Evidence:
     window = facts.window
     return {
         "used_at_most": found.used,
@@ -125,6 +128,8 @@ def _evidence(facts: Facts, found: Need) -> dict[str, float | int | str | None]:
         "refaults_a_second": window.rate("events", "refault"),
         "swap_out_a_second": window.rate("events", "swap_out"),
         "oom_kills": window.growth("events", "oom_kills"),
+        "host_memory_available": window.here.last("host", "memory_available"),
+        "host_psi_memory_some_percent": window.here.host_stalled("memory", "some"),
     }
 
 
@@ -135,6 +140,10 @@ def _grow(
     maximum = facts.maximum
     beyond = maximum is not None and wanted > maximum
     kib = str(wanted >> 10)
+    room = facts.memory_room
+    if room is not None and wanted > room:
+        yield _limited(facts, found, current, wanted, trouble)
+        return
     restart = beyond or not facts.has_balloon
     yield facts.hint(
         "memory",
@@ -148,6 +157,27 @@ def _grow(
         virsh=facts.virsh("setmaxmem", kib, "--config")
         if restart
         else facts.virsh("setmem", kib, "--live"),
+    )
+
+
+def _limited(facts: Facts, found: Need, current: int, wanted: int, trouble: list[str]) -> Hint:
+    """It needs more, and a control group of the host does not allow that: the kernel would kill."""
+    here = facts.window.here
+    limit, group = (
+        here.last("vmm", "limits", "memory_max") or 0.0,
+        here.text("vmm", "limits", "memory_group"),
+    )
+    raised = _rounded(wanted + max(0, int(limit) - (facts.memory_room or 0)))
+    return facts.hint(
+        "memory",
+        "grow",
+        f"{'; '.join(trouble)}: it needs about {size(wanted)}, but its control group {group} on "
+        f"the host allows {size(limit)}: raise that first",
+        _evidence(facts, found) | {"memory_max": limit, "memory_group": group},
+        "memory available stays high and tasks do not wait, with the load it has now",
+        current=current,
+        recommended=wanted,
+        virsh=facts.virsh("memtune", "--hard-limit", str(raised >> 10)),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import Table
+from virtintrospect.insight.tables.checks import CHECK, RULES
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.hints import HINTS
 from virtintrospect.insight.tables.memory import MAP, MAP_PROCESSES, MAP_RANGES, SEARCH
@@ -43,7 +44,15 @@ from virtintrospect.insight.tables.resources import (
     SLABS,
     VMSTAT,
 )
-from virtintrospect.insight.tables.system import BPF, DMESG, INFO, MODULES, SYSCTL, TIMERS
+from virtintrospect.insight.tables.system import (
+    BPF,
+    DMESG,
+    INFO,
+    MODULES,
+    NESTED,
+    SYSCTL,
+    TIMERS,
+)
 from virtintrospect.insight.tables.trouble import CRASH, HUNG, STACK
 from virtintrospect.insight.tables.virsh import DOMMEMSTAT, guestinfo_table
 
@@ -51,6 +60,7 @@ __all__ = [
     "ALL",
     "BPF",
     "CGROUPS",
+    "CHECK",
     "COMMANDS",
     "CONTAINERS",
     "CPU",
@@ -77,12 +87,14 @@ __all__ = [
     "MOUNTS",
     "NAMESPACES",
     "NEIGHBOURS",
+    "NESTED",
     "PRESSURE",
     "PS",
     "PS_DETAILS",
     "READ",
     "REGISTERS",
     "ROUTES",
+    "RULES",
     "RUNQUEUES",
     "SEARCH",
     "SESSIONS",
@@ -131,6 +143,7 @@ COMMANDS = (
     RUNQUEUES,
     USERS,
     LOGINS,
+    NESTED,
 )
 
 #: Every table, by its command's name.
@@ -143,6 +156,7 @@ ALL = {
         HUNG,
         CRASH,
         HINTS,
+        CHECK,
         DOMMEMSTAT,
         SYMBOLS,
         TYPES,

@@ -114,6 +114,23 @@ TIMERS = Table(
     examples=("timers web01", "timers web01 -o json | jq '.[] | select(.pids == [1234])'"),
 )
 
+NESTED = Table(
+    "nested",
+    (
+        Column("pid", _N),
+        Column("name"),
+        Column("uuid"),
+        Column("program"),
+        Column("vcpus", _N),
+        Column("page_mode"),
+        Column("root", _A, brief=False),
+        Column("address", _A, brief=False),
+    ),
+    source="nested",
+    help="List the guests that TARGET runs itself, by its own KVM.",
+    examples=("nested hypervisor01", "ps hypervisor01 --nested web01"),
+)
+
 SYSCTL = Table(
     "sysctl",
     (

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from virtintrospect.arch import PagingMode, walk
-from virtintrospect.arch.arm import ARM_LPAE, ARM_SHORT
+from virtintrospect.arch.arm import ARM_LPAE, ARM_SHORT, ARM_SHORT_LINUX
 from virtintrospect.driver import Target
 from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
@@ -43,6 +43,8 @@ _MAX_ROOTS = 1 << 12
 _PAGE = 4096
 #: VMALLOC_END, and VMALLOC_OFFSET, the gap below (arch/arm/include/asm/pgtable.h).
 _VMALLOC_END, _VMALLOC_OFFSET = 0xFF80_0000, 8 << 20
+#: Room for modules below PAGE_OFFSET (MODULES_VADDR, arch/arm/include/asm/memory.h).
+_MODULES = 16 << 20
 
 
 class _Arm(Machine):
@@ -106,11 +108,23 @@ class _Arm(Machine):
 
     def page_array(self, guest: LinuxGuest, size: int) -> int:
         """``mem_map``, less the pages before RAM: one array (CONFIG_FLATMEM, PHYS_PFN_OFFSET)."""
-        base = page_offset(guest.memory, guest.mapping.mode, guest.mapping.root)
-        if "mem_map" not in guest.symbols or base is None:
+        if "mem_map" not in guest.symbols:
             raise CorruptDataError("the kernel has its pages in several arrays", 0)
+        return guest.pointer("mem_map") - self.first_frame(guest) * size
+
+    def first_frame(self, guest: LinuxGuest) -> int:
+        """PHYS_PFN_OFFSET: the frame that low memory begins with."""
         image = guest.mapping.image
-        return guest.pointer("mem_map") - (base - image.start + image.paddr) // _PAGE * size
+        return (_low_memory(guest) - image.start + image.paddr) // _PAGE
+
+    def modules_room(self, guest: LinuxGuest) -> range:
+        """MODULES_VADDR to PAGE_OFFSET, where programs' addresses end (TASK_SIZE)."""
+        base = _low_memory(guest)
+        return range(base - _MODULES, base)
+
+    def user_mode(self, mode: PagingMode) -> PagingMode:
+        """With short descriptors, the tables that Linux keeps beside those of the processor."""
+        return ARM_SHORT_LINUX if mode is ARM_SHORT else mode
 
     def vmalloc_size(self, guest: LinuxGuest) -> int | None:
         """From the next 8 MiB behind ``high_memory`` to VMALLOC_END."""
@@ -183,6 +197,13 @@ def page_offset(memory: PhysicalMemory, mode: PagingMode, root: int) -> int | No
         if walk(memory, mode, root, base + root - first).paddr == root:
             return base
     return None
+
+
+def _low_memory(guest: LinuxGuest) -> int:
+    base = page_offset(guest.memory, guest.mapping.mode, guest.mapping.root)
+    if base is None:
+        raise CorruptDataError("the kernel's page tables have no low memory", guest.mapping.root)
+    return base
 
 
 def kernel_image(memory: PhysicalMemory, mode: PagingMode, root: int) -> LinearRange | None:

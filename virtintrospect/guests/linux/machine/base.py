@@ -99,6 +99,14 @@ class Machine(abc.ABC):
     def vmalloc_size(self, guest: LinuxGuest) -> int | None:
         """Bytes of the vmalloc space (VMALLOC_TOTAL); ``None`` where that cannot be told."""
 
+    def first_frame(self, guest: LinuxGuest) -> int:  # noqa: ARG002
+        """The page frame that an array of all pages (CONFIG_FLATMEM) begins with."""
+        return 0
+
+    def modules_room(self, guest: LinuxGuest) -> range:  # noqa: ARG002
+        """Addresses that modules have to themselves; none where they lie in the vmalloc space."""
+        return range(0)
+
     def user_mode(self, mode: PagingMode) -> PagingMode:
         """The paging mode of a process's top table (``mm_struct.pgd``)."""
         return mode

@@ -120,6 +120,10 @@ class _X86(Machine):
         five = guest.mapping.mode is X86_64_5LEVEL
         return 0xFFD4_0000_0000_0000 if five else 0xFFFF_EA00_0000_0000
 
+    def modules_room(self, guest: LinuxGuest) -> range:
+        """All behind the image."""
+        return range(guest.mapping.image.end, 1 << 64)
+
     def vmalloc_size(self, guest: LinuxGuest) -> int:
         """VMALLOC_SIZE_TB_L4, VMALLOC_SIZE_TB_L5: the end is the last byte, so one is missing."""
         return ((12800 if guest.mapping.mode is X86_64_5LEVEL else 32) << 40) - 1
