@@ -146,7 +146,7 @@ def test_books_without_end(liar: Liar) -> None:
     liar.write(member(liar, "css_set", "tasks", css_set), struct.pack("<Q", long))
     liar.write(member(liar, "task_struct", "children", init), struct.pack("<Q", long))
     quickly(lambda: check(guest, ["hidden-process"]), 60)
-    assert "chain with a cycle" in whats(guest)
+    assert any(what.startswith("chain ") for what in whats(guest))
     # A tracer whose next one is itself.
     liar.write(liar.room, bytes(4096))
     liar.write(liar.room + guest.types.offsetof("ftrace_ops", "next"), struct.pack("<Q", liar.room))
