@@ -127,12 +127,12 @@ def test_audit_while_things_break(fleet: Fleet, tmp_path: Path) -> None:
     web = fleet.guests["web01"]
     web.run("cp /bin/busybox /tmp/planted; /tmp/planted sleep 100000 >/dev/null 2>&1 & sleep 1;"
             " rm /tmp/planted; nc -ll -p 4444 -e cat >/dev/null 2>&1 &")  # fmt: skip
-    app = fleet.guests["app01"].name
-    stops = f"virsh -c qemu:///system destroy {app} >/dev/null"
+    app = fleet.guests["app01"]
+    stops = f"virsh -c qemu:///system destroy {app.name} >/dev/null"
     silent = fleet.hosts["hv3"]
     hosts = baselines(fleet)
-    hosts["hv2"] |= fleet.interfere("hv2", "check", stops)
-    hosts["hv3"] |= fleet.interfere("hv3", "check", "sleep 1000")
+    hosts["hv2"] |= fleet.interfere("hv2", ["check", app.uuid], stops)
+    hosts["hv3"] |= fleet.interfere("hv3", ["check"], "sleep 1000")
     pulled = threading.Thread(target=cut, args=(fleet, "hv3"), daemon=True)
     pulled.start()
     run = fleet.play("audit", hosts=hosts, virtintrospect_report=str(tmp_path),

@@ -10,6 +10,7 @@ from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
     "attach",
+    "batch",
     "bpf",
     "cgroups",
     "check",

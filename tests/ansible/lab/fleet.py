@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,12 +36,12 @@ GUESTS: Guests = {
     "hv3": {"db01": Config("6.1", pti=False, ram_mib=1024, cmdline=f"{IDLE}=8")},
 }
 
-#: Stands in front of ``virt-introspect`` on a host: at the first command that has the word $1,
-#: runs $2, a shell command, and then goes on.
+#: Stands in front of ``virt-introspect`` on a host: at the first command that has some words,
+#: runs a shell command, and then goes on.
 _INTERFERING = """#!/bin/sh
 once() {{
     case $1 in
-    *'"{word}"'*)
+    {pattern})
         if [ ! -e {folder}/interfered ]; then
             : > {folder}/interfered
             {action}
@@ -138,14 +139,14 @@ class Fleet:
         kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         return kept | own
 
-    def interfere(self, host: str, word: str, action: str) -> dict[str, Any]:
-        """Variables that make a host do something when a command with a word comes to it."""
+    def interfere(self, host: str, words: Sequence[str], action: str) -> dict[str, Any]:
+        """Variables that make a host do something when a command with these words comes to it."""
         folder = self.hosts[host].folder
         (folder / "interfered").unlink(missing_ok=True)
         script = folder / "virt-introspect"
-        text = _INTERFERING.format(
-            word=word, folder=folder, action=action, program=BIN / "virt-introspect"
-        )
+        pattern = "".join(f"*'\"{word}\"'" for word in words) + "*"
+        program = BIN / "virt-introspect"
+        text = _INTERFERING.format(pattern=pattern, folder=folder, action=action, program=program)
         script.write_text(text)
         script.chmod(0o755)
         return {"virtintrospect_executable": str(script)}

@@ -1,5 +1,6 @@
 # Copyright: the virtintrospect project
-# GNU Lesser General Public License v2.1 or later (see LICENSE)
+# GNU Lesser General Public License v2.1 or later (see LICENSE), which allows use under the
+# GNU General Public License v3.0+, too (https://www.gnu.org/licenses/gpl-3.0.txt)
 """``virt-introspect batch``: many commands in one process."""
 
 from __future__ import annotations

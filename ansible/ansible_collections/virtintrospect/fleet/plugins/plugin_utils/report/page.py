@@ -41,7 +41,7 @@ _LABELS = {
     "virsh": "command",
 }
 #: Columns that may take the room that others leave; and what is read letter by letter.
-_WIDE = ("detail", "reason", "message", "cmdline", "path", "text")
+_WIDE = ("subject", "detail", "reason", "message", "cmdline", "path", "text")
 _CODE = ("evidence", "virsh", "cmdline", "path", "subject", "uuid")
 
 

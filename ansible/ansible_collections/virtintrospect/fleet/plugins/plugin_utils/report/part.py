@@ -82,7 +82,7 @@ def _together(texts: Mapping[str, str]) -> str:
         names.setdefault(text, []).append(name)
     if len(names) == 1:
         return next(iter(names))
-    return "; ".join(f"{', '.join(which)}: {text}" for text, which in names.items())
+    return "; ".join(f"{text} ({', '.join(which)})" for text, which in names.items())
 
 
 def _guests(ran: Mapping[str, Mapping[str, Any]], *, audited: bool) -> Iterator[dict[str, Any]]:

@@ -37,7 +37,7 @@ function shown(data, name, row) {
   if (typeof value !== "number") return value;
   const unit = META.units[name];
   if (unit === "bytes") return bytes(value);
-  if (unit === "amount") return data.value("resource", row) === "memory" ? bytes(value) : NUMBER.format(value);
+  if (unit === "amount") return (data.value("resource", row) ?? "memory") === "memory" ? bytes(value) : NUMBER.format(value);
   if (unit === "duration") return duration(value);
   if (unit === "time") return time(value);
   return unit === "id" ? String(value) : NUMBER.format(value);

@@ -56,7 +56,7 @@ function look(data, row) {
   const fields = data.columns.filter((column) => column.value(row) !== undefined)
     .flatMap((column) => [el("dt", {}, label(column.name)), el("dd", { class: META.code.includes(column.name) ? "code" : undefined }, badge(shown(data, column.name, row)))]);
   const links = [...parts.keys()].filter((name) => guest !== undefined && !["overview", "hosts", data.name].includes(name))
-    .map((name) => el("button", { type: "button", on: { click: () => open(name, `${exactly("host", host)} ${exactly("guest", guest)}`) } }, `Its ${gridOf(name).title.toLowerCase()}`));
+    .map((name) => el("button", { type: "button", on: { click: () => open(name, `${exactly("host", host)} ${exactly("guest", guest)}`) } }, name === "guests" ? "The guest" : `Its ${gridOf(name).title.toLowerCase()}`));
   aside.replaceChildren(
     el("button", { type: "button", class: "close", "aria-label": "Close", on: { click: close } }, "×"),
     el("h2", { id: "detail-title" }, data.value("rule", row) ?? guest ?? host ?? ""),
