@@ -81,10 +81,10 @@ def process(pid: int, used: int, start: int = 1) -> Any:
 
 def test_processes_by_what_they_took_since(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(100, 2)
-    monkeypatch.setattr(tops.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     watched = ProcessTop()
     watched.look([process(1, 500), process(2, 9000), process(3, 50_000)])
-    monkeypatch.setattr(tops.time, "monotonic", lambda: 102.0)
+    monkeypatch.setattr("time.monotonic", lambda: 102.0)
     rows = watched.look([process(1, 1500), process(2, 9100), process(3, 60_000, start=2)])
     assert [row["pid"] for row in rows] == [1, 2, 3]
     assert [row.get("cpu_percent") for row in rows] == [50.0, 5.0, None]  # 3 is another by now
@@ -108,7 +108,7 @@ def test_looks_that_are_dear_come_later(monkeypatch: pytest.MonkeyPatch) -> None
     assert cheapest <= 0.2
 
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"domain": "web\x1b[31m", "state": "running", "cpus": 2, "cpu_percent": 199.0, "running": 4,
      "memory_total": 1 << 30, "memory_need": 1 << 29, "memory_available": 1 << 20,
      "pressure_cpu": 50.0, "pressure_memory": 3.0, "pressure_io": 0.0, "refaults": 7.0},
