@@ -22,7 +22,6 @@ from virtintrospect.cli import toplive, topviews
 from virtintrospect.cli.main import cli
 from virtintrospect.cli.topviews import Guests, Look, paced
 from virtintrospect.errors import UsageError, VirtIntrospectError
-from virtintrospect.insight import top as tops
 from virtintrospect.insight.top import GuestTop, Past, ProcessTop
 
 MIB = 1 << 20
@@ -50,7 +49,7 @@ def sample(at: float, busy: int, waited: int, **more: Any) -> dict[str, Any]:
 
 def looked(monkeypatch: pytest.MonkeyPatch, *samples: dict[str, Any]) -> list[dict[str, Any]]:
     taken = iter(samples)
-    monkeypatch.setattr(tops.Sampling, "take", lambda *_: next(taken))
+    monkeypatch.setattr("virtintrospect.insight.top.Sampling.take", lambda *_: next(taken))
     watched = GuestTop()
     return [watched.look(cast(Any, None)) for _ in samples]
 
