@@ -25,6 +25,13 @@ read_it() {{ dd if=/dev/loop4 of=/dev/null bs=1M 2>/dev/null; }}
 """
 _READ = "n=0; while [ $n -lt {times} ]; do read_it; n=$((n+1)); done\n"
 _ON = "while :; do read_it; echo >> /tmp/passes; usleep 300000; done\n"
+_AT_TIMES = """
+while :; do
+    /tmp/load touch {mib} & work=$!
+    while ! [ -e /tmp/load.ready ]; do usleep 100000; done
+    sleep 3; kill -9 $work; wait $work; sleep 2; rm -f /tmp/load.ready
+done
+"""
 _READY = "echo > /tmp/load.ready\n"
 _WORK = "sh /tmp/work.sh >/dev/null 2>&1"
 _WAIT = "for i in $(seq 1800); do [ -e /tmp/load.ready ] && exit; usleep 50000; done; exit 1"
@@ -47,13 +54,18 @@ class Scenario(NamedTuple):
     before: int = 0
 
     @property
+    def samples(self) -> int:
+        """How many there must be for all of its states to be seen."""
+        return 25 if self.half else 9
+
+    @property
     def script(self) -> str:
         """What the guest runs."""
         lines = "echo $$ > /tmp/work.pid\n"
         if self.read:
             lines += _DISK.format(mib=self.read) + _READ.format(times=self.times)
         if self.half:
-            lines += f"while :; do timeout 3 /tmp/load touch {self.touch}; sleep 2; done\n"
+            lines += _AT_TIMES.format(mib=self.touch)
         elif self.touch and self.read:
             lines += f"/tmp/load touch {self.touch} &\n"
         elif self.touch:
@@ -149,7 +161,7 @@ def true_need(facts: Facts, idle: int, scenario: Scenario) -> int:
 
 
 def watch(session: Session, count: int = 9, step: float = 1.0) -> Facts:
-    """Samples of the guest, with the daemon's figures of each."""
+    """Samples of the guest, one a second."""
     taken = []
     for _ in range(count):
         taken.append(sample(session.guest, session.target))

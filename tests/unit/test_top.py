@@ -128,7 +128,7 @@ def test_a_page_fits_the_terminal(width: int) -> None:
     if width >= 80:
         assert "199.0" in text
         assert "looking takes 1.2 % of a core" in text
-        assert "15 more" in text
+        assert "16 more" in text
 
 
 @pytest.mark.parametrize("words", [["--once", "-n", "2"], ["-n", "0"], ["--interval", "0"]])
