@@ -12,7 +12,17 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.hints import cost, cpus, held, leaks, sizes, slowdown, squeeze
+from benchmarks.hints import (
+    cost,
+    cpus,
+    held,
+    leaks,
+    picture,
+    report,
+    sizes,
+    slowdown,
+    squeeze,
+)
 from benchmarks.hints.store import Store
 from tests.guests.lab import libvirtd
 from tests.guests.lab.domain import sweep
@@ -25,6 +35,7 @@ PARTS: dict[str, Callable[[Store], None]] = {
     "squeeze": squeeze.main,
     "slowdown": slowdown.main,
     "cost": cost.main,
+    "picture": picture.main,
 }
 
 
@@ -40,11 +51,17 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.fresh:
         chosen.results.unlink(missing_ok=True)
     store = Store(chosen.results)
+    wanted = [name for name in PARTS if name in (chosen.parts or PARTS)]
+    if wanted:
+        _measure(store, wanted)
+    report.main(store)
+
+
+def _measure(store: Store, wanted: list[str]) -> None:
     with libvirtd.connection() as connection:
         sweep(connection)  # what a run left that was ended by force
-        for name, part in PARTS.items():
-            if name in (chosen.parts or PARTS):
-                part(store)
+        for name in wanted:
+            PARTS[name](store)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def _run(store: Store, kernel: str, keys: list[dict[str, object]]) -> None:
             if store.has(**key):
                 continue
             with state(guest, scenario), open_session(guest.name) as session:
-                facts = watch(session)
+                facts = watch(session, scenario.samples)
             store.add(
                 key,
                 need=true_need(facts, idle, scenario),

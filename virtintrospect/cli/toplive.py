@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Blocks of a curve of the last minute, of a guest and of a process.
 _WIDE, _NARROW = 20, 10
 #: Lines that are no rows.
-_AROUND = 5
+_AROUND = 6
 
 
 def show(view: Guests | Processes, looks: Iterator[Look]) -> None:
@@ -103,17 +103,18 @@ def _page(view: Guests | Processes, look: Look, console: Console) -> RenderableT
 
     rows = look.rows[: max(1, console.height - _AROUND)]
     if isinstance(view, Guests):
-        head = f"{len(look.rows)} guests"
+        heads = [f"{len(look.rows)} guests"]
         table = _table(_GUESTS, [_guest_cells(view, row) for row in rows], console.width)
     else:
-        head = _summary(view, len(look.rows))
+        heads = _summary(view, len(look.rows))
         table = _table(_PROCESSES, [_process_cells(view, row) for row in rows], console.width)
-    now = datetime.now(UTC).strftime("%H:%M:%SZ")
+    heads[0] = f"{datetime.now(UTC):%H:%M:%SZ}  {heads[0]}"
     hidden = len(look.rows) - len(rows)
     foot = (
         f"{f'{hidden} more; ' if hidden else ''}looking takes {look.cost:.1f} % of a core; q ends"
     )
-    return Group(Text(f"{now}  {head}", style="bold"), Text(), table, Text(), Text(foot, "dim"))
+    texts = [Text(text, "bold", no_wrap=True, overflow="ellipsis") for text in heads]
+    return Group(*texts, Text(), table, Text(), Text(foot, "dim", no_wrap=True))
 
 
 class _Head(NamedTuple):
@@ -166,14 +167,15 @@ def _process_cells(view: Processes, row: Row) -> tuple[list[str], str]:
     return cells, ""
 
 
-def _summary(view: Processes, count: int) -> str:
-    """The guest itself, in one line."""
+def _summary(view: Processes, count: int) -> list[str]:
+    """The guest itself, in two lines."""
     row, cpus = view.guest, view.guest.get("cpus") or 1
-    parts = [printable(view.target or ""), f"{count} processes"]
+    parts = [printable(view.target or "")[:_NAME], f"{count} processes"]
     if "cpu_percent" in row:
         curve = view.top.cpu.spark(100 * cpus, _WIDE)
         parts.append(f"CPU {row['cpu_percent']:.0f} % of {cpus:.0f} {curve}")
     parts.append(f"{_number(row, 'running', '.0f') or '?'} want to run")
+    lines, parts = ["  ".join(parts)], []
     if "memory_need" in row:
         need, total = _size(row, "memory_need"), _size(row, "memory_total")
         parts.append(f"needs {need} of {total} {view.top.memory.spark(row['memory_total'], _WIDE)}")
@@ -184,7 +186,7 @@ def _summary(view: Processes, count: int) -> str:
     ]
     if waits:
         parts.append(f"PSI % {' '.join(waits)}")
-    return "  ".join(parts)
+    return [*lines, "  ".join(parts)]
 
 
 def _table(heads: Sequence[_Head], lines: list[tuple[list[str], str]], width: int) -> Table:
