@@ -15,8 +15,6 @@ class EventKind(StrEnum):
     ACCESS = "access"
     #: A breakpoint was met.
     BREAKPOINT = "breakpoint"
-    #: An instruction was executed.
-    STEP = "step"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ hvm/hvm_op.h, hvm/params.h.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import struct
 
-from virtintrospect.errors import MemoryAccessError
+from virtintrospect.errors import MemoryAccessError, UnsupportedError
 from virtintrospect_xen import bindings
 from virtintrospect_xen.calls import Hypervisor
 
@@ -84,10 +86,22 @@ class Monitor:
         self._xen.domain_call(_MONITOR_OP, self.domid, arguments, "report this register")
 
     def access(self, frame: int, allowed: int) -> None:
-        """Which accesses to a frame are not reported (xenmem_access_t)."""
+        """Which accesses to a frame are not reported (xenmem_access_t).
+
+        :raises UnsupportedError: Xen does so on other processors only
+            (p2m_mem_access_sanity_check in xen/arch/x86/mm/mem_access.c).
+        """
         arguments = struct.pack("<BBHIQQQ", 0, allowed, self.domid, 1, frame, 0, 0)
         what = "report accesses to this page"
-        self._xen.call(_MEMORY_OP, _ACCESS_OP, arguments, self.domid, what)
+        try:
+            self._xen.call(_MEMORY_OP, _ACCESS_OP, arguments, self.domid, what)
+        except MemoryAccessError as error:
+            if ctypes.get_errno() != errno.EINVAL:
+                raise
+            raise UnsupportedError(
+                "Xen does not report accesses to memory on this processor",
+                hint="it does on Intel's, of HVM and PVH guests with hardware-assisted paging",
+            ) from error
 
     def inject_breakpoint(self, vcpu: int) -> None:
         """Give a vCPU the exception of its own ``int3``."""

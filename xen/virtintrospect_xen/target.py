@@ -125,6 +125,7 @@ class XenTarget(Target):
         :raises TargetGoneError: the guest has ended.
         """
         self._vcpu(vcpu)
+        self._now()  # what is left of a domain may still have registers
         if self.info.hvm:
             state = self._hypervisor.hvm_cpu(self.domid, vcpu, registers.HVM_SIZE)
             return registers.of_hvm(state)

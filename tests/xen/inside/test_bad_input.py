@@ -112,7 +112,7 @@ def test_it_dies_between_two_calls(guest: XenGuest) -> None:
         with target:
             assert len(target.memory.read(0x1000, 64)) == 64
             xl("destroy", str(short.domid))
-            time.sleep(0.01)
+            time.sleep(0.1)
             for look in (
                 lambda: target.memory.read(0x200000, 64),
                 lambda: target.memory.gather([0x300000, 0x400000], 8),
