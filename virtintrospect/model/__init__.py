@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import (
         BalloonStats,
+        CacheUse,
         Counter,
         CpuTimes,
         Load,
@@ -56,6 +57,7 @@ __all__ = [
     "BalloonStats",
     "BpfObject",
     "Breakpoint",
+    "CacheUse",
     "Container",
     "ControlGroup",
     "Counter",
@@ -119,6 +121,7 @@ _WHERE = {
     "Pressure": "counters",
     "CpuTimes": "counters",
     "Load": "counters",
+    "CacheUse": "counters",
     "Counter": "counters",
     "SlabCache": "counters",
     "Container": "namespaces",
