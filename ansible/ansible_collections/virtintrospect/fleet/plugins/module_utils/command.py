@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.virtintrospect.fleet.plugins.module_utils.batch import Batch, EndedError
 
 #: What the exit codes of ``virt-introspect`` mean.
 REASONS = {
@@ -92,6 +94,10 @@ class Command:
         self._uri = module.params["uri"]
         self._timeout = module.params["timeout"]
         self._path = _find(module)
+        self._environment = dict(os.environ, LC_ALL="C.UTF-8")
+        #: Processes that wait for a command; ``None`` where the host's version has none.
+        self._waiting = []
+        atexit.register(self._end)
 
     def version(self):
         """The version of the package on this host."""
@@ -118,21 +124,44 @@ class Command:
         return Answer(data, lines, code)
 
     def _run(self, words, timeout):
-        environment = dict(os.environ, LC_ALL="C.UTF-8")
+        """Exit code, output and errors of a command: from a process that serves many, or alone."""
+        waiting = self._waiting
         try:
-            done = subprocess.run(
-                [self._path, *words],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env=environment,
-                timeout=timeout,
-                check=False,
-            )
+            while waiting is not None:
+                try:
+                    batch = waiting.pop()
+                except IndexError:
+                    batch = Batch(self._path, self._environment)
+                try:
+                    answer = batch.ask(words, timeout)
+                except EndedError as error:
+                    if error.known:
+                        break  # what it could not survive may say more when it runs alone
+                    self._waiting = waiting = None
+                else:
+                    waiting.append(batch)
+                    return answer
+            return self._alone(words, timeout)
         except subprocess.TimeoutExpired as error:
             what = " ".join(words)
             raise CommandError("timeout", f"{what}: not done after {timeout} s") from error
         except OSError as error:
             raise CommandError("missing", f"{self._path}: {error.strerror}") from error
+
+    def _end(self):
+        """Leave nothing behind that still runs."""
+        for batch in self._waiting or []:
+            batch.end()
+
+    def _alone(self, words, timeout):
+        done = subprocess.run(
+            [self._path, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=self._environment,
+            timeout=timeout,
+            check=False,
+        )
         return done.returncode, done.stdout, done.stderr
 
 
