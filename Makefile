@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-fleet demo-remove browser bench man rules api support clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-fleet demo-remove browser bench man rules api support support-xen clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -85,6 +85,9 @@ api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in buil
 
 support: kernels ## docs/support.md anew: what works where (SUPPORT='-k raw', SUPPORT_ONLY=dump: some of it)
 	SUPPORT_RECORD=1 $(BIN)/python -m pytest -q tests/guests/test_support.py $(SUPPORT)
+
+support-xen: kernels ## the columns of docs/support.md for Xen guests, made in an emulated dom0
+	SUPPORT_RECORD=1 VIRTINTROSPECT_XEN_TESTS=tests/xen/inside/test_support.py $(BIN)/python -m pytest -s tests/xen
 
 clean-lab: ## the lab's kernels and packages
 	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"

@@ -53,6 +53,7 @@ COMMANDS = [
     "symbols",
     "sysctl",
     "timers",
+    "top",
     "translate",
     "types",
     "users",

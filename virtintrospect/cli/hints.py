@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from virtintrospect.cli import picture
 from virtintrospect.cli.adjusting import Adjuster, Named, change_of, undo
 from virtintrospect.cli.escape import printable
 from virtintrospect.cli.options import (
@@ -25,7 +26,7 @@ from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
     from virtintrospect.insight.figures import Sample
-    from virtintrospect.insight.hints import Identical
+    from virtintrospect.insight.hints import Facts, Identical
     from virtintrospect.insight.policy import Policy
     from virtintrospect.model import Hint
     from virtintrospect.session import Session
@@ -74,6 +75,10 @@ class Span(click.ParamType):  # type: ignore[type-arg]
 @click.option("--undo", "back", is_flag=True, help="Bring TARGET back to what it had before.")
 @click.option("--dry-run", is_flag=True, help="With --apply, --undo: only say what would be.")
 @click.option("--explain", is_flag=True, help="Say what each hint comes from, and what refutes it.")
+@click.option(
+    "--plot", metavar="FILE", type=click.Path(path_type=Path),
+    help="Draw what they come from over time, too: FILE.png or FILE.svg. Needs matplotlib.",
+)  # fmt: skip
 @common
 @pass_settings
 def hints(
@@ -88,6 +93,7 @@ def hints(
     change: bool,
     yes: bool,
     back: bool,
+    plot: Path | None,
     dry_run: bool,
 ) -> None:
     """Show what TARGET really needs of memory and CPU, with the numbers that say so.
@@ -96,6 +102,7 @@ def hints(
     virt-introspect hints web01
     virt-introspect hints web01 --for 60s --explain
     virt-introspect hints --all --policy dense
+    virt-introspect hints web01 --last 7d --plot web01.png
     virt-introspect hints web01 -o json | jq -r '.[].virsh // empty'
     virt-introspect hints web01 --for 5m --apply
     virt-introspect hints web01 --undo
@@ -110,6 +117,9 @@ def hints(
         raise UsageError("--for watches now, --last looks back: one of them")
     if yes and not change:
         raise UsageError("--yes goes with --apply")
+    if plot and everything:
+        raise UsageError("--plot draws one TARGET, not --all")
+    picture.check(plot)
     choose(HINTS, settings.columns, settings.output)
     if dry_run and not (change or back):
         raise UsageError("--dry-run goes with --apply or --undo")
@@ -117,8 +127,10 @@ def hints(
     if back:
         undo(settings, target or "", dry_run=dry_run)
         return
-    found = _of_all if everything else _of_one
-    rows = list(found(settings, target or "", chosen, seconds, last))
+    if everything:
+        rows = list(_of_all(settings, chosen, seconds, last))
+    else:
+        rows = _of_one(settings, target or "", chosen, seconds, last, plot)
     adjuster = Adjuster(settings, chosen, yes=yes, dry_run=dry_run)
     if settings.output == "table" and settings.columns is None:
         _for_people(rows, explain=explain, everything=everything)
@@ -136,8 +148,13 @@ def hints(
 
 
 def _of_one(
-    settings: Settings, target: str, policy: Policy, seconds: float | None, last: float | None
-) -> Iterator[Named]:
+    settings: Settings,
+    target: str,
+    policy: Policy,
+    seconds: float | None,
+    last: float | None,
+    plot: Path | None,
+) -> list[Named]:
     from virtintrospect.session import open_session
 
     with open_session(target, settings.uri, access=settings.access) as session:
@@ -145,12 +162,25 @@ def _of_one(
         samples = [] if seconds else _kept(session, last or _DAY)
         if len(samples) < _FEWEST:
             samples = next(iter(_watch([session], seconds or _LOOK)))
-        for hint in _judge(session, policy, samples):
-            yield name, hint
+        facts, found = _judge(session, policy, samples)
+    if plot:
+        _draw(plot, name, facts, found)
+    return [(name, hint) for hint in found]
+
+
+def _draw(path: Path, name: str, facts: Facts, found: list[Hint]) -> None:
+    """The picture; what the guest calls itself stands in reasons."""
+    from dataclasses import replace
+
+    from virtintrospect.insight.hintplot import draw
+
+    shown = [replace(hint, reason=printable(hint.reason)) for hint in found]
+    title = f"{printable(name)}: {len(facts.window)} samples, policy {facts.policy.name}"
+    picture.write(path, draw(facts, shown, title, path.suffix[1:]))
 
 
 def _of_all(
-    settings: Settings, _target: str, policy: Policy, seconds: float | None, last: float | None
+    settings: Settings, policy: Policy, seconds: float | None, last: float | None
 ) -> Iterator[Named]:
     from contextlib import ExitStack
 
@@ -177,7 +207,7 @@ def _of_all(
         found = [
             (session.domain.name if session.domain else "", hint)
             for session, samples, pages in zip(sessions, kept, same, strict=True)
-            for hint in _judge(session, policy, samples, pages)
+            for hint in _judge(session, policy, samples, pages)[1]
         ]
     yield from sorted(found, key=lambda row: _ORDER.get(row[1].action, len(_ORDER)))
 
@@ -229,11 +259,12 @@ def _terminal() -> TextIO:
 
 def _judge(
     session: Session, policy: Policy, samples: list[Sample], same: Identical | None = None
-) -> list[Hint]:
+) -> tuple[Facts, list[Hint]]:
     from virtintrospect.cli.judging import facts_of
     from virtintrospect.insight.hints import hints
 
-    return hints(facts_of(session, policy, samples, same))
+    facts = facts_of(session, policy, samples, same)
+    return facts, hints(facts)
 
 
 def _row(name: str, hint: Hint) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from virtintrospect.cli.primitives import read, registers, symbols, translate, t
 from virtintrospect.cli.search import search
 from virtintrospect.cli.sessions import attach, detach, sessions
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
+from virtintrospect.cli.top import top
 from virtintrospect.cli.triage import crash, hung
 from virtintrospect.cli.virsh import dommemstat, guestinfo
 from virtintrospect.cli.write import write
@@ -70,6 +71,7 @@ for command in (
     guestinfo,
     dommemstat,
     hints,
+    top,
     check,
     hung,
     crash,

@@ -38,6 +38,8 @@ class Guest(Channel):
     :param patience: seconds within which it must have booted, where it is not booted alone.
     """
 
+    cards = frozenset({b"eth0"})
+
     def __init__(
         self,
         config: Config | None = None,

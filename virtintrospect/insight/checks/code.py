@@ -64,6 +64,8 @@ class Code:
 
     def is_function(self, address: int) -> bool:
         """Whether a function of the image begins there."""
+        if self._guest.machine.name == "ARM":
+            address &= ~1  # Thumb
         found = self._guest.symbols.span(address)
         return self._text.in_image(address) and found is not None and found[1] == 0
 
