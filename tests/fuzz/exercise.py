@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from virtintrospect.guests.linux import hung
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight import checks, pagemap
 from virtintrospect.insight.columns import Table, record
+from virtintrospect.insight.figures import sample
 from virtintrospect.insight.patterns import compile_pattern
 from virtintrospect.insight.search import search, virtual_spans
 from virtintrospect.insight.tables import (
@@ -143,6 +145,9 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "baseline", lambda: checks.take_baseline(guest)
     yield "guestinfo", lambda: _guestinfo(guest)
     yield "balloon", guest.balloon_stats
+    yield "file systems", guest.memory_filesystems
+    yield "signs of CPUs", guest.cpu_signs
+    yield "figures", lambda: json.dumps(sample(guest))
     for path in (b"/etc/passwd", b"/bin/busybox", b"/proc/1/../../lab/modules"):
         yield "file", lambda path=path: guest.cached_file(path)  # type: ignore[misc]
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])

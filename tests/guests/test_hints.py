@@ -225,6 +225,7 @@ def test_two_vcpus_on_one_cpu_of_the_host(loads: Guest, session: Session) -> Non
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, allowed)
     assert any("waited" in hint.reason for hint in found)
+    assert any("pinned, each to 1 of the host's" in hint.reason for hint in found)
     (share,) = [int(h.reason.split("waited ")[1].split()[0]) for h in found if "waited" in h.reason]
     assert share >= 40  # each has half of that CPU at most
 
@@ -368,6 +369,8 @@ def test_memory_is_taken_and_given_back(ballooned: Guest, tmp_path: Path, host: 
         assert comes_to(ballooned, target)
         total = int(ballooned.get("/proc/meminfo").split()[1]) >> 10
         assert total < target
+        with pytest.raises(UsageError, match="somebody else changed it"):  # it has less by now
+            follow(hint, host.domain(ballooned.name), host, POLICY, dict, tmp_path / "none")
         assert log.stat().st_mode & 0o777 == 0o600
         undo(host.domain(ballooned.name), host, log)
         assert comes_to(ballooned, 1024)

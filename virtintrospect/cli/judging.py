@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from virtintrospect.insight.figures import Sample
     from virtintrospect.insight.hints import Facts, Identical
+    from virtintrospect.insight.identical import Free
     from virtintrospect.insight.policy import Policy
     from virtintrospect.model.pages import PageOwners
     from virtintrospect.session import Session
@@ -104,18 +105,36 @@ def _with_timers(session: Session, facts: Facts) -> Facts:
     return dataclasses.replace(facts, timers=tuple(dict.fromkeys(who))[:_MOST_TIMERS])
 
 
-def identical(sessions: Sequence[Session]) -> list[Identical | None]:
-    """Of each guest, its pages that are the same as others; of guests of this host that run."""
+def _free(session: Session) -> Free | None:
+    """The pages that a guest has free; ``None`` where that is not known."""
+    from virtintrospect.insight.identical import Free
+
+    try:
+        owners = session.page_owners()
+    except VirtIntrospectError:
+        return None
+    return Free(owners.of("free", "free_percpu"), owners.page_size)
+
+
+def identical(sessions: Sequence[Session], *, everything: bool = False) -> list[Identical | None]:
+    """Of each guest, its pages that are the same as others; of guests of this host that run.
+
+    :param everything: not only guests whose pages KSM could merge.
+    """
     from virtintrospect.driver import SupportsResidentSize
+    from virtintrospect.insight.hints.facts import mergeable
     from virtintrospect.insight.identical import identical_pages
 
     here = [
         number
         for number, session in enumerate(sessions)
-        if session.target.live and isinstance(session.target, SupportsResidentSize)
+        if session.target.live
+        and isinstance(session.target, SupportsResidentSize)
+        and (everything or (session.domain is not None and mergeable(session.domain.xml)))
     ]
     found: list[Identical | None] = [None] * len(sessions)
-    results = identical_pages([sessions[number].memory for number in here])
+    free = [_free(sessions[number]) for number in here]
+    results = identical_pages([sessions[number].memory for number in here], free)
     for number, result in zip(here, results, strict=True):
         found[number] = result
     return found
