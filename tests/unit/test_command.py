@@ -24,6 +24,7 @@ COMMANDS = [
     "files",
     "guestinfo",
     "hints",
+    "top",
     "hung",
     "info",
     "interfaces",
