@@ -10,6 +10,7 @@ from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
     "attach",
+    "batch",
     "bpf",
     "cgroups",
     "check",
@@ -53,6 +54,7 @@ COMMANDS = [
     "symbols",
     "sysctl",
     "timers",
+    "top",
     "translate",
     "types",
     "users",

@@ -10,6 +10,7 @@ import sys
 import click
 
 from virtintrospect import __version__
+from virtintrospect.cli.batch import batch
 from virtintrospect.cli.check import check
 from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.dump import dump
@@ -89,6 +90,7 @@ for command in (
     sessions,
     attach,
     detach,
+    batch,
 ):
     command.short_help, command.epilog = summary(command), columns_of(command)
     cli.add_command(command)

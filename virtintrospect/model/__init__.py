@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
+    from virtintrospect.model.event import Event, EventKind
     from virtintrospect.model.files import (
         EnvironmentVariable,
         MemoryArea,
@@ -57,6 +58,8 @@ __all__ = [
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
+    "Event",
+    "EventKind",
     "Finding",
     "Hint",
     "InnerGuest",
@@ -124,6 +127,8 @@ _WHERE = {
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
+    "Event": "event",
+    "EventKind": "event",
     "Finding": "finding",
     "Hint": "hint",
     "InnerGuest": "machines",
