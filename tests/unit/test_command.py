@@ -25,7 +25,6 @@ COMMANDS = [
     "files",
     "guestinfo",
     "hints",
-    "top",
     "hung",
     "info",
     "interfaces",

@@ -150,9 +150,9 @@ def _slabs(guest: Guest) -> list[list[Any]]:
 
 
 def _cache(guest: Guest) -> Sample:
-    """Page cache that was used more than once, and all of it; bytes."""
+    """Page cache: used more than once, all of it, not among what is available; bytes."""
     use = guest.cache_use()
-    return {"used_again": use.used_again, "total": use.total}
+    return {"used_again": use.used_again, "total": use.total, "kept": use.kept}
 
 
 def _signs(guest: Guest) -> list[list[Any]]:
