@@ -35,12 +35,13 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "types": ("task_struct",), "translate": ("linux_banner",), "read": ("linux_banner",),
     "search": ("Linux version", "--limit", "3"), "sysctl": ("kernel.ostype",),
     "dump": ("FILE", "--no-hash"), "hints": ("--for", "1s"),
+    "check": ("--severity", "high"),
     # The same bytes that are there.
     "write": ("linux_banner", "--text", "Linux", "--force", "--allow-write"),
     "map": ("--plot", "FILE.png"),
 }  # fmt: skip
 #: These answer for the daemon, or go on until they are ended.
-EXCLUDED = {"attach", "detach", "mount"}
+EXCLUDED = {"attach", "detach", "mount", "top"}
 
 Column = Mapping[str, str]
 
@@ -108,11 +109,10 @@ def check(column: str, target: str, folder: Path, *, options: tuple[str, ...] = 
     :param folder: an empty one, for what commands write.
     """
     ours = look(target, options, folder)
-    recorded = parse(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     if RECORD:
-        both = {**(recorded.get(column, {}) if ONLY else {}), **ours}
-        PAGE.write_text(render({**recorded, column: both}), encoding="utf-8")
+        record(column, ours)
         return
+    recorded = parse(PAGE.read_text(encoding="utf-8"))
     assert column in recorded, f"docs/support.md has no column {column!r}: run `make support`"
     expected = recorded[column]
     different = {
@@ -121,6 +121,13 @@ def check(column: str, target: str, folder: Path, *, options: tuple[str, ...] = 
         if expected.get(name) != outcome
     }
     assert different == {}, "run `make support` if this is meant"
+
+
+def record(column: str, ours: Column) -> None:
+    """Write a column into docs/support.md; with :data:`ONLY` its other cells stay."""
+    recorded = parse(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
+    both = {**(recorded.get(column, {}) if ONLY else {}), **ours}
+    PAGE.write_text(render({**recorded, column: both}), encoding="utf-8")
 
 
 def _reason(text: str, target: str, code: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.fuzz.anatomy import Anatomy
 from tests.fuzz.memory import Image, ImageTarget
@@ -50,7 +51,6 @@ GROWTH = 1 << 30
 
 #: An image stands still: it is not worth waiting for.
 hung._PATIENCE = 0.01
-checks._AGAIN = (0.0, 0.0)
 
 
 class HostileGuestWonError(AssertionError):
@@ -171,7 +171,8 @@ def _run(guest: LinuxGuest, table: Table, arguments: tuple[int, ...]) -> None:
 
 def _check(guest: LinuxGuest, rule: str) -> None:
     options = checks.Options(listening=(), newest_kernel="99", baseline={"modules": ["x"]})
-    _render(CHECK, checks.check(guest, [rule], options=options))
+    with mock.patch.object(checks, "_AGAIN", (0.0, 0.0)):
+        _render(CHECK, checks.check(guest, [rule], options=options))
 
 
 def _guestinfo(guest: LinuxGuest) -> None:

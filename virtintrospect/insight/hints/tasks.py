@@ -90,7 +90,7 @@ def task_hints(facts: Facts) -> Iterator[Hint]:
 
 def _steady(facts: Facts, values: list[float]) -> bool:
     """Whether it worked between all samples, not only between some."""
-    times = [float(taken["time"]) for taken in facts.window.samples]
+    times = facts.window.times("tasks", "busiest")
     least = facts.policy.runaway_percent / 2
     return all(
         (values[i + 1] - values[i]) / 10 > least * (times[i + 1] - times[i])

@@ -1,0 +1,25 @@
+"""docs/support.md for Xen guests: every command on each kind, and on what ``xl dump-core`` writes.
+
+``make support-xen`` records the columns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests import support
+from tests.xen.lab.guest import XenGuest, xl
+
+
+def test_every_command(guest: XenGuest, tmp_path: Path) -> None:
+    support.check(f"Xen {guest.config.kind.upper()}", guest.name, tmp_path)
+
+
+def test_every_command_on_a_core(guest: XenGuest, tmp_path: Path) -> None:
+    core, folder = tmp_path / "guest.core", tmp_path / "written"
+    folder.mkdir()
+    xl("dump-core", str(guest.domid), str(core), timeout=240)
+    try:
+        support.check(f"Xen {guest.config.kind.upper()} core", str(core), folder)
+    finally:
+        core.unlink()
