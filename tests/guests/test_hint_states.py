@@ -27,7 +27,7 @@ from .test_hints import _CONFIG, POLICY, load, watch
 
 MIB = 1 << 20
 #: A guest that measures no pressure, has no balloon, and whose tick never stops.
-_BARE = Config("6.12", pti=False, vcpus=2, cmdline="psi=0 nohz=off no_timer_check", balloon=False)
+_BARE = Config("6.12", pti=False, vcpus=2, cmdline="psi=0 nohz=off", balloon=False)
 #: Seconds after which a state must have shown itself, on a machine that others use, too.
 _PATIENCE = 90.0
 
