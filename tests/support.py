@@ -108,11 +108,10 @@ def check(column: str, target: str, folder: Path, *, options: tuple[str, ...] = 
     :param folder: an empty one, for what commands write.
     """
     ours = look(target, options, folder)
-    recorded = parse(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     if RECORD:
-        both = {**(recorded.get(column, {}) if ONLY else {}), **ours}
-        PAGE.write_text(render({**recorded, column: both}), encoding="utf-8")
+        record(column, ours)
         return
+    recorded = parse(PAGE.read_text(encoding="utf-8"))
     assert column in recorded, f"docs/support.md has no column {column!r}: run `make support`"
     expected = recorded[column]
     different = {
@@ -121,6 +120,13 @@ def check(column: str, target: str, folder: Path, *, options: tuple[str, ...] = 
         if expected.get(name) != outcome
     }
     assert different == {}, "run `make support` if this is meant"
+
+
+def record(column: str, ours: Column) -> None:
+    """Write a column into docs/support.md; with :data:`ONLY` its other cells stay."""
+    recorded = parse(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
+    both = {**(recorded.get(column, {}) if ONLY else {}), **ours}
+    PAGE.write_text(render({**recorded, column: both}), encoding="utf-8")
 
 
 def _reason(text: str, target: str, code: int) -> str:

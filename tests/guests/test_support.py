@@ -154,6 +154,15 @@ KINDS = (
         "an ELF core in a `.gz` file",
         lambda made: made.packed("guest.core.gz", "gzip", "-1c"),
     ),
+    Kind("/proc/vmcore", "what a crash kernel finds under that name; Linux 6.1", None),
+    *(
+        Kind(f"Xen {kind}{core}", f"{what} of Xen 4.17 ({kind}), {how}; Linux 6.1", None)
+        for core, what, how in (
+            ("", "a running guest", "read in domain 0"),
+            (" core", "a guest", "as `xl dump-core` writes it"),
+        )
+        for kind in ("PV", "PVH")
+    ),
     *(
         Kind(f"Linux {kernel}", f"a running domain with Debian's {kernel} kernel", None)
         for kernel in dict.fromkeys(

@@ -6,6 +6,7 @@ runs everything.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -13,15 +14,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import support
 from tests.guests.lab.apt import NoSuchPackageError
 from tests.xen.lab.machine import XenMachine
-from tests.xen.lab.parts import GUESTS, PARTS, parts
+from tests.xen.lab.parts import COLUMN, GUESTS, PARTS, parts
 
 _WHOLE = bool(os.environ.get("VIRTINTROSPECT_XEN_WHOLE"))
 _KERNELS = ("6.1", "6.12") if _WHOLE else ("6.1",)
 _RUNS = [(kind, kernel) for kernel in _KERNELS for kind in ("pvh", "pv")]
 #: Seconds for what runs in dom0, on a loaded machine.
 _PATIENCE = 3600 if _WHOLE else 900
+#: Settings of tests/support.py.
+_PASSED = ("SUPPORT_RECORD", "SUPPORT_ONLY")
 _INSIDE, _DRIVER = "tests/xen/inside", "tests/xen/inside/test_driver.py"
 _LINUX = "tests/guests/test_linux.py"
 #: The tables that everything else leans on.
@@ -68,6 +72,7 @@ def test_in_dom0(machine: XenMachine, kind: str, kernel: str) -> None:
         GUESTS: f"{kind}-{kernel}",
         "VIRTINTROSPECT_XEN_ROUNDS": "1000" if _WHOLE else "50",
     }
+    settings |= {name: os.environ[name] for name in _PASSED if name in os.environ}
     words = ["-m", "pytest", "--noconftest", "-p", "tests.xen.inside.fixtures"]
     words += ["-p", "no:cacheprovider", "-q", "--durations=5", "--timeout=900"]
     if _WHOLE:
@@ -78,5 +83,9 @@ def test_in_dom0(machine: XenMachine, kind: str, kernel: str) -> None:
     answer = machine.execute_in_tree(command, _PATIENCE, environment=settings)
     said = answer.stdout.decode(errors="replace") + answer.stderr.decode(errors="replace")
     print(said)
+    for line in said.splitlines():
+        if line.startswith(COLUMN):
+            for column, cells in json.loads(line.removeprefix(COLUMN)).items():
+                support.record(column, cells)
     assert answer.status == 0, f"in dom0: {said[-6000:]}\n{machine.log()}"
     assert " passed" in said

@@ -18,6 +18,8 @@ GUESTS = "VIRTINTROSPECT_XEN_GUESTS"
 _PROGRAMS = ("holder", "sockets", "netlink", "nsinfo", "tasks", "timers")
 _MODULES = ("overlay", "veth")
 _FOLDER = "lab/programs"
+#: Before a column of docs/support.md in what a test says.
+COLUMN = "support: "
 
 
 def parts(names: tuple[str, ...]) -> str:
