@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from virtintrospect.acquire import FORMATS
+from virtintrospect.memory.base import merge
 from virtintrospect.memory.elfcore import ElfCore
 from virtintrospect.session import open_session
 
@@ -52,6 +53,8 @@ def test_same_tables_in_every_format(one_guest: Guest, folder: Path, name: str) 
     if hashed:
         subprocess.run(["sha256sum", "-c", "--quiet", f"{name}.sha256"], cwd=folder, check=True)
     assert isinstance(record["resident"], int)
+    if name == "elf":  # what the host has not got has no place there
+        assert path.stat().st_size < record["resident"] * 1.5 + (32 << 20)
     assert path.stat().st_blocks * 512 < record["resident"] * 1.1 + (1 << 20)
     assert record["pause_ms"] == 0
     with open_session(str(path)) as image, open_session(one_guest.name) as live:
@@ -97,7 +100,7 @@ def test_interrupted_and_resumed(one_guest: Guest, folder: Path, how: signal.Sig
     )  # fmt: skip
     journal = path.with_name(f"{path.name}.part.state")
     deadline = time.monotonic() + 60
-    while not (journal.exists() and json.loads(journal.read_text() or "{}").get("done", 0)):
+    while not (journal.exists() and json.loads(journal.read_text()[:4096] or "{}").get("done", 0)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -126,8 +129,9 @@ def test_an_image_becomes_another(one_guest: Guest, folder: Path) -> None:
             check=True, capture_output=True,
         )  # fmt: skip
     with open_session(str(first)) as one, open_session(str(third)) as other:
-        assert one.memory.regions == other.memory.regions
-        for region in one.memory.regions:
+        regions = list(merge(one.memory.regions))
+        assert regions == list(merge(other.memory.regions))
+        for region in regions:
             for paddr in range(region.start, region.end, 16 << 20):
                 size = min(16 << 20, region.end - paddr)
                 assert one.memory.read(paddr, size) == other.memory.read(paddr, size)

@@ -66,6 +66,8 @@ def leaves(
     start: int,
     end: int,
     limit: int,
+    *,
+    strict: bool = False,
 ) -> Iterator[tuple[Tables, Leaves]]:
     """Go through the page tables of one or many address spaces.
 
@@ -75,8 +77,10 @@ def leaves(
     :param end: first virtual address beyond the range; ``1 << 64`` is allowed.
     :param limit: tables that are read at most, altogether. Tables of a hostile guest may be
         one table 512 times over, on each level: without a limit there would be no end.
+    :param strict: a table outside of memory is an error; else it maps nothing.
     :returns: batches of tables, each with the pages that they map; one of a thousand tables at
-        most. A table outside of memory maps nothing.
+        most.
+    :raises FaultError: a table lies outside of memory, and ``strict`` is set.
     """
     import numpy as np
 
@@ -96,7 +100,7 @@ def leaves(
             todo.append(_cut(chunk, slice(most, None)))
             chunk = _cut(chunk, slice(0, most))
         limit -= len(chunk.root)
-        found, below = _read(memory, mode, chunk, start, end)
+        found, below = _read(memory, mode, chunk, start, end, None if strict else [])
         yield Tables(chunk.root, chunk.table, mode.levels[chunk.level].name), found
         if below is not None:
             todo.append(below)
@@ -107,14 +111,19 @@ def _cut(chunk: _Chunk, part: slice) -> _Chunk:
 
 
 def _read(
-    memory: PhysicalMemory, mode: PagingMode, chunk: _Chunk, start: int, end: int
+    memory: PhysicalMemory,
+    mode: PagingMode,
+    chunk: _Chunk,
+    start: int,
+    end: int,
+    faults: list[int] | None,
 ) -> tuple[Leaves, _Chunk | None]:
     """What the tables of a chunk map, and the tables that they lead to."""
     import numpy as np
 
     level = mode.levels[chunk.level]
     count = 1 << level.bits
-    data = memory.gather(chunk.table.tolist(), count * mode.entry_size, [])
+    data = memory.gather(chunk.table.tolist(), count * mode.entry_size, faults)
     entries = np.frombuffer(data, dtype=f"<u{mode.entry_size}").reshape(-1, count)
     tables, slots = np.nonzero(entries)
     entries = entries[tables, slots].astype(np.uint64)

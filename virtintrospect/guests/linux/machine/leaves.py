@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from virtintrospect.arch import PagingMode
+from virtintrospect.arch.leaves import PRESENT
+from virtintrospect.arch.leaves import leaves as tables_of
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import LinearRange
 
-#: Entries of a level's tables that are read of one top table: enough for 16 GiB in pages of 4 KiB.
-_MOST_ENTRIES = 1 << 22
+#: Tables that are read of one top table: enough for 16 GiB in pages of 4 KiB.
+_MOST_TABLES = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,52 +57,19 @@ class Leaves:
 
 
 def leaves(memory: PhysicalMemory, mode: PagingMode, root: int, start: int, end: int) -> Leaves:
-    """The pages of ``[start, end)``, some around it included; bounded by the number of tables.
-
-    A level at a time, so that what a guest links in circles ends with the levels.
+    """The pages of ``[start, end)`` that are present.
 
     :param end: at most ``1 << 64``.
     :raises FaultError: a table lies outside of memory.
     """
     import numpy as np
 
-    tables = np.array([root & mode.root_mask], dtype=np.uint64)
-    # Virtual address of each table's first entry; the upper half is that of a canonical address.
-    covered = 1 << (mode.levels[0].shift + mode.levels[0].bits)
-    bases = np.array([start - start % covered if covered < 1 << 64 else 0], dtype=np.uint64)
-    parts: list[tuple[Any, Any, Any, Any]] = []
-    for level in mode.levels:
-        width = 1 << level.bits
-        most = _MOST_ENTRIES >> level.bits
-        tables, bases = tables[:most], bases[:most]
-        data = memory.gather(tables.tolist(), 8 * width)
-        entries = np.frombuffer(data, dtype="<u8")
-        step = np.arange(width, dtype=np.uint64) << np.uint64(level.shift)
-        vaddrs = (bases[:, None] + step[None, :]).reshape(-1)
-        page = np.uint64((1 << level.shift) - 1)
-        wanted = (vaddrs + page >= np.uint64(start)) & (vaddrs <= np.uint64(end - 1))
-        tables, bases = tables[:0], bases[:0]
-        for form in mode.forms(level):
-            hit = np.flatnonzero(
-                wanted & ((entries & np.uint64(form.mask)) == np.uint64(form.value))
-            )
-            if not len(hit) or form.inverted:
-                continue
-            found = entries[hit]
-            frames = found & np.uint64(form.frame)
-            for bits, left in form.scattered:
-                frames |= (found & np.uint64(bits)) << np.uint64(left)
-            if form.page_shift:
-                size = np.full(len(hit), 1 << form.page_shift, dtype=np.uint64)
-                parts.append((vaddrs[hit], size, frames, found))
-            else:
-                tables = np.concatenate((tables, frames))
-                bases = np.concatenate((bases, vaddrs[hit]))
-        if not len(tables):
-            break
-    if not parts:
-        empty = np.zeros(0, dtype=np.uint64)
-        return Leaves(empty, empty, empty, empty)
-    columns = [np.concatenate([part[n] for part in parts]) for n in range(4)]
-    order = np.argsort(columns[0], kind="stable")
-    return Leaves(*(column[order] for column in columns))
+    parts = [
+        np.stack((each.vaddr, np.uint64(1) << each.shift, each.paddr, each.entry))[
+            :, each.rights & PRESENT != 0
+        ]
+        for _, each in tables_of(memory, mode, root, start, end, _MOST_TABLES, strict=True)
+        if len(each.vaddr)
+    ]
+    columns = np.concatenate(parts, axis=1) if parts else np.zeros((4, 0), dtype=np.uint64)
+    return Leaves(*columns[:, np.argsort(columns[0], kind="stable")])

@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode, walk
+from virtintrospect.arch import X86_64_4LEVEL, X86_64_5LEVEL, PagingMode
 from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
-from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
+from virtintrospect.guests.linux.machine.base import KernelMapping, Machine
+from virtintrospect.guests.linux.machine.leaves import leaves
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
@@ -277,25 +278,7 @@ def read_only_data(memory: PhysicalMemory, mapping: KernelMapping) -> list[Linea
     kernel that does not protect it (rodata=off, or still booting) gives the whole image.
     """
     image, mode = mapping.image, mapping.mode
-    pages = [
-        LinearRange(vaddr, vaddr + size, vaddr - image.start + image.paddr)
-        for vaddr, size, entry in _leaves(memory, mapping)
-        if entry & mode.no_execute and not entry & mode.writable
-    ]
-    return joined(pages) or [image]
-
-
-def _leaves(memory: PhysicalMemory, mapping: KernelMapping) -> Iterator[tuple[int, int, int]]:
-    """Every page of the image: virtual address, size in bytes, entry."""
-    mode = mapping.mode
-    for vaddr in range(mapping.image.start, mapping.image.end, _LARGE_PAGE):
-        steps = walk(memory, mode, mapping.root, vaddr).steps
-        last = steps[-1]
-        if last.level != mode.levels[-1].name:
-            if last.entry & mode.present:
-                yield vaddr, _LARGE_PAGE, last.entry
-            continue
-        table = _TABLE.unpack(memory.read(last.entry_paddr & -4096, 4096))
-        for index, entry in enumerate(table):
-            if entry & mode.present:
-                yield vaddr + index * 4096, 4096, entry
+    found = leaves(memory, mode, mapping.root, image.start, image.end)
+    forbidden = mode.no_execute | mode.writable
+    only_read = found.entry & found.entry.dtype.type(forbidden) == mode.no_execute
+    return found.chosen(only_read).runs() or [image]
