@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests import support
+from virtintrospect.imagetarget import CoreTarget
 from virtintrospect.memory.elfcore import ElfCore
-from virtintrospect.session import CoreTarget, Session, open_session
+from virtintrospect.session import Session, open_session
 
 from .lab.domain import Config
 from .lab.guest import Guest

@@ -12,12 +12,13 @@ from virtintrospect_kvm.memory import KvmMemory
 from virtintrospect.cli.main import run
 from virtintrospect.driver import Access, Capability, Target
 from virtintrospect.errors import UnsupportedError
+from virtintrospect.imagetarget import CoreTarget, ImageTarget, open_image_target
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.memory.avml import AvmlImage
 from virtintrospect.memory.file import FileImage
 from virtintrospect.memory.kdump import KdumpImage
 from virtintrospect.memory.qemustream import StreamImage
-from virtintrospect.session import CoreTarget, ImageTarget, Session, open_image_target
+from virtintrospect.session import Session
 
 
 def of(memory: type[PhysicalMemory]) -> Target:

@@ -23,10 +23,10 @@ from virtintrospect.errors import (
     UsageError,
     VirtIntrospectError,
 )
+from virtintrospect.imagetarget import ImageTarget, open_image_target
 from virtintrospect.memory import PhysicalMemory, Region
 from virtintrospect.memory.base import MAX_WRITE
 from virtintrospect.memory.image import open_image
-from virtintrospect.session import ImageTarget, open_image_target
 from virtintrospect.space import AddressSpace, LinearRange
 
 MIB = 1 << 20

@@ -67,7 +67,7 @@ def dump(settings: Settings, /, target: str, file: Path, *, format_: str, **opti
 
 
 def _file_identity(target: str) -> str:
-    from virtintrospect.session import image_path
+    from virtintrospect.imagetarget import image_path
 
     path = image_path(target)
     if path is None or not path.exists():

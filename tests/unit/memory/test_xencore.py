@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.descriptors import descriptors
 from virtintrospect.driver import Capability
 from virtintrospect.errors import FaultError, ImageFormatError, VirtIntrospectError
+from virtintrospect.imagetarget import CoreTarget, open_image_target
 from virtintrospect.memory import Region
 from virtintrospect.memory.image import open_image
 from virtintrospect.memory.xencore import XenCore
-from virtintrospect.session import CoreTarget, open_image_target
 
 PAGE = 4096
 NONE = (1 << 64) - 1

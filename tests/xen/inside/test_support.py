@@ -33,6 +33,6 @@ def test_every_command_on_a_core(
 ) -> None:
     core, files = tmp_path / "guest.core", tmp_path / "files"
     files.mkdir()
-    xl("dump-core", str(guest.domid), str(core), timeout=240)
+    xl("dump-core", str(guest.domid), str(core), timeout=900)
     _check(f"Xen {guest.config.kind.upper()} core", str(core), files, capsys)
     core.unlink()
