@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-remove bench man rules api support clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit test-xen fuzz demo demo-fleet demo-remove browser bench man rules api support support-xen clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -43,7 +43,7 @@ kernels: $(STAMP) ## fetch the Debian kernels that the tests boot
 	@$(BIN)/python -m tests.guests.lab.kernels
 	@$(BIN)/python -m tests.xen.lab.packages
 
-test: check kernels ## everything: checks, unit tests, real guests (TESTS=… for some of them)
+test: check kernels browser ## everything: checks, unit tests, real guests (TESTS=… for some of them)
 	$(BIN)/python -m tests $(TESTS)
 
 test-unit: $(STAMP) ## unit tests only
@@ -60,6 +60,12 @@ fuzz: kernels ## bad input for all parsers, then for a real guest's memory (FUZZ
 
 demo: $(STAMP) ## boot a small guest and look into it (KEEP=1 keeps the guest)
 	@KEEP="$(KEEP)" $(BIN)/python -m tests.guests.lab.demo
+
+demo-fleet: $(STAMP) ## three hosts over ssh, guests, one audit: leaves fleet-report/ (KEEP=1 keeps the hosts)
+	@KEEP="$(KEEP)" $(BIN)/python -m tests.ansible.lab.demo
+
+browser: ## Chromium, in which the tests open the fleet's report
+	@tests/guests/lab/deps.sh "$(PYTHON)" chromium
 
 demo-remove: $(STAMP) ## remove the guest that `make demo KEEP=1` left
 	@$(BIN)/python -m tests.guests.lab.demo remove
@@ -80,9 +86,12 @@ api: $(STAMP) ## the library's reference, out of its docstrings, as HTML in buil
 support: kernels ## docs/support.md anew: what works where (SUPPORT='-k raw', SUPPORT_ONLY=dump: some of it)
 	SUPPORT_RECORD=1 $(BIN)/python -m pytest -q tests/guests/test_support.py $(SUPPORT)
 
+support-xen: kernels ## the columns of docs/support.md for Xen guests, made in an emulated dom0
+	SUPPORT_RECORD=1 VIRTINTROSPECT_XEN_TESTS=tests/xen/inside/test_support.py $(BIN)/python -m pytest -s tests/xen
+
 clean-lab: ## the lab's kernels and packages
 	rm -rf "$${VIRTINTROSPECT_LAB_CACHE:-/var/cache/virtintrospect-lab}"
 
 clean: ## the virtual environment and caches of tools
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) fleet-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import acquire, modes, pause, scale, transports, whole
 from benchmarks.figures import Figure, show
+from benchmarks.hints import __main__ as hints
 from benchmarks.measure import command, commands, per_call, program
 from tests.guests.lab import libvirtd
 from tests.guests.lab.domain import Config
@@ -25,7 +26,7 @@ _MIB = 1 << 20
 _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
-_MODES = ("small", "scale", "acquire", "pause", "whole", "transports", "modes")
+_MODES = ("small", "scale", "acquire", "pause", "whole", "transports", "modes", "hints")
 
 
 def main() -> None:
@@ -50,6 +51,8 @@ def main() -> None:
             transports.main()
         if "modes" in asked:
             modes.main()
+        if "hints" in asked:
+            hints.main([])
 
 
 def _small() -> None:

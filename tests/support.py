@@ -35,12 +35,13 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "types": ("task_struct",), "translate": ("linux_banner",), "read": ("linux_banner",),
     "search": ("Linux version", "--limit", "3"), "sysctl": ("kernel.ostype",),
     "dump": ("FILE", "--no-hash"), "hints": ("--for", "1s"),
+    "check": ("--severity", "high"),
     # The same bytes that are there.
     "write": ("linux_banner", "--text", "Linux", "--force", "--allow-write"),
     "map": ("--plot", "FILE.png"),
 }  # fmt: skip
 #: These answer for the daemon, or go on until they are ended.
-EXCLUDED = {"attach", "detach", "mount"}
+EXCLUDED = {"attach", "detach", "mount", "top"}
 
 Column = Mapping[str, str]
 

@@ -10,11 +10,15 @@ import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
-from virtintrospect.domain import Domain, Event
+from virtintrospect.domain import Domain
+from virtintrospect.domain import Event as DomainEvent
 from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
 from virtintrospect.memory import PhysicalMemory
+
+if TYPE_CHECKING:
+    from virtintrospect.model.event import Event, Trigger
 
 ENTRY_POINT_GROUP = "virtintrospect.drivers"
 
@@ -176,6 +180,41 @@ class SupportsPause(Protocol):
         """Undo one :meth:`pause`."""
 
 
+class EventStream(Protocol):
+    """Events of one guest, from :meth:`SupportsEvents.watch` to its end. A context manager."""
+
+    def read(self, timeout: float) -> list[Event]:
+        """Events that have happened; waits for the first one.
+
+        :param timeout: seconds to wait at most.
+        :returns: none where nothing has happened in that time.
+        """
+
+    def close(self) -> None:
+        """Watch no more: the guest is as it was. Twice is harmless."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+@runtime_checkable
+class SupportsEvents(Protocol):
+    """A target that reports what its vCPUs do, when opened with ``Access(write=True)``.
+
+    A vCPU may stand still until its event has been read, so whoever watches reads all the time.
+    The end of the stream, and of this process, leaves the guest as it was.
+    """
+
+    def watch(self, *triggers: Trigger) -> EventStream:
+        """Report these from now on.
+
+        :raises UnsupportedError: it cannot report one of them.
+        :raises UsageError: the target was not opened for writing, or a trigger makes no sense.
+        :raises MemoryAccessError: the VMM refuses, or somebody else watches this guest.
+        """
+
+
 @runtime_checkable
 class SupportsResidentSize(Protocol):
     """A target whose VMM is a process of this host."""
@@ -232,6 +271,7 @@ PROTOCOLS: dict[Capability, type] = {
     Capability.REGISTERS: SupportsRegisters,
     Capability.SET_REGISTERS: SupportsSetRegisters,
     Capability.PAUSE: SupportsPause,
+    Capability.EVENTS: SupportsEvents,
 }
 
 
@@ -274,6 +314,7 @@ WAYS: dict[Capability, str] = {
     Capability.SET_REGISTERS: "a running KVM guest can: "
     "--transport gdbstub --allow-taint --allow-write",
     Capability.PAUSE: "a running guest can",
+    Capability.EVENTS: "HVM and PVH guests of Xen can, with --allow-write",
 }
 
 
@@ -341,7 +382,7 @@ class Driver(abc.ABC):
     def source(
         self,
         scheme: str,
-        on_event: Callable[[Event], None] | None = None,  # noqa: ARG002
+        on_event: Callable[[DomainEvent], None] | None = None,  # noqa: ARG002
         on_close: Callable[[], None] | None = None,  # noqa: ARG002
     ) -> DomainSource:
         """The domains of this host without libvirt, where ``-c`` names one of :attr:`schemes`.
@@ -406,7 +447,7 @@ def driver_for(domain: Domain) -> Driver:
 
 def source_for(
     uri: str | None,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: Callable[[DomainEvent], None] | None = None,
     on_close: Callable[[], None] | None = None,
 ) -> DomainSource | None:
     """What tells of a host's domains without libvirt, for a URI such as ``xen:``.

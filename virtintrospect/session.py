@@ -191,6 +191,7 @@ class Session:
     hung = _of_guest(Guest.hung)
     crash = _of_guest(Guest.crash)
     cpu_stacks = _of_guest(Guest.cpu_stacks)
+    cache_use = _of_guest(Guest.cache_use)
     page_owners = _of_guest(Guest.page_owners)
     layout = _of_guest(Guest.layout)
     entries = _of_guest(Guest.entries)

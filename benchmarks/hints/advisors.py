@@ -39,14 +39,13 @@ def dommemstat(facts: Facts) -> int:
 
 
 def mom(facts: Facts) -> int:
-    """The balloon rules of oVirt's MoM, fed with our figures, when the host is short of memory.
+    """The balloon rules of oVirt's MoM, fed with our figures, on a host that is just short.
 
-    Its rules (doc/balloon.rules) shrink a guest until 20.1 % of its memory are free, by 5 % a
-    round; here is where they end. Grows when less is free.
+    Its rules (doc/balloon.rules of oVirt/mom) shrink a guest by 5 % a round, down to what is not
+    unused and 20 % of the balloon's size; here is where the rounds end.
     """
-    total, free = _last(facts, "memory_total"), _last(facts, "memory_free")
-    used = total - free + nothing(facts) - total
-    return int(min(facts.maximum or nothing(facts), used + 0.201 * nothing(facts)))
+    left = nothing(facts) - _last(facts, "memory_free")
+    return int(min(nothing(facts), left / (1 - 0.2)))
 
 
 ADVISORS: dict[str, Callable[[Facts], int]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,12 +12,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.unit.test_hints import IDLE, XML, figures
 from virtintrospect.daemon import access, server, triage
 from virtintrospect.daemon.config import History, Socket, Triage
 from virtintrospect.daemon.figures import Sampler
 from virtintrospect.daemon.guestlog import kind_of
+from virtintrospect.daemon.hintmetrics import HintMetrics
 from virtintrospect.daemon.metadata import summary
-from virtintrospect.daemon.state import Machine
+from virtintrospect.daemon.state import Machine, State
 from virtintrospect.daemon.triage import Reports
 from virtintrospect.daemon.work import Cost
 from virtintrospect.domain import Domain
@@ -29,7 +32,7 @@ from virtintrospect.model import Counter, Load, LogRecord
 class Figures:
     """A guest that measures little, and has lost its memory figures."""
 
-    def meminfo(self) -> Any:
+    def meminfo(self, _names: Any = None) -> Any:
         raise NotFoundError("no memory")
 
     def cpu(self) -> list[Any]:
@@ -196,7 +199,7 @@ def test_summary_is_xml_whatever_the_guest_calls_itself() -> None:
     assert load.get("load1") == "0.5"
 
 
-def test_metrics() -> None:
+def test_metrics(tmp_path: Path) -> None:
     prometheus = pytest.importorskip("prometheus_client", reason="the extra 'metrics'")
     from virtintrospect.daemon.metrics import Collector
 
@@ -208,14 +211,24 @@ def test_metrics() -> None:
         }
     }  # fmt: skip
     registry = prometheus.CollectorRegistry()
-    registry.register(Collector(cast(Any, {uuid: Session()}), latest))
+    session = Session()
+    session.state = State.READY
+    session.domain = dataclasses.replace(session.domain, xml=XML)
+    kept = [figures(100, each_cpu=IDLE[0]), figures(0, each_cpu=IDLE[1])]
+    (tmp_path / f"{uuid}.jsonl").write_text("\n".join(map(json.dumps, kept)))
+    advice = HintMetrics(tmp_path)
+    registry.register(Collector(cast(Any, {uuid: session}), latest, advice))
     text = prometheus.generate_latest(registry).decode()
     labels = 'domain="w\\"<&>\\\\x1b",'
     assert f'libvirt_domain_guest_memory_bytes{{{labels}kind="memory_total"' in text
     assert 'mode="user"' in text
     assert "libvirt_domain_guest_cpu_seconds_total{" in text
     assert 'resource="cpu"' in text
-    assert 'state="seen",uuid=' in text
+    assert 'state="ready",uuid=' in text
+    what = f'{{action="shrink",{labels}resource='
+    wanted = f'libvirt_domain_hint_recommended_bytes{what}"memory",uuid="{uuid}"}} '
+    assert float(text.partition(wanted)[2].split()[0]) == 1408 << 20
+    assert f'libvirt_domain_hint_recommended_vcpus{what}"cpu",uuid="{uuid}"}} 1.0' in text
     assert "virtintrospectd_resident_bytes" in text
     dashboard = Path("docs/grafana-virtintrospect.json").read_text()
     used = set(re.findall(r"(?:libvirt_domain|virtintrospectd)_\w+", dashboard))

@@ -211,6 +211,17 @@ def test_answer_is_the_same_with_and_without(
     assert "no daemon" not in ours.stderr
 
 
+def test_findings_are_the_same(shared: Running, one: Guest) -> None:
+    shared.wait(one.name)
+    rules = [word for rule in ("deleted-executable", "taint") for word in ("--rule", rule)]
+    arguments = ("-o", "json", "check", one.name, *rules, "--listening-allow", "tcp:22")
+    ours = shared.command("--debug", *arguments, code=6)
+    theirs = without_daemon(shared, *arguments, code=6)
+    assert ours.stdout == theirs.stdout
+    assert "deleted-program" in ours.stdout
+    assert "not from the daemon" not in ours.stderr
+
+
 @pytest.mark.parametrize("arguments", [["maps", "99999"], ["files", "--pid", "99999"],
                                        ["maps", "2"]])  # fmt: skip
 def test_errors_are_the_same(shared: Running, one: Guest, arguments: list[str]) -> None:

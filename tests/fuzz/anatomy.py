@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.members import MEMBERS
-from virtintrospect.guests.linux import fib4, fib6, sysctl
+from virtintrospect.guests.linux import fib4, fib6, memoryfs, sysctl
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cgrouptree import trees
 from virtintrospect.guests.linux.guest import LinuxGuest
@@ -31,6 +31,7 @@ class Anatomy:
         self._files_and_mappings()
         self._network()
         self._groups_and_caches()
+        self._filesystems()
         self._tables()
         if "shadow_timekeeper" in guest.symbols:
             self.objects["timekeeper"] = [guest.symbols.address("shadow_timekeeper")]
@@ -156,6 +157,12 @@ class Anatomy:
             name = KINDS[row.type].structure
             if name in MEMBERS and name not in ("net", "mnt_namespace"):
                 self.objects[name].append(row.address)
+
+    def _filesystems(self) -> None:
+        """Those in memory, and the list that they are on."""
+        rows = memoryfs._superblocks(self.guest, Budget())
+        self.objects["super_block"] = self.guest.entries("super_blocks", "super_block", "s_list")
+        self.objects["shmem_sb_info"] = [row["info"] for row in rows if row["kind"] == b"tmpfs"]
 
     def _tables(self) -> None:
         """Routes, neighbours, eBPF, timers and parameters: whatever their walks go over."""

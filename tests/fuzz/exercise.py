@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.fuzz.anatomy import Anatomy
 from tests.fuzz.memory import Image, ImageTarget
@@ -21,6 +23,7 @@ from virtintrospect.guests.linux import hung
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight import checks, pagemap
 from virtintrospect.insight.columns import Table, record
+from virtintrospect.insight.figures import sample
 from virtintrospect.insight.patterns import compile_pattern
 from virtintrospect.insight.search import search, virtual_spans
 from virtintrospect.insight.tables import (
@@ -48,7 +51,6 @@ GROWTH = 1 << 30
 
 #: An image stands still: it is not worth waiting for.
 hung._PATIENCE = 0.01
-checks._AGAIN = (0.0, 0.0)
 
 
 class HostileGuestWonError(AssertionError):
@@ -143,6 +145,9 @@ def steps(guest: LinuxGuest) -> Iterable[tuple[str, Callable[[], object]]]:
     yield "baseline", lambda: checks.take_baseline(guest)
     yield "guestinfo", lambda: _guestinfo(guest)
     yield "balloon", guest.balloon_stats
+    yield "file systems", guest.memory_filesystems
+    yield "signs of CPUs", guest.cpu_signs
+    yield "figures", lambda: json.dumps(sample(guest))
     for path in (b"/etc/passwd", b"/bin/busybox", b"/proc/1/../../lab/modules"):
         yield "file", lambda path=path: guest.cached_file(path)  # type: ignore[misc]
     yield "columns", lambda: guest.tasks.columns(["pid", "comm", "signal.nr_threads"])
@@ -166,7 +171,8 @@ def _run(guest: LinuxGuest, table: Table, arguments: tuple[int, ...]) -> None:
 
 def _check(guest: LinuxGuest, rule: str) -> None:
     options = checks.Options(listening=(), newest_kernel="99", baseline={"modules": ["x"]})
-    _render(CHECK, checks.check(guest, [rule], options=options))
+    with mock.patch.object(checks, "_AGAIN", (0.0, 0.0)):
+        _render(CHECK, checks.check(guest, [rule], options=options))
 
 
 def _guestinfo(guest: LinuxGuest) -> None:

@@ -50,6 +50,8 @@ MEMBERS = {
     "file": ["f_flags", "f_pos", "f_mode", "f_inode", "f_path.mnt", "f_path.dentry", "f_op",
         "private_data"],
     "inode": ["i_mode", "i_ino", "i_sb"],
+    "super_block": ["s_list.next", "s_type", "s_fs_info", "s_op", "s_flags", "s_inodes.next"],
+    "shmem_sb_info": ["max_blocks", "max_inodes", "used_blocks.count", "used_blocks.counters"],
     "vm_area_struct": [
         "vm_mm", "vm_start", "vm_end", "vm_flags", "vm_ops", "vm_private_data", "vm_file",
         "vm_rb.rb_left", "vm_rb.rb_right",

@@ -141,7 +141,8 @@ def our_meminfo(linux: LinuxGuest) -> dict[str, int]:
 def test_every_line_of_meminfo(linux: LinuxGuest, loaded: Guest) -> None:
     mine = agree(loaded, lambda: meminfo(loaded), lambda: our_meminfo(linux), SLACK)
     shown = {name for name, value in mine.items() if value}
-    assert shown >= {"buffers", "swap_total", "huge_pages_total", "hugetlb", "mlocked", "percpu"}
+    assert shown >= {"buffers", "swap_total", "mlocked", "percpu"}
+    assert not loaded.huge_pages or shown >= {"huge_pages_total", "hugetlb"}
     assert mine["swap_free"] < mine["swap_total"]
 
 
@@ -155,6 +156,8 @@ def test_every_line_of_meminfo(linux: LinuxGuest, loaded: Guest) -> None:
     ],
 )
 def test_meminfo_follows_settings(linux: LinuxGuest, loaded: Guest, setting: str) -> None:
+    if "huge" in setting and not loaded.huge_pages:
+        pytest.skip("it has none")
     loaded.run(setting)
     agree(loaded, lambda: meminfo(loaded), lambda: our_meminfo(linux), SLACK)
 
@@ -169,7 +172,7 @@ def test_meminfo_of_a_guest_under_load(linux: LinuxGuest, loaded: Guest) -> None
         assert list(mine) == list(before)
         assert outside(before, mine, after, 24 << 20) == {}
         for still in ("memory_total", "swap_total", "hugepagesize", "vmalloc_total"):
-            assert mine[still] == before[still]
+            assert mine.get(still) == before.get(still)
     loaded.run("rm /tmp/counters/busy; sleep 1")
 
 

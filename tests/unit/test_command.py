@@ -10,6 +10,7 @@ from virtintrospect.cli.main import cli, run
 
 COMMANDS = [
     "attach",
+    "batch",
     "bpf",
     "cgroups",
     "check",
@@ -52,6 +53,7 @@ COMMANDS = [
     "symbols",
     "sysctl",
     "timers",
+    "top",
     "translate",
     "types",
     "users",

@@ -134,7 +134,7 @@ def test_a_lock_whose_holder_does_not_run(last: dict[str, Any], *, found: bool) 
         return [
             figures(at) | {"vcpus": worked(at, wait, 1), "vmm": VMM, "host": HOST,
                            "signs": signs(2, **(last if at % 20 else {}))}
-            for at in (70, 60, 50, 40, 30, 20, 10, 0)
+            for at in range(90, -1, -10)
         ]  # fmt: skip
 
     window = Window(samples(50))

@@ -15,6 +15,7 @@ from virtintrospect.errors import TargetGoneError, UsageError
 from virtintrospect.insight.hints import Facts, hints
 from virtintrospect.insight.history import Window, read_history
 from virtintrospect.insight.policy import load_policy
+from virtintrospect.plugin import adjust
 from virtintrospect.plugin.adjust import changes, follow
 
 MIB = 1 << 20
@@ -293,3 +294,26 @@ def test_a_hint_of_before_somebody_else_changed_it_is_not_followed(tmp_path: Pat
         follow(hint, domain, host, load_policy(), lambda: figures(0), tmp_path / "log")
     assert not asked
     assert not (tmp_path / "log").exists()
+
+
+def test_no_memory_is_given_that_a_control_group_forbids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjust, "host_available", lambda: 1 << 40)
+    xml = XML.replace("<memory unit='KiB'>4194304", "<memory unit='KiB'>8388608")
+    domain = dataclasses.replace(DOMAIN, xml=xml)
+    low = {"memory_available": 100 * MIB}
+    hint = judge(figures(9, memory=low), figures(0, memory=low), domain=domain)["memory", "grow"]
+    assert hint.recommended == 5 * GIB
+    asked: list[int] = []
+
+    def given(limit: int) -> None:
+        limits = {"memory_max": limit, "memory_group": "/machine/web"}
+        taken = figures(0) | {"vmm": {"id": "1:1", "limits": limits}}
+        follow(hint, domain, cast(Any, _Host(asked)), load_policy(), lambda: taken, tmp_path / "l")
+
+    given(4 * GIB + 512 * MIB)
+    assert asked == [4608]
+    with pytest.raises(UsageError, match="group /machine/web allows the domain's memory no more"):
+        given(4 * GIB)
+    assert asked == [4608]

@@ -6,7 +6,6 @@ runs everything.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -16,20 +15,20 @@ import pytest
 
 from tests import support
 from tests.guests.lab.apt import NoSuchPackageError
-from tests.xen.lab.machine import XenMachine
-from tests.xen.lab.parts import COLUMN, GUESTS, PARTS, parts
+from tests.xen.lab.machine import TREE, XenMachine
+from tests.xen.lab.parts import GUESTS, PARTS, parts
 
 _WHOLE = bool(os.environ.get("VIRTINTROSPECT_XEN_WHOLE"))
-#: Tests to run instead: ``SUPPORT_RECORD=1`` with tests/xen/inside/test_support.py writes columns
-#: of docs/support.md.
-_ONLY = os.environ.get("VIRTINTROSPECT_XEN_TESTS", "").split()
+#: Other tests to run in dom0 than those below, by pytest's words.
+_CHOSEN = shlex.split(os.environ.get("VIRTINTROSPECT_XEN_TESTS", ""))
 _KERNELS = ("6.1", "6.12") if _WHOLE else ("6.1",)
+#: HVM guests take minutes to boot here: one, and what depends on the kind of guest.
 _RUNS = [(kind, kernel) for kernel in _KERNELS for kind in ("pvh", "pv")]
+_RUNS += [("hvm", "6.1")] if _WHOLE and not _CHOSEN else []
 #: Seconds for what runs in dom0, on a loaded machine.
-_PATIENCE = 3600 if _WHOLE or _ONLY else 900
-#: Settings of tests/support.py.
-_PASSED = ("SUPPORT_RECORD", "SUPPORT_ONLY")
-_INSIDE, _DRIVER = "tests/xen/inside", "tests/xen/inside/test_driver.py"
+_PATIENCE = 3600 if _WHOLE else 900
+_INSIDE = "tests/xen/inside"
+_DRIVER = [f"{_INSIDE}/test_{name}.py" for name in ("driver", "bad_input")]
 _LINUX = "tests/guests/test_linux.py"
 #: The tables that everything else leans on.
 _CORE = [
@@ -40,18 +39,30 @@ _CORE = [
         "unmapped_address_is_a_fault", "log_goes_on_where_it_was_left",
     )
 ]  # fmt: skip
-#: Comparisons that were seen to pass here; others of tests/guests can be added by name.
-_FILES = [_LINUX, "tests/guests/test_sysctl.py"]
+#: What holds each table against the guest's own word, in the order of every other run.
+_FILES = [
+    f"tests/guests/test_{name}.py"
+    for name in (
+        "bpf", "cgroups", "containers", "counters", "details", "files", "hung", "interfaces",
+        "linux", "namespaces", "neighbours", "routes", "search", "slabs", "sockets", "stacks",
+        "swapped", "sysctl", "timers", "users",
+    )
+]  # fmt: skip
 #: What is not so on Xen, and is tested in ``inside`` as it is there.
 _NOT_HERE = [
-    f"{_LINUX}::test_{name}"
-    for name in (
-        "transport_is_the_best_there_is", "info", "kernel_base_and_slide",
-        "live_guest_is_not_tainted_by_all_this",
-        # 4 and 11 MB over the console of an emulated machine.
-        "every_symbol_is_where_the_guest_has_it", "types_are_those_of_the_guest",
-        "types_of_a_module",
-    )
+    "tests/guests/test_hung.py::test_a_guest_that_is_paused",
+    # All of a guest's memory is there.
+    "tests/guests/test_search.py::test_absent_pages_stay_absent",
+    *(
+        f"{_LINUX}::test_{name}"
+        for name in (
+            "transport_is_the_best_there_is", "info", "kernel_base_and_slide",
+            "live_guest_is_not_tainted_by_all_this",
+            # 4 and 11 MB over the console of an emulated machine.
+            "every_symbol_is_where_the_guest_has_it", "types_are_those_of_the_guest",
+            "types_of_a_module",
+        )
+    ),
 ]  # fmt: skip
 
 
@@ -60,7 +71,7 @@ def machine() -> Iterator[XenMachine]:
     if os.geteuid() != 0:
         pytest.skip("the lab's machine reads this machine's files, which needs root")
     try:
-        with XenMachine() as running:
+        with XenMachine(hvm=_WHOLE) as running:
             yield running
     except NoSuchPackageError as error:
         pytest.skip(str(error))
@@ -71,26 +82,27 @@ def machine() -> Iterator[XenMachine]:
 def test_in_dom0(machine: XenMachine, kind: str, kernel: str) -> None:
     """Everything that runs inside, for one kind of guest and one kernel."""
     settings = {
-        PARTS: parts((kernel,)),
+        PARTS: parts((kernel,), whole=_WHOLE),
         GUESTS: f"{kind}-{kernel}",
-        "VIRTINTROSPECT_XEN_ROUNDS": "1000" if _WHOLE else "50",
+        "VIRTINTROSPECT_XEN_ROUNDS": "1000" if _WHOLE and kernel == "6.1" else "50",
+        "SUPPORT_RECORD": "1" if support.RECORD else "",
+        "SUPPORT_ONLY": " ".join(support.ONLY),
     }
-    settings |= {name: os.environ[name] for name in _PASSED if name in os.environ}
     words = ["-m", "pytest", "--noconftest", "-p", "tests.xen.inside.fixtures"]
     words += ["-p", "no:cacheprovider", "-q", "--durations=5", "--timeout=900"]
-    if _ONLY:
-        words += _ONLY
+    if _CHOSEN:
+        words += _CHOSEN
+    elif kind == "hvm":
+        words += [*_DRIVER, *_CORE]
     elif _WHOLE:
         words += [_INSIDE, *_FILES, *(f"--deselect={name}" for name in _NOT_HERE)]
     else:
-        words += [_DRIVER, *_CORE]
+        words += [*_DRIVER, *_CORE]
     command = shlex.join([sys.executable, *words])
     answer = machine.execute_in_tree(command, _PATIENCE, environment=settings)
     said = answer.stdout.decode(errors="replace") + answer.stderr.decode(errors="replace")
     print(said)
-    for line in said.splitlines():
-        if line.startswith(COLUMN):
-            for column, cells in json.loads(line.removeprefix(COLUMN)).items():
-                support.record(column, cells)
     assert answer.status == 0, f"in dom0: {said[-6000:]}\n{machine.log()}"
     assert " passed" in said
+    if support.RECORD:
+        support.PAGE.write_bytes(machine.run(f"cat {TREE}{support.PAGE}"))

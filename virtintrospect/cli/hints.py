@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from virtintrospect.cli import picture
+from virtintrospect.cli.adjusting import Adjuster, Named, change_of, undo
 from virtintrospect.cli.escape import printable
 from virtintrospect.cli.options import (
     Settings,
@@ -20,11 +22,11 @@ from virtintrospect.cli.options import (
     pass_settings,
     target_options,
 )
-from virtintrospect.errors import MemoryAccessError, UsageError, VirtIntrospectError
+from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
     from virtintrospect.insight.figures import Sample
-    from virtintrospect.insight.hints import Identical
+    from virtintrospect.insight.hints import Facts, Identical
     from virtintrospect.insight.policy import Policy
     from virtintrospect.model import Hint
     from virtintrospect.session import Session
@@ -71,7 +73,12 @@ class Span(click.ParamType):  # type: ignore[type-arg]
 @click.option("--apply", "change", is_flag=True, help="Do it, after asking; docs/hints.md.")
 @click.option("--yes", is_flag=True, help="With --apply: do not ask.")
 @click.option("--undo", "back", is_flag=True, help="Bring TARGET back to what it had before.")
+@click.option("--dry-run", is_flag=True, help="With --apply, --undo: only say what would be.")
 @click.option("--explain", is_flag=True, help="Say what each hint comes from, and what refutes it.")
+@click.option(
+    "--plot", metavar="FILE", type=click.Path(path_type=Path),
+    help="Draw what they come from over time, too: FILE.png or FILE.svg. Needs matplotlib.",
+)  # fmt: skip
 @common
 @pass_settings
 def hints(
@@ -86,6 +93,8 @@ def hints(
     change: bool,
     yes: bool,
     back: bool,
+    plot: Path | None,
+    dry_run: bool,
 ) -> None:
     """Show what TARGET really needs of memory and CPU, with the numbers that say so.
 
@@ -93,6 +102,7 @@ def hints(
     virt-introspect hints web01
     virt-introspect hints web01 --for 60s --explain
     virt-introspect hints --all --policy dense
+    virt-introspect hints web01 --last 7d --plot web01.png
     virt-introspect hints web01 -o json | jq -r '.[].virsh // empty'
     virt-introspect hints web01 --for 5m --apply
     virt-introspect hints web01 --undo
@@ -107,27 +117,44 @@ def hints(
         raise UsageError("--for watches now, --last looks back: one of them")
     if yes and not change:
         raise UsageError("--yes goes with --apply")
+    if plot and everything:
+        raise UsageError("--plot draws one TARGET, not --all")
+    picture.check(plot)
     choose(HINTS, settings.columns, settings.output)
+    if dry_run and not (change or back):
+        raise UsageError("--dry-run goes with --apply or --undo")
     chosen = load_policy(policy)
     if back:
-        _undo(settings, target)
+        undo(settings, target or "", dry_run=dry_run)
         return
-    found = _of_all if everything else _of_one
-    rows = list(found(settings, target or "", chosen, seconds, last))
+    if everything:
+        rows = list(_of_all(settings, chosen, seconds, last))
+    else:
+        rows = _of_one(settings, target or "", chosen, seconds, last, plot)
+    adjuster = Adjuster(settings, chosen, yes=yes, dry_run=dry_run)
     if settings.output == "table" and settings.columns is None:
         _for_people(rows, explain=explain, everything=everything)
-    else:
-        settings.show(HINTS, [_row(name, hint) for name, hint in rows])
-    if change:
-        _apply(settings, rows, chosen, yes=yes)
-
-
-_Named = tuple[str, "Hint"]
+        if change:
+            adjuster.apply(rows)
+    else:  # for programs: what became of each hint is in its row
+        if change:
+            adjuster.apply(rows)
+        outcomes = adjuster.outcomes
+        settings.show(
+            HINTS,
+            [_row(name, hint) | outcomes.get(place, {}) for place, (name, hint) in enumerate(rows)],
+        )
+    adjuster.complain()
 
 
 def _of_one(
-    settings: Settings, target: str, policy: Policy, seconds: float | None, last: float | None
-) -> Iterator[_Named]:
+    settings: Settings,
+    target: str,
+    policy: Policy,
+    seconds: float | None,
+    last: float | None,
+    plot: Path | None,
+) -> list[Named]:
     from virtintrospect.session import open_session
 
     with open_session(target, settings.uri, access=settings.access) as session:
@@ -135,13 +162,26 @@ def _of_one(
         samples = [] if seconds else _kept(session, last or _DAY)
         if len(samples) < _FEWEST:
             samples = next(iter(_watch([session], seconds or _LOOK)))
-        for hint in _judge(session, policy, samples):
-            yield name, hint
+        facts, found = _judge(session, policy, samples)
+    if plot:
+        _draw(plot, name, facts, found)
+    return [(name, hint) for hint in found]
+
+
+def _draw(path: Path, name: str, facts: Facts, found: list[Hint]) -> None:
+    """The picture; what the guest calls itself stands in reasons."""
+    from dataclasses import replace
+
+    from virtintrospect.insight.hintplot import draw
+
+    shown = [replace(hint, reason=printable(hint.reason)) for hint in found]
+    title = f"{printable(name)}: {len(facts.window)} samples, policy {facts.policy.name}"
+    picture.write(path, draw(facts, shown, title, path.suffix[1:]))
 
 
 def _of_all(
-    settings: Settings, _target: str, policy: Policy, seconds: float | None, last: float | None
-) -> Iterator[_Named]:
+    settings: Settings, policy: Policy, seconds: float | None, last: float | None
+) -> Iterator[Named]:
     from contextlib import ExitStack
 
     from virtintrospect.cli.judging import identical
@@ -167,7 +207,7 @@ def _of_all(
         found = [
             (session.domain.name if session.domain else "", hint)
             for session, samples, pages in zip(sessions, kept, same, strict=True)
-            for hint in _judge(session, policy, samples, pages)
+            for hint in _judge(session, policy, samples, pages)[1]
         ]
     yield from sorted(found, key=lambda row: _ORDER.get(row[1].action, len(_ORDER)))
 
@@ -219,11 +259,12 @@ def _terminal() -> TextIO:
 
 def _judge(
     session: Session, policy: Policy, samples: list[Sample], same: Identical | None = None
-) -> list[Hint]:
+) -> tuple[Facts, list[Hint]]:
     from virtintrospect.cli.judging import facts_of
     from virtintrospect.insight.hints import hints
 
-    return hints(facts_of(session, policy, samples, same))
+    facts = facts_of(session, policy, samples, same)
+    return facts, hints(facts)
 
 
 def _row(name: str, hint: Hint) -> dict[str, Any]:
@@ -233,13 +274,13 @@ def _row(name: str, hint: Hint) -> dict[str, Any]:
     return {key: value for key, value in (values | {"domain": name}).items() if value is not None}
 
 
-def _for_people(rows: list[_Named], *, explain: bool, everything: bool) -> None:
+def _for_people(rows: list[Named], *, explain: bool, everything: bool) -> None:
     from virtintrospect.cli.output import human_size
 
     if not rows:
         click.echo("no hints: it has what it needs, and not much more")
     for name, hint in rows:
-        head = f"{printable(name)}: {hint.resource}: {hint.action}{_change(hint)}"
+        head = f"{printable(name)}: {hint.resource}: {hint.action}{change_of(hint)}"
         click.echo(f"{head} (confidence {hint.confidence:.2f})")
         click.echo(f"    {printable(hint.reason)}")
         if hint.virsh:
@@ -256,65 +297,6 @@ def _for_people(rows: list[_Named], *, explain: bool, everything: bool) -> None:
         )
         wanted = {name for name, hint in rows if hint.action == "grow"}
         click.echo(f"{human_size(back)} could be given back; guests in trouble: {len(wanted)}")
-
-
-def _apply(settings: Settings, rows: list[_Named], policy: Policy, *, yes: bool) -> None:
-    """Follow those hints that can be followed, one after the other; report on standard error."""
-    from functools import partial
-
-    from virtintrospect.host import Host
-    from virtintrospect.plugin.adjust import can_follow, follow
-    from virtintrospect.session import open_domain
-
-    refused = False
-    possible = [(name, hint) for name, hint in rows if can_follow(hint)]
-    if not possible:
-        click.echo("nothing here can be changed while the guest runs", err=True)
-    with Host(settings.uri, writable=True) as host:
-        for name, hint in possible:
-            what = f"{printable(name)}: {hint.resource}{_change(hint)}"
-            if not yes and not click.confirm(f"{what}?", err=True):
-                continue
-            try:
-                domain = host.domain(name)
-                with open_domain(domain, access=settings.access) as session:
-                    done = follow(hint, domain, host, policy, partial(_sample, session))
-                click.echo(f"{what}: {printable(done.outcome)}", err=True)
-            except VirtIntrospectError as error:
-                _warn(what, error)
-                refused = True
-    if refused:
-        raise MemoryAccessError("not all of it was done", hint="see the warnings above")
-
-
-def _sample(session: Session) -> Sample:
-    from virtintrospect.insight.figures import sample
-
-    return sample(session.guest, session.target)
-
-
-def _undo(settings: Settings, target: str | None) -> None:
-    from virtintrospect.host import Host
-    from virtintrospect.plugin.adjust import undo
-
-    with Host(settings.uri, writable=True) as host:
-        for change in undo(host.domain(target or ""), host):
-            unit = 1 << 20 if change.resource == "memory" else 1
-            click.echo(
-                f"{printable(change.domain)}: {change.resource} {change.before // unit} → "
-                f"{change.after // unit}{' MiB' if unit > 1 else ''}",
-                err=True,
-            )
-
-
-def _change(hint: Hint) -> str:
-    from virtintrospect.cli.output import human_size
-
-    if hint.recommended is None or hint.current is None:
-        return ""
-    if hint.resource == "memory":
-        return f" {human_size(hint.current)} → {human_size(hint.recommended)}"
-    return f" {hint.current} → {hint.recommended}"
 
 
 def _warn(name: str, error: VirtIntrospectError) -> None:

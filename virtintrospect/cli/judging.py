@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from virtintrospect.insight.figures import Sample
     from virtintrospect.insight.hints import Facts, Identical
+    from virtintrospect.insight.identical import Free
     from virtintrospect.insight.policy import Policy
     from virtintrospect.model.pages import PageOwners
     from virtintrospect.session import Session
@@ -104,6 +105,17 @@ def _with_timers(session: Session, facts: Facts) -> Facts:
     return dataclasses.replace(facts, timers=tuple(dict.fromkeys(who))[:_MOST_TIMERS])
 
 
+def _free(session: Session) -> Free | None:
+    """The pages that a guest has free; ``None`` where that is not known."""
+    from virtintrospect.insight.identical import Free
+
+    try:
+        owners = session.page_owners()
+    except VirtIntrospectError:
+        return None
+    return Free(owners.of("free", "free_percpu"), owners.page_size)
+
+
 def identical(sessions: Sequence[Session]) -> list[Identical | None]:
     """Of each guest, its pages that are the same as others; of guests of this host that run."""
     from virtintrospect.driver import SupportsResidentSize
@@ -115,7 +127,8 @@ def identical(sessions: Sequence[Session]) -> list[Identical | None]:
         if session.target.live and isinstance(session.target, SupportsResidentSize)
     ]
     found: list[Identical | None] = [None] * len(sessions)
-    results = identical_pages([sessions[number].memory for number in here])
+    free = [_free(sessions[number]) for number in here]
+    results = identical_pages([sessions[number].memory for number in here], free)
     for number, result in zip(here, results, strict=True):
         found[number] = result
     return found

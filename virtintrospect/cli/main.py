@@ -10,6 +10,7 @@ import sys
 import click
 
 from virtintrospect import __version__
+from virtintrospect.cli.batch import batch
 from virtintrospect.cli.check import check
 from virtintrospect.cli.doctor import doctor
 from virtintrospect.cli.dump import dump
@@ -25,6 +26,7 @@ from virtintrospect.cli.primitives import read, registers, symbols, translate, t
 from virtintrospect.cli.search import search
 from virtintrospect.cli.sessions import attach, detach, sessions
 from virtintrospect.cli.tables import columns_of, ps, summary, table_commands
+from virtintrospect.cli.top import top
 from virtintrospect.cli.triage import crash, hung
 from virtintrospect.cli.virsh import dommemstat, guestinfo
 from virtintrospect.cli.write import write
@@ -69,6 +71,7 @@ for command in (
     guestinfo,
     dommemstat,
     hints,
+    top,
     check,
     hung,
     crash,
@@ -87,6 +90,7 @@ for command in (
     sessions,
     attach,
     detach,
+    batch,
 ):
     command.short_help, command.epilog = summary(command), columns_of(command)
     cli.add_command(command)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from virtintrospect.cli import picture
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
-from virtintrospect.errors import UsageError, VirtIntrospectError
+from virtintrospect.errors import UsageError
 from virtintrospect.insight.columns import record
 from virtintrospect.insight.tables import MAP, MAP_PROCESSES, MAP_RANGES
 
@@ -40,8 +41,7 @@ def map_(
 
     if processes and ranges:
         raise UsageError("--processes and --ranges exclude each other")
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise UsageError(f"{plot}: pictures are .png or .svg")
+    picture.check(plot)
     table = MAP_PROCESSES if processes else MAP_RANGES if ranges else MAP
     with settings.open(target, table) as session:
         guest = session.guest
@@ -56,12 +56,5 @@ def map_(
         if plot is not None:
             from virtintrospect.insight.pageplot import draw
 
-            _write(plot, draw(owners, target, plot.suffix[1:]))
+            picture.write(plot, draw(owners, target, plot.suffix[1:]))
         settings.report(guest)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise VirtIntrospectError(f"cannot write {path}: {error.strerror}") from error

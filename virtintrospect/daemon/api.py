@@ -54,7 +54,7 @@ class Api:
         yield rest | {"done": True}
 
     async def _sessions(self, _params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        rows = [_plain(SESSIONS, session_row(one)) for one in self.hub.sessions.values()]
+        rows = [self._row(one) for one in self.hub.sessions.values()]
         return rows, {"libvirt": self.hub.connected, "uri": self.hub.uri}
 
     async def _list(self, params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -105,12 +105,18 @@ class Api:
     async def _attach(self, params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         session = self._session(params)
         await self.hub.attach(session)
-        return [_plain(SESSIONS, session_row(session))], {}
+        return [self._row(session)], {}
 
     async def _detach(self, params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         session = self._session(params)
         await self.hub.detach(session, forever=params.get("forever", False) is True)
-        return [_plain(SESSIONS, session_row(session))], {}
+        return [self._row(session)], {}
+
+    def _row(self, session: DomainSession) -> dict[str, Any]:
+        row = session_row(session)
+        if session.state is State.DETACHED:
+            row["forever"] = session.domain.uuid in self.hub.detached
+        return _plain(SESSIONS, row)
 
     def _session(self, params: dict[str, Any]) -> DomainSession:
         target = _text(params, "domain")

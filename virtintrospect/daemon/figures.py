@@ -14,7 +14,8 @@ from virtintrospect.daemon.config import History
 from virtintrospect.domain import Domain
 from virtintrospect.driver import Target
 from virtintrospect.guests.base import Guest
-from virtintrospect.insight.figures import Sample, sample
+from virtintrospect.insight.figures import Sample
+from virtintrospect.insight.sampling import Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Sampler:
         self.config = config
         self.latest: dict[str, Sample] = {}
         self._due: dict[str, float] = {}
+        self._sampling: dict[str, Sampling] = {}
         self._lock = Lock()
 
     def look(self, domain: Domain, guest: Guest, target: Target | None = None) -> None:
@@ -38,7 +40,7 @@ class Sampler:
         if now < self._due.get(domain.uuid, 0.0):
             return
         self._due[domain.uuid] = now + self.config.interval_seconds
-        taken = sample(guest, target)
+        taken = self._sampling.setdefault(domain.uuid, Sampling()).take(guest, target)
         self.latest[domain.uuid] = taken
         if self.config.enabled:
             try:
@@ -50,6 +52,7 @@ class Sampler:
         """The figures are of a kernel that is no more."""
         self.latest.pop(domain.uuid, None)
         self._due.pop(domain.uuid, None)
+        self._sampling.pop(domain.uuid, None)
 
     def _append(self, domain: Domain, taken: Sample) -> None:
         line = json.dumps(taken, separators=(",", ":")).encode() + b"\n"

@@ -185,9 +185,11 @@ def _hub(config: Config) -> tuple[Hub, list[Coroutine[Any, Any, None]]]:
     watch_crashes(hub, reports)
     extras: list[Coroutine[Any, Any, None]] = []
     if config.metrics.enabled:
+        from virtintrospect.daemon.hintmetrics import HintMetrics
         from virtintrospect.daemon.metrics import Collector, serve
 
-        serve(config.metrics, Collector(hub.sessions, sampler.latest))
+        advice = HintMetrics(config.state_dir / "history", config.govern.policy)
+        serve(config.metrics, Collector(hub.sessions, sampler.latest, advice))
     if config.metadata.publish:
         from virtintrospect.daemon.metadata import Publisher
 

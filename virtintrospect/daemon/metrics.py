@@ -12,6 +12,7 @@ from typing import Any
 
 from virtintrospect.cli.escape import printable
 from virtintrospect.daemon.config import Metrics
+from virtintrospect.daemon.hintmetrics import HintMetrics
 from virtintrospect.daemon.sessions import DomainSession
 from virtintrospect.daemon.state import State
 from virtintrospect.errors import VirtIntrospectError
@@ -24,15 +25,23 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Collector:
     """What prometheus-client asks at each scrape, in a thread of its own."""
 
-    def __init__(self, sessions: Mapping[str, DomainSession], latest: Mapping[str, Sample]) -> None:
+    def __init__(
+        self,
+        sessions: Mapping[str, DomainSession],
+        latest: Mapping[str, Sample],
+        hints: HintMetrics | None = None,
+    ) -> None:
         self.sessions = sessions
         self.latest = latest
+        self.hints = hints
 
     def collect(self) -> Iterator[Any]:
         """All metrics."""
         sessions = list(self.sessions.values())
         yield from _states(sessions)
         yield from self._guests(sessions)
+        if self.hints is not None:
+            yield from self.hints.collect(sessions)
         yield from _own()
 
     def describe(self) -> Iterator[Any]:

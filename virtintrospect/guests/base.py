@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from virtintrospect.model import (
         BalloonStats,
         BpfObject,
+        CacheUse,
         Container,
         ControlGroup,
         Counter,
@@ -104,8 +105,11 @@ class Guest(abc.ABC):
         """
 
     @abc.abstractmethod
-    def meminfo(self) -> MemoryInfo:
-        """The guest's own account of its memory, as /proc/meminfo has it."""
+    def meminfo(self, names: Collection[str] | None = None) -> MemoryInfo:
+        """The guest's own account of its memory, as /proc/meminfo has it.
+
+        :param names: only these fields are read; the others are ``None``.
+        """
 
     @abc.abstractmethod
     def pressure(self, *, cgroups: bool = False) -> list[Pressure]:
@@ -253,6 +257,13 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     def cpu_stacks(self) -> list[StackFrame]:
         """The kernel stacks of the tasks that the CPUs were running, as far as they can be told."""
+
+    @abc.abstractmethod
+    def cache_use(self) -> CacheUse:
+        """How much of the page cache is in use, by the flags of some thousand random pages.
+
+        :raises NotFoundError: the kernel does not count such pages.
+        """
 
     @abc.abstractmethod
     def page_owners(self) -> PageOwners:

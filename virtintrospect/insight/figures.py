@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from virtintrospect.driver import SupportsVcpuTimes, SupportsVmmFigures, Target
@@ -51,39 +51,40 @@ _FULL_SHARE = 0.25
 Sample = dict[str, Any]
 
 
-def sample(guest: Guest, target: Target | None = None) -> Sample:
+def sample(
+    guest: Guest, target: Target | None = None, parts: Collection[str] | None = None
+) -> Sample:
     """One sample. What this kernel does not measure, or does not show now, is left out.
 
     :param target: for what this host knows of the guest's vCPUs.
+    :param parts: only these of :data:`PARTS`.
     """
     taken: Sample = {"time": round(time.time(), 3)}
-    for name, part in _PARTS.items():
+    for name in PARTS if parts is None else parts:
         try:
-            if figures := part(guest):
+            if figures := PARTS[name](guest):
                 taken[name] = figures
         except TargetGoneError:
             raise
         except VirtIntrospectError as error:
             _log.debug("no figures of %s: %s", name, error)
+    if each := taken.get("each_cpu"):
+        sums = [sum(column) for column in zip(*each, strict=True)]
+        taken["cpu"] = dict(zip(CPU, sums[1:], strict=True)) | {"cpus": len(each)}
     if isinstance(target, SupportsVcpuTimes) and (times := target.vcpu_times()):
         taken["vcpus"] = [
             [one.vcpu, one.ran // 1_000_000, one.waited // 1_000_000, one.allowed] for one in times
         ]
-    if isinstance(target, SupportsVmmFigures):
+    if isinstance(target, SupportsVmmFigures) and parts is None:
         taken["vmm"] = target.vmm_figures()
         taken["host"] = host_figures()
     return taken
 
 
 def _memory(guest: Guest) -> Sample:
-    info = guest.meminfo()
+    info = guest.meminfo(MEMORY)
     values = {name: getattr(info, name) for name in MEMORY}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _cpu(guest: Guest) -> Sample:
-    times = guest.cpu()
-    return {name: sum(getattr(cpu, name) for cpu in times) for name in CPU} | {"cpus": len(times)}
 
 
 def _each_cpu(guest: Guest) -> list[list[int]]:
@@ -143,6 +144,12 @@ def _slabs(guest: Guest) -> list[list[Any]]:
     return [[_text(row.name), row.size or 0] for row in rows]
 
 
+def _cache(guest: Guest) -> Sample:
+    """Page cache that was used more than once, and all of it; bytes."""
+    use = guest.cache_use()
+    return {"used_again": use.used_again, "total": use.total}
+
+
 def _signs(guest: Guest) -> list[list[Any]]:
     """Of each CPU: its number, then :data:`SIGNS`; ``None`` for what is not known."""
     return [[cpu.cpu, *(getattr(cpu, name) for name in SIGNS)] for cpu in guest.cpu_signs()]
@@ -166,13 +173,14 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-_PARTS: dict[str, Callable[[Guest], Any]] = {
+#: What a sample has, besides ``cpu``, which is the sum of ``each_cpu``.
+PARTS: dict[str, Callable[[Guest], Any]] = {
     "memory": _memory,
-    "cpu": _cpu,
     "each_cpu": _each_cpu,
     "load": _load,
     "pressure": _pressure,
     "events": _events,
+    "cache": _cache,
     "tasks": _tasks,
     "slabs": _slabs,
     "drivers": _drivers,

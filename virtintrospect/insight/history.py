@@ -82,16 +82,16 @@ class Window:
         After a migration, or a restart from a saved state, the guest's own counters go on, and
         those of the host begin anew.
         """
-        names = [_name(taken) for taken in self.samples]
-        first = next((n for n in range(len(names), 0, -1) if names[n - 1] != names[-1]), 0)
-        return self._part(first)
+        known = [(n, name) for n, taken in enumerate(self.samples) if (name := _name(taken))]
+        others = [n for n, name in known if name != known[-1][1]]
+        return self._part(others[-1] + 1 if others else 0)
 
     @property
     def sized(self) -> Window:
         """The part since the guest's memory last changed: by a balloon, or plugged in."""
         first, last = 0, None
         for number, taken in enumerate(self.samples):
-            total = _at(taken, "memory", "memory_total")
+            total = figure(taken, "memory", "memory_total")
             if total is None:
                 continue
             if last is not None and abs(total - last) > _RESIZED * last:
@@ -105,22 +105,22 @@ class Window:
         return part
 
     def rows(self, *path: str) -> list[list[Any]]:
-        """A list of rows in the last sample; none of those that are none."""
-        value: Any = self.samples[-1] if self.samples else None
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
+        """A list of rows in the last sample that has it; none of those that are none."""
+        value = self._last(*path)
         return [row for row in value if isinstance(row, list)] if isinstance(value, list) else []
 
     def text(self, *path: str) -> str:
-        """A word in the last sample; empty where there is none."""
-        value: Any = self.samples[-1] if self.samples else None
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
+        """A word in the last sample that has it; empty where there is none."""
+        value = self._last(*path)
         return value if isinstance(value, str) else ""
+
+    def _last(self, *path: str) -> Any:
+        found = (_in(taken, *path) for taken in reversed(self.samples))
+        return next((value for value in found if value is not None), None)
 
     def values(self, part: str, *names: str) -> list[float]:
         """A figure in each sample that has it: ``values("memory", "memory_free")``."""
-        found = (_at(taken, part, *names) for taken in self.samples)
+        found = (figure(taken, part, *names) for taken in self.samples)
         return [value for value in found if value is not None]
 
     def last(self, part: str, *names: str) -> float | None:
@@ -152,19 +152,21 @@ class Window:
         :param path: to the list: ``named("tasks", "largest", key=2, value=2)``.
         :param key: so many first fields of a row say which one it is.
         :param value: index of the figure in a row.
-        :returns: only what all samples name; one figure a sample.
+        :returns: only what all samples name that have such a list; one figure a sample.
         """
         series: dict[tuple[Any, ...], list[float]] = {}
-        for number, taken in enumerate(self.samples):
-            rows: Any = taken
-            for name in path:
-                rows = rows.get(name) if isinstance(rows, dict) else None
-            for row in rows if isinstance(rows, list) else ():
+        lists = [rows for taken in self.samples if isinstance(rows := _in(taken, *path), list)]
+        for number, rows in enumerate(lists):
+            for row in rows:
                 if isinstance(row, list) and len(row) > value and _number(row[value]):
                     found = series.setdefault(tuple(map(str, row[:key])), [])
                     if len(found) == number:
                         found.append(row[value])
-        return {which: found for which, found in series.items() if len(found) == len(self.samples)}
+        return {which: found for which, found in series.items() if len(found) == len(lists)}
+
+    def times(self, *path: str) -> list[float]:
+        """When the samples were taken that have a figure or a list; seconds since the epoch."""
+        return [float(taken["time"]) for taken in self.samples if _in(taken, *path) is not None]
 
 
 def _percent(rate: float | None) -> float | None:
@@ -181,17 +183,23 @@ def _name(taken: Sample) -> Any:
 def _rebooted(before: Sample, after: Sample) -> bool:
     """Whether CPU time or a counter of PSI has gone back."""
     for path in (("cpu", "user"), ("cpu", "system"), ("events", "paged_in")):
-        old, new = _at(before, *path), _at(after, *path)
+        old, new = figure(before, *path), figure(after, *path)
         if old is not None and new is not None and new < old:
             return True
     return False
 
 
-def _at(taken: Sample, *path: str) -> float | None:
+def figure(taken: Sample, *path: str) -> float | None:
+    """A number in a sample; ``None`` where it has none there."""
+    value = _in(taken, *path)
+    return value if _number(value) else None
+
+
+def _in(taken: Sample, *path: str) -> Any:
     value: Any = taken
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
-    return value if _number(value) else None
+    return value
 
 
 def _number(value: object) -> bool:

@@ -46,13 +46,27 @@ class _Looked(NamedTuple):
     looked_at: int
 
 
-def identical_pages(memories: Sequence[PhysicalMemory]) -> list[Identical]:
+class Free(NamedTuple):
+    """Which pages a guest has free: what is left in them is nobody's."""
+
+    #: One for each page of the guest, from address zero on.
+    mask: Array
+    page_size: int
+
+
+def identical_pages(
+    memories: Sequence[PhysicalMemory], free: Sequence[Free | None] = ()
+) -> list[Identical]:
     """For each guest, what is the same as other pages, its own or others'.
 
     A guest that goes away meanwhile has nothing.
+
+    :param free: for each guest, pages that do not count; those of one of which that is not
+        known all do.
     """
     places = random.sample(range(0, PAGE, _PIECE), 2)
-    looked = [_look(memory, places) for memory in memories]
+    unwanted = [*free, *([None] * (len(memories) - len(free)))]
+    looked = [_look(memory, places, none) for memory, none in zip(memories, unwanted, strict=True)]
     step = max(1, max((-(-len(one.pages) // _MOST_HASHED) for one in looked), default=1))
     salt = os.urandom(16)
     found = [
@@ -86,7 +100,7 @@ def _result(
     )
 
 
-def _look(memory: PhysicalMemory, places: Sequence[int]) -> _Looked:
+def _look(memory: PhysicalMemory, places: Sequence[int], free: Free | None) -> _Looked:
     """Read one piece of each page; of those that have zeros there, another."""
     import numpy as np
 
@@ -96,8 +110,8 @@ def _look(memory: PhysicalMemory, places: Sequence[int]) -> _Looked:
         for batch in _batches(memory):
             if time.monotonic() > end:
                 break
-            count += len(batch)
-            left = batch
+            left = batch if free is None else batch[~_within(batch, free)]
+            count += len(left)
             for number, place in enumerate(places):
                 words = _pieces(memory, left, place)
                 plain = (words == words[:, :1]).all(axis=1)  # zeros, or one word over and over
@@ -114,6 +128,16 @@ def _look(memory: PhysicalMemory, places: Sequence[int]) -> _Looked:
         np.concatenate(empty or none),
         count,
     )
+
+
+def _within(pages: Array, free: Free) -> Array:
+    """Which pages are free."""
+    import numpy as np
+
+    numbers = (pages // np.uint64(free.page_size)).astype(np.intp)
+    known = numbers < len(free.mask)
+    found: Array = free.mask[np.where(known, numbers, 0)] & known
+    return found
 
 
 def _pieces(memory: PhysicalMemory, pages: Array, place: int) -> Array:

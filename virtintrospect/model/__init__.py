@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from virtintrospect.model.cgroups import ControlGroup
     from virtintrospect.model.counters import (
         BalloonStats,
+        CacheUse,
         Counter,
         CpuTimes,
         Load,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
+    from virtintrospect.model.event import Event, EventKind
     from virtintrospect.model.files import (
         EnvironmentVariable,
         MemoryArea,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BalloonStats",
     "BpfObject",
+    "CacheUse",
     "Container",
     "ControlGroup",
     "Counter",
@@ -55,6 +58,8 @@ __all__ = [
     "CpuTimes",
     "Crash",
     "EnvironmentVariable",
+    "Event",
+    "EventKind",
     "Finding",
     "Hint",
     "InnerGuest",
@@ -107,6 +112,7 @@ _WHERE = {
     "Pressure": "counters",
     "CpuTimes": "counters",
     "Load": "counters",
+    "CacheUse": "counters",
     "Counter": "counters",
     "SlabCache": "counters",
     "Container": "namespaces",
@@ -121,6 +127,8 @@ _WHERE = {
     "RunQueue": "stack",
     "Stall": "stack",
     "Crash": "stack",
+    "Event": "event",
+    "EventKind": "event",
     "Finding": "finding",
     "Hint": "hint",
     "InnerGuest": "machines",

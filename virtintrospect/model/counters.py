@@ -119,6 +119,18 @@ class CpuTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How much of the page cache is in use; bytes."""
+
+    #: Pages of files that the kernel may evict, by its own count.
+    total: int
+    #: Those of them that were used more than once, or that a process maps: an estimate.
+    used_again: int
+    #: Pages of the cache in the sample that the estimate is made from.
+    sampled: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """The record of ``load``."""
 

@@ -269,27 +269,33 @@ def changes(log: Path, uuid: str) -> list[Change]:
     return found
 
 
+def to_undo(domain: Domain, log: Path = LOG) -> list[Change]:
+    """What :func:`undo` would do; empty where nothing was changed."""
+    first: dict[str, Change] = {}
+    for change in changes(log, domain.uuid):
+        first.setdefault(change.resource, change)
+    return [
+        Change(
+            time.time(), domain.uuid, domain.name, resource, change.after, change.before,
+            "undo", "undone",
+        )
+        for resource, change in first.items()
+    ]  # fmt: skip
+
+
 def undo(domain: Domain, host: Host, log: Path = LOG) -> list[Change]:
     """Bring a domain back to what it had before the first change that is not undone.
 
     :raises UsageError: nothing was changed.
     :raises MemoryAccessError: libvirt refuses.
     """
-    first: dict[str, Change] = {}
-    for change in changes(log, domain.uuid):
-        first.setdefault(change.resource, change)
-    if not first:
+    back = to_undo(domain, log)
+    if not back:
         raise UsageError(f"no change of domain {domain.name!r} is to be undone", hint=f"see {log}")
-    done = []
-    for resource, change in first.items():
-        if resource == "memory":
-            host.set_memory(domain.uuid, change.before >> 10)
+    for change in back:
+        if change.resource == "memory":
+            host.set_memory(domain.uuid, change.after >> 10)
         else:
-            host.set_vcpus(domain.uuid, change.before)
-        back = Change(
-            time.time(), domain.uuid, domain.name, resource, change.after, change.before,
-            "undo", "undone",
-        )  # fmt: skip
-        note(log, back)
-        done.append(back)
-    return done
+            host.set_vcpus(domain.uuid, change.after)
+        note(log, change)
+    return back

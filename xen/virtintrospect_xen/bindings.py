@@ -19,7 +19,11 @@ from typing import Any, NoReturn
 from virtintrospect.errors import AccessDeniedError, MemoryAccessError, VirtIntrospectError
 
 _FOREIGN, _CALL, _STORE = "libxenforeignmemory.so.1", "libxencall.so.1", "libxenstore.so.4"
+#: For events only.
+_CHANNEL, _MODEL = "libxenevtchn.so.1", "libxendevicemodel.so.1"
 _PACKAGES = {
+    _CHANNEL: "libxenevtchn1",
+    _MODEL: "libxendevicemodel1",
     _FOREIGN: "libxenforeignmemory1",
     _CALL: "libxencall1",
     _STORE: "libxenstore4",
@@ -99,6 +103,36 @@ def xenstore() -> Any:
     _declare(library.xs_watch, ctypes.c_bool, pointer, text, text)
     _declare(library.xs_fileno, ctypes.c_int, pointer)
     _declare(library.xs_check_watch, pointer, pointer)
+    return library
+
+
+@cache
+def event_channels() -> Any:
+    """Of libxenevtchn: to be told that another domain, or Xen, has something for us."""
+    library = _load(_CHANNEL)
+    pointer, number = ctypes.c_void_p, ctypes.c_uint32
+    _declare(library.xenevtchn_open, pointer, pointer, ctypes.c_uint)
+    _declare(library.xenevtchn_close, ctypes.c_int, pointer)
+    _declare(library.xenevtchn_fd, ctypes.c_int, pointer)
+    _declare(library.xenevtchn_bind_interdomain, ctypes.c_int, pointer, number, number)
+    _declare(library.xenevtchn_pending, ctypes.c_int, pointer)
+    for name in ("unmask", "notify"):
+        _declare(getattr(library, f"xenevtchn_{name}"), ctypes.c_int, pointer, number)
+    return library
+
+
+@cache
+def device_model() -> Any:
+    """Of libxendevicemodel: exceptions for a vCPU."""
+    library = _load(_MODEL)
+    pointer, number = ctypes.c_void_p, ctypes.c_uint32
+    _declare(library.xendevicemodel_open, pointer, pointer, ctypes.c_uint)
+    _declare(library.xendevicemodel_close, ctypes.c_int, pointer)
+    _declare(
+        library.xendevicemodel_inject_event,
+        ctypes.c_int, pointer, ctypes.c_uint16, ctypes.c_int, ctypes.c_uint8, ctypes.c_uint8,
+        number, number, ctypes.c_uint64,
+    )  # fmt: skip
     return library
 
 

@@ -187,6 +187,30 @@ class Hypervisor:
         self._domctl(_GET_HVM_PART, domid, arguments, f"read registers of vCPU {vcpu}", vcpu)
         return ctypes.string_at(self._need() + _PAGE, size)
 
+    def domain_call(self, command: int, domid: int, arguments: bytes, what: str) -> bytes:
+        """Another domctl of a domain: what Xen has written behind its head.
+
+        :param what: what it does, for the error: "Xen refuses to …".
+        """
+        return self._domctl(command, domid, arguments, what)
+
+    def call(self, number: int, command: int, arguments: bytes, domid: int, what: str) -> bytes:
+        """A hypercall with a command and a structure, and the structure afterwards.
+
+        :param what: as of :meth:`domain_call`.
+        """
+        ctypes.memmove(self._need(), arguments, len(arguments))
+        done = self._library.xencall2L(self._handle, number, command, self._buffer)
+        if done < 0:
+            raise self._error(what, domid)
+        return ctypes.string_at(self._need(), len(arguments))
+
+    def beside(self, content: bytes) -> int:
+        """Put what a structure points to into memory that Xen can read; where it is."""
+        place = self._need() + _PAGE
+        ctypes.memmove(place, content, len(content))
+        return place
+
     def pause(self, domid: int) -> None:
         """Stop a domain; Xen counts, so others may have stopped it as well."""
         self._domctl(_PAUSE, domid, b"", f"pause domain {domid}")

@@ -23,8 +23,9 @@ _PAGE = 4096
 #: Frames that are mapped at once around one that is read: a call costs as much as some twenty
 #: frames do.
 _AROUND = 32
-#: Nanoseconds of reading after which Xen is asked whether the guest is still the same.
-_CHECK_EVERY = 1_000_000
+#: Nanoseconds of reading after which Xen is asked whether the guest is still the same: at least
+#: so many, ten times as many as asking takes, and at most so many.
+_CHECK_EVERY, _CHECK_SHARE, _CHECK_LATEST = 1_000_000, 10, 20_000_000
 
 #: Why Xen has not mapped a frame (tools/libs/foreignmemory/linux.c; privcmd's own numbers).
 _WHY = {
@@ -65,14 +66,17 @@ class XenMemory(PhysicalMemory):
         self._renew = renew
 
     def check(self) -> None:
-        """Make sure, once a millisecond, that the guest is as it was.
+        """Make sure, once a millisecond or so, that the guest is as it was.
 
         :raises TargetGoneError: it has ended.
         """
-        if monotonic_ns() >= self._check_at:
+        began = monotonic_ns()
+        if began >= self._check_at:
             if self._check():
                 self.forget()
-            self._check_at = monotonic_ns() + _CHECK_EVERY
+            now = monotonic_ns()
+            wait = max(_CHECK_EVERY, min(_CHECK_SHARE * (now - began), _CHECK_LATEST))
+            self._check_at = now + wait
 
     def read(self, paddr: int, size: int) -> bytes:  # noqa: D102 (inherited)
         if not 0 < size <= MAX_READ or paddr < 0 or paddr + size > self._window.frames * _PAGE:

@@ -13,15 +13,17 @@ from virtintrospect.errors import (
     UsageError,
 )
 from virtintrospect.memory import Region
+from virtintrospect.model.event import Trigger
 from virtintrospect_xen import registers
 from virtintrospect_xen.calls import DomainInfo, Hypervisor
+from virtintrospect_xen.events import EventStream
 from virtintrospect_xen.frames import PvFrames
 from virtintrospect_xen.hold import Holder
 from virtintrospect_xen.memory import XenMemory
 from virtintrospect_xen.regions import find_regions
 from virtintrospect_xen.window import Mapper, Window
 
-_CHANGING = {Capability.WRITE, Capability.SET_REGISTERS}
+_CHANGING = {Capability.WRITE, Capability.SET_REGISTERS, Capability.EVENTS}
 _PAGE = 4096
 #: Guests of up to 1 TiB.
 _MOST_FRAMES = 1 << 28
@@ -101,6 +103,8 @@ class XenTarget(Target):
     def capabilities(self) -> frozenset[Capability]:
         """As of every target; no windows, as what is mapped may have to go."""
         found = super().capabilities() - {Capability.VIEW}
+        if not self.info.hvm:
+            found -= {Capability.EVENTS}
         return found if self._access.write else found - _CHANGING
 
     def close(self) -> None:
@@ -121,6 +125,7 @@ class XenTarget(Target):
         :raises TargetGoneError: the guest has ended.
         """
         self._vcpu(vcpu)
+        self._now()  # what is left of a domain may still have registers
         if self.info.hvm:
             state = self._hypervisor.hvm_cpu(self.domid, vcpu, registers.HVM_SIZE)
             return registers.of_hvm(state)
@@ -166,12 +171,22 @@ class XenTarget(Target):
         """Stop all vCPUs; returns when they stand still. Counted.
 
         :returns: when Xen was asked to, by :func:`time.monotonic`.
+        :raises TargetGoneError: the guest has ended.
         """
+        self._now()
         return self._holder.pause()
 
     def resume(self) -> None:
         """Undo one :meth:`pause`."""
         self._holder.resume()
+
+    def watch(self, *triggers: Trigger) -> EventStream:
+        """Report what the vCPUs do; see :class:`~virtintrospect.driver.SupportsEvents`."""
+        if not self._access.write:
+            raise UsageError("the guest may not be disturbed", hint="allow it: --allow-write")
+        if not self.info.hvm:
+            raise self.without(Capability.EVENTS)
+        return EventStream(self._hypervisor, self.domid, self._memory, self._holder, triggers)
 
     # -- life -------------------------------------------------------------------------------
 

@@ -175,13 +175,8 @@ class Window:
 
     def _map(self, first: int, frames: Sequence[int]) -> None:
         end = first + len(frames)
-        while self._runs and self._mapped + len(frames) > self._limit:
-            self._drop(*self._runs.popleft())
-        try:
-            _, errors = self._mapper.map(frames, address=self.address + first * _PAGE)
-        except OSError:
-            self._reserve(first, end)
-            raise
+        self._make_room(len(frames))
+        errors = self._map_or_make_room(first, frames)
         self._runs.append((first, end))
         self._mapped += len(frames)
         if not any(errors):
@@ -193,6 +188,30 @@ class Window:
             self.present[frame] = not error
             if error:
                 self.missing[frame] = error
+
+    def _map_or_make_room(self, first: int, frames: Sequence[int]) -> Sequence[int]:
+        """Map frames; where domain 0 has no memory for that many, be content with fewer.
+
+        Each frame that is mapped takes as much of its memory as one of its own, where its kernel
+        has no other addresses for it (drivers/xen/unpopulated-alloc.c).
+        """
+        while True:
+            try:
+                return self._mapper.map(frames, address=self.address + first * _PAGE)[1]
+            except OSError as error:
+                self._reserve(first, first + len(frames))
+                if error.errno != errno.ENOMEM or not self._runs:
+                    raise
+                # Never less than one read may need at a time.
+                before, self._limit = self._mapped, max(self._mapped // 2, MOST_A_CALL)
+                self._make_room(len(frames))
+                if self._mapped == before:
+                    raise
+
+    def _make_room(self, frames: int) -> None:
+        """Unmap what is oldest, where so many more would be too many."""
+        while self._runs and self._mapped + frames > self._limit:
+            self._drop(*self._runs.popleft())
 
     def drop_all(self) -> None:
         """Unmap everything; what is asked for next is mapped anew."""

@@ -35,6 +35,11 @@ class Channel:
     :param console: file with what the guest's console printed.
     """
 
+    #: Its virtio network cards, by the names that its kernel gives them.
+    cards: frozenset[bytes] = frozenset()
+    #: Whether its processor has huge pages.
+    huge_pages = True
+
     def __init__(self, name: str, path: Callable[[], str], console: Path) -> None:
         self.name = name
         self.console = console

@@ -2,10 +2,11 @@
 # What `make` needs from the system. Installs what is missing on Debian when root; says what to
 # install otherwise. Instant and offline when nothing is missing.
 #
-# Usage: deps.sh PYTHON
+# Usage: deps.sh PYTHON [COMMAND …]   (commands that only some tests need, from the packages of their name)
 set -eu
 
 python=$1
+shift
 missing=
 need() { # PACKAGE, unless the command that follows succeeds
     package=$1
@@ -53,6 +54,11 @@ need crash has crash
 need binutils has readelf
 need libfuse3-3 installed libfuse3-3
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
+need iproute2 test -x /usr/sbin/ip
+need openssh-client has ssh
+for command in "$@"; do
+    need "$command" has "$command"
+done
 
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ]; then

@@ -95,6 +95,8 @@ class Config:
     arch: str = "x86_64"
     #: More kernel parameters, e.g. ``lab.sleepers=200`` (see guest/workload.c).
     cmdline: str = ""
+    #: It has a balloon, as libvirt gives one to each guest.
+    balloon: bool = True
     #: It may panic: then it stays as it is, and libvirt is told by a pvpanic device.
     crashes: bool = False
 
@@ -115,6 +117,8 @@ class Config:
             parts.append(self.machine)
         if self.arch != "x86_64":
             parts.append(self.arch)
+        if not self.balloon:
+            parts.append("noballoon")
         if self.crashes:
             parts.append("crashes")
         if self.cmdline:
@@ -155,6 +159,7 @@ def domain_xml(
   <devices>
     <controller type='usb' model='none'/>
     {"<panic model='isa'/>" if config.crashes else ""}
+    {"" if config.balloon else "<memballoon model='none'/>"}
     <serial type='file'><source path='{escape(str(log))}'/></serial>
     {f"<controller type='virtio-serial'>{bus}</controller>" if bus else ""}
     <channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>

@@ -35,7 +35,10 @@ class Guest(Channel):
     :param kept: the guest may outlive this process.
     :param firmware_only: give it no kernel: it stays in its firmware for ever.
     :param private: the libvirtd to run it under, if not the machine's.
+    :param patience: seconds within which it must have booted, where it is not booted alone.
     """
+
+    cards = frozenset({b"eth0"})
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Guest(Channel):
         kept: bool = False,
         firmware_only: bool = False,
         private: Private | None = None,
+        patience: float | None = None,
     ) -> None:
         self.config = config or Config()
         config = self.config
@@ -72,7 +76,7 @@ class Guest(Channel):
         self.uuid: str = self.domain.UUIDString()
         if not firmware_only:
             try:
-                self.wait_ready()
+                self.wait_ready(patience)
             except BaseException:
                 self.destroy()
                 raise

@@ -150,7 +150,7 @@ class Private:
 
     def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a program that sees the daemon's folders instead of the machine's."""
-        return subprocess.run([*self._enter(), *map(str, command)], **options)
+        return subprocess.run([*self.enter(), *map(str, command)], **options)
 
     def close(self) -> None:
         """End guests and daemons, and remove the folder; doing so twice is harmless."""
@@ -195,7 +195,7 @@ class Private:
         if (known / "qemu/capabilities").is_dir():
             shutil.copytree(known, self.folder / "cache", dirs_exist_ok=True)
 
-    def _enter(self) -> list[str]:
+    def enter(self) -> list[str]:
         """The words in front of a command that is to see the private folders."""
         pairs = [word for inside, place in _PLACES.items() for word in (place, inside)]
         host = f"{self.folder.name}.example"  # with a dot, so that nobody asks DNS
@@ -208,7 +208,7 @@ class Private:
         pid_file.unlink(missing_ok=True)
         with (self.folder / f"{daemon}.out").open("ab") as out:
             self._running[daemon] = subprocess.Popen(
-                [*self._enter(), daemon, "--pid-file", str(pid_file)],
+                [*self.enter(), daemon, "--pid-file", str(pid_file)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         self._wait(lambda: self._alive(daemon) and socket.exists(), f"{daemon} does not start")

@@ -26,11 +26,19 @@ def runc() -> dict[str, bytes]:
 
     :raises apt.NoSuchPackageError: Debian does not have them any more.
     """
+    return {path: file.read_bytes() for path, file in zip(_FILES, runc_files(), strict=True)}
+
+
+def runc_files() -> list[Path]:
+    """The files as they are here.
+
+    :raises apt.NoSuchPackageError: Debian does not have them any more.
+    """
     target = cache() / "runc"
     with locked("runc"):
         if not target.exists():
             _unpack(apt.download(_SUITE, list(_PACKAGES)), target)
-    return {path: (target / name).read_bytes() for path, name in _FILES.items()}
+    return [target / name for name in _FILES.values()]
 
 
 def _unpack(packages: list[Path], target: Path) -> None:

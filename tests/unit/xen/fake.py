@@ -53,6 +53,12 @@ class FakeXen:
         self.refuse = 0
         self.map_calls: list[int] = []
         self.opened = 0
+        #: Frames that domain 0 has room for, by those that :attr:`window` has mapped.
+        self.room = 1 << 40
+        self.window: Any = None
+
+    def _mapped(self) -> int:
+        return sum(self.window.present) if self.window is not None else 0
 
     @contextmanager
     def installed(self) -> Iterator[FakeXen]:
@@ -80,6 +86,9 @@ class FakeXen:
         pages: int, frames: int, errors: int,
     ) -> int | None:  # fmt: skip
         self.map_calls.append(pages)
+        if self._mapped() + pages > self.room:
+            ctypes.set_errno(errno.ENOMEM)
+            return None
         wanted = struct.unpack(f"<{pages}Q", ctypes.string_at(frames, 8 * pages))
         if domid != _DOMID_XEN and domid not in self.domains:
             ctypes.set_errno(errno.ESRCH)

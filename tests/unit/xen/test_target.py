@@ -108,6 +108,23 @@ def test_only_so_much_is_mapped(hvm: FakeDomain) -> None:
         assert bytes(piece) == bytes(PAGE)  # no crash for who still looks
 
 
+def test_domain_0_has_too_little_memory(hvm: FakeDomain) -> None:
+    """It maps less at a time then, and says so only where not even one piece can be had."""
+    with FakeXen({7: hvm}).installed() as xen:
+        window = Window(Mapper(7), 3000)
+        xen.window, xen.room = window, 1024
+        for first in range(0, 3000, 100):
+            window.bring(first, first + 100)
+            assert sum(window.present) <= 1024
+            held = np.frombuffer(window.buffer, "<u8")[first * 512 : (first + 100) * 512 : 512]
+            assert held.tolist() == list(range(first, first + 100))
+        xen.room = 50
+        with pytest.raises(OSError, match="memory"):
+            window.bring(0, 100)
+        assert not any(window.present[:100])
+        window.close()
+
+
 def test_a_balloon_that_moves_drops_what_is_mapped(hvm: FakeDomain) -> None:
     with opened(hvm) as (target, _):
         assert target.memory.read(50 * PAGE, 8) == struct.pack("<Q", 50)

@@ -17,7 +17,7 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.session import Session, open_session
 
 _WANTED = [
-    XenConfig(kind, kernel, cmdline="lab.sleepers=10")
+    XenConfig(kind, kernel)
     for kind, _, kernel in (
         name.partition("-") for name in os.environ.get(GUESTS, "pvh-6.1").split(",")
     )
@@ -44,6 +44,12 @@ def linux(session: Session) -> LinuxGuest:
     assert isinstance(found, LinuxGuest)
     found.take_problems()
     return found
+
+
+@pytest.fixture
+def one_guest(guest: XenGuest) -> XenGuest:
+    """For tests that need no particular one."""
+    return guest
 
 
 @pytest.fixture

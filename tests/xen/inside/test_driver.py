@@ -18,10 +18,8 @@ from tests.xen.lab.guest import XenGuest, xl
 from virtintrospect.driver import Access, Capability
 from virtintrospect.errors import (
     FaultError,
-    MemoryAccessError,
     NoSuchTargetError,
     NotWritableError,
-    TargetGoneError,
     UsageError,
 )
 from virtintrospect.guests.linux.guest import LinuxGuest
@@ -46,8 +44,9 @@ def test_info(linux: LinuxGuest, guest: XenGuest) -> None:
     assert info.arguments == guest.get("/proc/cmdline").strip()
     assert info.page_mode == "4-level"
     assert info.build_id in guest.get("/sys/kernel/notes")
-    # Xen enters the kernel past what would randomise its place.
-    assert info.kaslr_slide == 0
+    # Xen enters the kernel of the others past what would randomise its place.
+    assert info.kaslr_slide == (info.kernel_base - 0xFFFFFFFF81000000)
+    assert (info.kaslr_slide > 0) == (guest.config.kind == "hvm")
     assert guest.run("grep -m1 ' _text$' /proc/kallsyms").split()[0] == b"%x" % info.kernel_base
 
 
@@ -223,18 +222,6 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
 
 
-@pytest.mark.usefixtures("guest")
-def test_wrong_names() -> None:
-    driver = XenDriver()
-    for wrong in ("no-such-domain", "4711"):
-        with pytest.raises(NoSuchTargetError, match=wrong):
-            driver.open_url("xen", wrong)
-    with pytest.raises(UsageError, match="names no domain"):
-        driver.open_url("xen", "///system")
-    with pytest.raises(UsageError, match="domain 0"):
-        driver.open_url("xen", "0")
-
-
 def test_frames_beyond_the_end(session: Session) -> None:
     memory = _target(session).memory
     for paddr in (memory.end, memory.end + (1 << 40), (1 << 64) - _PAGE):
@@ -244,31 +231,3 @@ def test_frames_beyond_the_end(session: Session) -> None:
     data = memory.gather([0x100000, memory.end + _PAGE, 0x101000], 16, faults)
     assert faults == [1]
     assert data[16:32] == bytes(16)
-
-
-def test_it_dies_between_two_calls(guest: XenGuest) -> None:
-    """The domain that is created here and destroyed while it is looked at."""
-    name = f"{guest.config.kind}-short-{os.getpid()}"
-    source = Path(f"/run/guests/{guest.name.removeprefix('xen:')}.cfg").read_text()
-    path = Path(f"/run/guests/{name}.cfg")
-    path.write_text(source.replace(guest.name.removeprefix("xen:"), name).replace("256", "128"))
-    xl("create", "-p", str(path))
-    domid = int(xl("domid", name))
-    if guest.config.kind == "pv":
-        with pytest.raises(MemoryAccessError, match="does not say where its frames are"):
-            XenDriver().open_url("xen", name)
-        xl("destroy", name)
-        return
-    with XenDriver().open_url("xen", name) as target:
-        assert len(target.memory.read(0x1000, 64)) == 64
-        xl("destroy", name)
-        time.sleep(0.01)
-        with pytest.raises(TargetGoneError, match="has ended"):
-            target.memory.read(0x200000, 64)
-        with pytest.raises((TargetGoneError, NoSuchTargetError)):
-            target.registers(0)
-    # Nothing that we mapped keeps what is left of it.
-    deadline = time.monotonic() + 10
-    while str(domid) in [line.split()[1] for line in xl("list").splitlines()[1:]]:
-        assert time.monotonic() < deadline, xl("list")
-        time.sleep(0.2)

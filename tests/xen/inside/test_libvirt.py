@@ -64,7 +64,7 @@ def domain(
 ) -> Iterator[str]:
     """The same kind of guest as the one of the other tests, made by libvirt."""
     config: XenConfig = guest.config
-    _, kernel, initramfs = json.loads(os.environ[PARTS])["kernels"][config.kernel]
+    _, kernel, initramfs, _ = json.loads(os.environ[PARTS])["kernels"][config.kernel]
     kind = "machine='xenpv'>linux" if config.kind == "pv" else "machine='xenpvh'>xenpvh"
     path = tmp_path / "domain.xml"
     path.write_text(f"""

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from virtintrospect_xen.calls import Hypervisor
+
 from tests.guests.lab.channel import Channel, GuestError
 from tests.guests.lab.initramfs import program
 from tests.xen.lab.parts import PARTS
@@ -24,6 +26,9 @@ _BOOT_PATIENCE = 300.0
 _HELLO = b"lab: agent\n"
 #: The agent's answer to a greeting: a record without a name.
 _END = bytes(16)
+
+
+_NO_SCREEN = {"vga": "none", "vnc": 0, "nographic": 1}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class XenConfig:
     levels: int = 4
     cmdline: str = ""
     vcpus: int = 1
+    arch: str = "x86_64"
 
     @property
     def id(self) -> str:
@@ -45,35 +51,41 @@ class XenConfig:
 
 
 class XenGuest(Channel):
-    """A booted guest. A context manager: at its end the domain is gone."""
+    """A booted guest. A context manager: at its end the domain is gone.
 
-    def __init__(self, config: XenConfig) -> None:
+    :param wait: until it has booted and answers.
+    """
+
+    def __init__(self, config: XenConfig, *, wait: bool = True) -> None:
         self.config = config
         name = f"vi-{config.id}-{os.urandom(2).hex()}"
         self._domain = name
         super().__init__(f"xen:{name}", str, Path(f"/var/log/xen/console/guest-{name}.log"))
         made = json.loads(os.environ[PARTS])
-        self.release, kernel, initramfs = made["kernels"][config.kernel]
+        self.release, plain, initramfs, packed = made["kernels"][config.kernel]
         self._known: dict[str, str] = made["known"]
         settings = {
             "name": name,
             "type": config.kind,
-            "kernel": kernel,
+            # An HVM guest boots as a machine does: the kernel unpacks itself, at a random place.
+            "kernel": packed if config.kind == "hvm" else plain,
             "ramdisk": initramfs,
             "memory": config.ram_mib,
             "vcpus": config.vcpus,
             "cmdline": f"console=hvc0 loglevel=4 panic=-1 lab.console=1 {config.cmdline}".strip(),
             "on_crash": "preserve",
             "on_reboot": "destroy",
-        }
+        } | (_NO_SCREEN if config.kind == "hvm" else {})
         path = Path(f"/run/guests/{name}.cfg")
         path.write_text("".join(f"{key}={value!r}\n" for key, value in settings.items()))
         xl("create", str(path))
         self.domid = int(xl("domid", name))
+        self.huge_pages = config.kind != "pv"
         #: What tests ask of libvirt's handle.
         self.domain = _Handle(self.domid)
         try:
-            self.wait_ready(_BOOT_PATIENCE)
+            if wait:
+                self.wait_ready(_BOOT_PATIENCE)
         except BaseException:
             self.destroy()
             raise
@@ -139,6 +151,12 @@ class _Handle:
     def __init__(self, domid: int) -> None:
         self._domid = str(domid)
 
+    def state(self) -> tuple[int, int]:
+        """virDomainState and no reason: 1 runs, 3 is paused, 0 is anything else."""
+        with Hypervisor() as hypervisor:
+            state = hypervisor.info(int(self._domid)).state
+        return {"running": 1, "paused": 3}.get(state, 0), 0
+
     def suspend(self) -> None:
         xl("pause", self._domid)
 
@@ -158,7 +176,11 @@ class Terminal:
         self._timeout = seconds
 
     def sendall(self, data: bytes) -> None:
-        """Write all."""
+        """Write all.
+
+        On a console ^O is the SysRq key; twice it is itself (drivers/tty/hvc/hvc_console.c).
+        """
+        data = data.replace(b"\x0f", b"\x0f\x0f")
         while data:
             self._wait(for_write=True)
             data = data[os.write(self._descriptor, data[:1024]) :]

@@ -80,10 +80,13 @@ $bin/xenconsoled --overflow-data=keep --log=all --log-dir=/var/log/xen/console \
 
 
 class XenMachine(Channel):
-    """The machine, running, with a dom0 whose toolstack is up. A context manager."""
+    """The machine, running, with a dom0 whose toolstack is up. A context manager.
 
-    def __init__(self) -> None:
-        self._tree = packages.tree()
+    :param hvm: HVM guests can be started.
+    """
+
+    def __init__(self, *, hvm: bool = False) -> None:
+        self._tree = packages.tree(hvm=hvm)
         folder = runtime(f"{PREFIX}nested-{os.getpid()}-{time.time_ns():x}")
         super().__init__("dom0", lambda: str(folder / CHANNEL), folder / "xen.log")
         self._folder = folder

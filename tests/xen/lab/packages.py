@@ -23,6 +23,8 @@ _PACKAGES = (
     "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xenstore-utils", "libxendevicemodel1",
     "libxencall1", "libxenforeignmemory1", "libxenstore4", "libvirt-daemon-driver-xen",
 )  # fmt: skip
+#: The device model of HVM guests, and its firmware.
+_FOR_HVM = ("qemu-system-xen", "seabios")
 #: Seconds after which a tree of other packages is nobody's.
 _OLD = 86400
 #: Nobody reads it.
@@ -31,12 +33,13 @@ _LZ4, _LZ4_BLOCK = b"\x02\x21\x4c\x18", 8 << 20
 _HYPERVISOR = "boot/xen-4.17-amd64.gz"
 
 
-def tree() -> Path:
+def tree(*, hvm: bool = False) -> Path:
     """A folder with Xen's tools, their libraries, and ``xen``, the hypervisor as an ELF file.
 
+    :param hvm: with what HVM guests need.
     :raises apt.NoSuchPackageError: Debian does not have them any more.
     """
-    packages = apt.closure(_SUITE, _PACKAGES)
+    packages = apt.closure(_SUITE, (*_PACKAGES, *_FOR_HVM) if hvm else _PACKAGES)
     digest = hashlib.sha256(repr([p.name for p in packages]).encode()).hexdigest()[:20]
     target = cache() / "xen" / digest
     with locked("xen"):

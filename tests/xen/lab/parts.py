@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.guests.lab.initramfs import Archive, initramfs, program, store
 from tests.guests.lab.kernels import Kernel, kernel
+from tests.guests.lab.runc import runc_files
 from tests.xen.lab.packages import vmlinux
 
 #: Environment variable with the JSON of :func:`parts`.
@@ -15,23 +16,31 @@ PARTS = "VIRTINTROSPECT_XEN_PARTS"
 #: Environment variable: the guests that tests run on, as ``pvh-6.1,pv-6.1``.
 GUESTS = "VIRTINTROSPECT_XEN_GUESTS"
 #: Programs and modules that tests put into a guest: over its console they would take minutes.
-_PROGRAMS = ("holder", "sockets", "netlink", "nsinfo", "tasks", "timers")
-_MODULES = ("overlay", "veth")
+_PROGRAMS = (
+    "bpf", "container", "hang", "holder", "netlink", "nsinfo", "sockets", "swapped", "tasks",
+    "timers",
+)  # fmt: skip
+_MODULES = ("overlay", "veth", "virtio_net")
 _FOLDER = "lab/programs"
 #: Before a column of docs/support.md in what a test says.
 COLUMN = "support: "
 
 
-def parts(names: tuple[str, ...]) -> str:
-    """Kernels with their files, and where a guest finds what tests would put into it."""
+def parts(names: tuple[str, ...], *, whole: bool = False) -> str:
+    """Kernels with their files, and where a guest finds what tests would put into it.
+
+    :param whole: with a container runtime.
+    """
     kernels = {}
     known: dict[str, str] = {}
     for name in names:
         image = kernel(name)
         files = [program(needed) for needed in _PROGRAMS]
-        files += [image.modules[module][0] for module in _MODULES]
+        files += runc_files() if whole else []
+        files += [image.modules[module][0] for module in image.load_order(_MODULES)]
         known |= {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
-        kernels[name] = image.release, str(vmlinux(image)), str(_initramfs(image, files))
+        plain, packed = str(vmlinux(image)), str(image.vmlinuz)
+        kernels[name] = image.release, plain, str(_initramfs(image, files)), packed
     places = {digest: f"/{_FOLDER}/{name}" for digest, name in known.items()}
     return json.dumps({"kernels": kernels, "known": places})
 

@@ -19,8 +19,14 @@ def read(guest: LinuxGuest, symbol: str) -> list[int]:
     Distributions build with 512 to 8192 CPUs, so the type says how long the mask is.
     """
     size = min(guest.types.sizeof("cpumask"), MAX_CPUS // 8)
-    bits = int.from_bytes(guest.kernel.read(guest.symbols.address(symbol), size), "little")
-    return [number for number in range(size * 8) if bits >> number & 1]
+    return list(_bits(bytes(guest.kernel.read(guest.symbols.address(symbol), size))))
+
+
+@lru_cache(maxsize=64)
+def _bits(mask: bytes) -> tuple[int, ...]:
+    """Numbers of the bits that are set: the same few masks are asked for again and again."""
+    bits = int.from_bytes(mask, "little")
+    return tuple(number for number in range(bits.bit_length()) if bits >> number & 1)
 
 
 @lru_cache(maxsize=64)

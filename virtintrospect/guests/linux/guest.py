@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from virtintrospect.model import (
         BalloonStats,
         BpfObject,
+        CacheUse,
         Container,
         ControlGroup,
         Counter,
@@ -156,11 +157,11 @@ class LinuxGuest(Guest):
 
         return records(self, after)
 
-    def meminfo(self) -> MemoryInfo:
+    def meminfo(self, names: Collection[str] | None = None) -> MemoryInfo:
         """Memory as /proc/meminfo: :mod:`~virtintrospect.guests.linux.meminfo`."""
         from virtintrospect.guests.linux.meminfo import meminfo
 
-        return meminfo(self)
+        return meminfo(self, names)
 
     def pressure(self, *, cgroups: bool = False) -> list[Pressure]:
         """Pressure stall information: :mod:`~virtintrospect.guests.linux.psi`."""
@@ -317,6 +318,12 @@ class LinuxGuest(Guest):
         from virtintrospect.guests.linux.cpustack import cpu_stacks
 
         return cpu_stacks(self)
+
+    def cache_use(self) -> CacheUse:
+        """Page cache in use: :mod:`~virtintrospect.guests.linux.filecache`."""
+        from virtintrospect.guests.linux.filecache import cache_use
+
+        return cache_use(self)
 
     def page_owners(self) -> PageOwners:
         """Owners of pages: :mod:`~virtintrospect.guests.linux.pageowners`."""

@@ -11,7 +11,7 @@ constant zero (``NFS_Unstable``, ``VmallocChunk`` …) are zero here, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,11 +44,15 @@ _HIGH = ("_totalhigh_pages", "__totalhigh_pages")
 _S32 = 4
 
 
-def meminfo(guest: LinuxGuest) -> MemoryInfo:
-    """The record of ``memory``; what cannot be read is left out and noted."""
+def meminfo(guest: LinuxGuest, names: Collection[str] | None = None) -> MemoryInfo:
+    """The record of ``memory``; what cannot be read is left out and noted.
+
+    :param names: only these fields are read; the others are ``None``.
+    """
     source = Memory(guest)
-    found: dict[str, int | None] = {}
-    for name, line in _LINES.items():
+    found: dict[str, int | None] = dict.fromkeys(_LINES)
+    for name in _LINES if names is None else names:
+        line = _LINES[name]
         try:
             found[name] = line(source)
         except (FaultError, NotFoundError, CorruptDataError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.errors import FaultError, NotFoundError
-from virtintrospect.guests.linux import mounts, statfs
+from virtintrospect.guests.linux import mounts, percpu, statfs
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.counters import Counters, number
 from virtintrospect.guests.linux.lists import walk_list
@@ -30,6 +30,7 @@ _PART = 50
 _SECONDS = 2.0
 
 _SUPERBLOCK = {"type": "s_type.name", "flags": "s_flags", "info": "s_fs_info", "ops": "s_op"}
+_UNKNOWN = dict.fromkeys(("size", "used", "files", "files_most"))
 _KINDS = {"shmem_ops": b"tmpfs", "ramfs_ops": b"ramfs"}
 
 
@@ -41,7 +42,15 @@ def memory_filesystems(guest: LinuxGuest, *, least_share: float = 0.0) -> list[M
     """
     budget = Budget(seconds=_SECONDS)
     memory = number(guest, "_totalram_pages") * guest.page_size
-    rows = [row for row in _superblocks(guest, budget) if _measure(guest, row, memory, budget)]
+    rows = _superblocks(guest, budget)
+    limited = [row for row in rows if row["kind"] == b"tmpfs"]
+    each = len(percpu.online(guest))  # CPUs count for themselves
+    limited = limited[: budget.follow(len(limited) * each) // max(1, each)]
+    for row, figures in zip(
+        limited, statfs.tmpfs(guest, [row["info"] for row in limited]), strict=True
+    ):
+        row |= figures
+    rows = [row for row in rows if _measure(guest, row, memory, budget)]
     wanted = [row for row in rows if row["share"] >= least_share]
     wanted.sort(key=lambda row: -row["share"])
     places = _paths(guest, {row["address"] for row in wanted}, budget) if wanted else {}
@@ -63,21 +72,18 @@ def _superblocks(guest: LinuxGuest, budget: Budget) -> list[Row]:
         row: Row = dict(zip(columns, values, strict=True)) | {"address": address}
         kind = kinds.get(row["ops"]) if row["ops"] else None
         if kind and not (row["flags"] or 0) & _KERNEL_OWN:
-            found.append(row | {"kind": kind})
+            found.append(row | _UNKNOWN | {"kind": kind})
     names = guest.kernel.strings([row["type"] or 0 for row in found], 64)
     return [row | {"name": name or row["kind"]} for row, name in zip(found, names, strict=True)]
 
 
 def _measure(guest: LinuxGuest, row: Row, memory: int, budget: Budget) -> bool:
-    """Add ``size``, ``used`` and files to a row; whether that could be done."""
-    row |= {"size": None, "used": None, "files": None, "files_most": None}
-    try:
-        if row["kind"] == b"tmpfs":
-            row |= statfs.tmpfs(guest, row["info"])
-        if row["used"] is None:
+    """Add what is used and the share of it to a row; whether that could be done."""
+    if row["used"] is None and row["size"] is None:
+        try:
             row["used"] = _files(guest, row, memory, budget)
-    except (FaultError, NotFoundError) as error:
-        guest.note(f"no figures of a file system: {error.message}", row["address"])
+        except (FaultError, NotFoundError) as error:
+            guest.note(f"no figures of a file system: {error.message}", row["address"])
     if row["used"] is None:
         return False
     shares = [row["used"] / (row["size"] or max(1, memory))]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
     from virtintrospect.guests.linux.guest import LinuxGuest
 
+#: More code and data than a module has, and more pages of thunks.
+_LARGEST_MODULE, _MOST_THUNKS = 256 << 20, 1 << 12
+
 
 def by_list(guest: LinuxGuest, budget: Budget) -> list[int]:
     """Addresses of the modules of /proc/modules.
@@ -28,6 +31,38 @@ def by_list(guest: LinuxGuest, budget: Budget) -> list[int]:
     guest.note_all([problem])
     offset = guest.types.offsetof("module", "list")
     return [node - offset for node in nodes if node >= offset]
+
+
+def memory_of_modules(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int]]:
+    """First and last address, and one more, of all memory of the modules on the list.
+
+    Since 6.4 each kind has its own (commit ac3b43283923). Pages of thunks against indirect
+    target selection (6.1, 6.12, 6.15) are theirs, too.
+    """
+    types = guest.types
+    if types.has("module", "mem"):
+        count = min(types.enumerators("mod_mem_type").get("MOD_MEM_NUM_TYPES", 0), 16)
+        members = {f"base{n}": f"mem[{n}].base" for n in range(count)}
+        members |= {f"size{n}": f"mem[{n}].size" for n in range(count)}
+    else:
+        count = 2
+        members = {"base0": "core_layout.base", "size0": "core_layout.size"}
+        members |= {"base1": "init_layout.base", "size1": "init_layout.size"}
+    members |= {"thunks": "its_page_array?", "pages": "its_num_pages?"}
+    layout = guest.layout("module", members, text=())
+    columns = layout.lists(guest.kernel, by_list(guest, budget), [])
+    found = [
+        (base, base + min(size, _LARGEST_MODULE))
+        for number in range(count)
+        for base, size in zip(columns[f"base{number}"], columns[f"size{number}"], strict=True)
+        if base and size and size > 0
+    ]
+    for array, pages in zip(columns["thunks"], columns["pages"], strict=True):
+        if array and pages and 0 < pages <= _MOST_THUNKS:
+            places = [array + guest.kernel.pointer_size * number for number in range(pages)]
+            thunks = guest.kernel.gather_pointers(places, [])
+            found += [(page, page + guest.page_size) for page in thunks if page]
+    return found
 
 
 def by_address(guest: LinuxGuest, budget: Budget) -> list[int]:

@@ -13,7 +13,7 @@ from virtintrospect.guests.linux import percpu
 from virtintrospect.symbols.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.symbols.types import Types
@@ -75,8 +75,8 @@ def _ext4(guest: LinuxGuest, superblock: int) -> Usage | None:
     blocks = row["blocks_lo"] | (row["blocks_hi"] << 32 if wide else 0)
     root = row["root_lo"] | (row["root_hi"] << 32 if wide else 0)
     info = outer["info"]
-    free = _sum(guest, types, "ext4_sb_info", info, "s_freeclusters_counter")
-    free -= _sum(guest, types, "ext4_sb_info", info, "s_dirtyclusters_counter")
+    free = _sum(guest, types, info, "s_freeclusters_counter")
+    free -= _sum(guest, types, info, "s_dirtyclusters_counter")
     free = max(0, free) << row["bits"]
     root += row["reserved"] << row["bits"]
     total = blocks - (0 if row["options"] & _MINIX_DF else row["overhead"])
@@ -91,34 +91,54 @@ def _ext4(guest: LinuxGuest, superblock: int) -> Usage | None:
 _INODE = 1024
 
 
-def tmpfs(guest: LinuxGuest, info: int) -> dict[str, int | None]:
-    """``size``, ``used`` (bytes), ``files`` and ``files_most`` of a tmpfs; ``None``: no limit.
+_TMPFS = {
+    "blocks": "max_blocks",
+    "inodes": "max_inodes",
+    "space": "free_ispace?",
+    "free": "free_inodes?",
+    "count": "used_blocks.count",
+    "parts": "used_blocks.counters",
+}
 
-    :param info: address of its ``struct shmem_sb_info``.
+
+def tmpfs(guest: LinuxGuest, infos: Sequence[int]) -> list[dict[str, int | None]]:
+    """``size``, ``used`` (bytes), ``files`` and ``files_most`` of each; ``None``: no limit.
+
+    :param infos: addresses of their ``struct shmem_sb_info``.
+    :returns: nothing known of one that cannot be read.
     """
-    members = {"blocks": "max_blocks", "inodes": "max_inodes"}
-    members |= {"space": "free_ispace?", "free": "free_inodes?"}
-    row = guest.layout("shmem_sb_info", members, text=()).read(guest.kernel, info)
-    # Nothing is counted where nothing is limited.
-    used = None
-    if row["blocks"]:
-        used = _sum(guest, guest.types, "shmem_sb_info", info, "used_blocks") * guest.page_size
-    free = row["free"] if row["space"] is None else row["space"] // _INODE
-    files = row["inodes"] - free if row["inodes"] and free is not None else None
-    return {
-        "size": row["blocks"] * guest.page_size or None,
-        "used": used,
-        "files": files if files is not None and files >= 0 else None,
-        "files_most": row["inodes"] or None,
-    }
+    layout = guest.layout("shmem_sb_info", _TMPFS, text=())
+    columns = layout.lists(guest.kernel, infos, [])
+    cpus = list(percpu.online(guest).values())
+    places = [
+        place for parts in columns["parts"] for place in percpu.addresses(guest, parts or 0, cpus)
+    ]
+    held = memoryview(guest.kernel.gather(places, _S32, [])).cast("i")
+    found: list[dict[str, int | None]] = []
+    for index, values in enumerate(zip(*columns.values(), strict=True)):
+        row = dict(zip(columns, values, strict=True))
+        if row["count"] is None:
+            found.append(dict.fromkeys(("size", "used", "files", "files_most")))
+            continue
+        used = max(0, row["count"] + sum(held[index * len(cpus) : (index + 1) * len(cpus)]))
+        free = row["free"] if row["space"] is None else row["space"] // _INODE
+        files = row["inodes"] - free if row["inodes"] and free is not None else -1
+        found.append(
+            {
+                "size": row["blocks"] * guest.page_size or None,
+                # Nothing is counted where nothing is limited.
+                "used": used * guest.page_size if row["blocks"] else None,
+                "files": files if files >= 0 else None,
+                "files_most": row["inodes"] or None,
+            }
+        )
+    return found
 
 
-def _sum(guest: LinuxGuest, types: Types, name: str, structure: int, member: str) -> int:
+def _sum(guest: LinuxGuest, types: Types, structure: int, member: str) -> int:
     """``percpu_counter_sum_positive()``."""
     members = {"count": f"{member}.count", "parts": f"{member}.counters"}
-    own = types is guest.types
-    layout = guest.layout(name, members, ()) if own else Layout(types, name, members, text=())
-    row = layout.read(guest.kernel, structure)
+    row = Layout(types, "ext4_sb_info", members, text=()).read(guest.kernel, structure)
     places = percpu.addresses(guest, row["parts"], list(percpu.online(guest).values()))
     parts = memoryview(guest.kernel.gather(places, _S32)).cast("i")
     return max(0, int(row["count"]) + sum(parts))

@@ -7,6 +7,7 @@ nodes' counters, dirty limits, and events, which each CPU counts for itself.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.guests.linux import percpu
@@ -26,7 +27,7 @@ def vmstat(guest: LinuxGuest) -> list[Counter]:
     values = _zones(guest, counters) + _numa(guest, counters) + _nodes(guest, counters)
     values += _limits(guest, counters) + events(guest)
     table = guest.symbols.address("vmstat_text")
-    names = guest.kernel.strings(guest.kernel.pointers(table, len(values)), _LONGEST_NAME)
+    names = _names(guest, table, len(values))
     rows = []
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
         if name is None:
@@ -39,6 +40,21 @@ def vmstat(guest: LinuxGuest) -> list[Counter]:
     if "NR_UNSTABLE_NFS" not in guest.types.enumerators("node_stat_item"):
         rows.append(Counter(b"nr_unstable", 0))  # kept for old readers since 5.8
     return rows
+
+
+def _names(guest: LinuxGuest, table: int, count: int) -> list[bytes | None]:
+    """The kernel's names of its counters: constants, read once where all of them can be."""
+    known = _KNOWN.get(guest)
+    if known is not None and len(known) == count:
+        return known
+    names = guest.kernel.strings(guest.kernel.pointers(table, count), _LONGEST_NAME)
+    if None not in names:
+        _KNOWN[guest] = names
+    return names
+
+
+#: Names by guest.
+_KNOWN: WeakKeyDictionary[LinuxGuest, list[bytes | None]] = WeakKeyDictionary()
 
 
 def _zones(guest: LinuxGuest, counters: Counters) -> list[int]:

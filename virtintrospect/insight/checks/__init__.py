@@ -26,6 +26,7 @@ from virtintrospect.insight.checks import (
     kernel,
     listening,
     modules,
+    pages,
     probes,
     programs,
     text,
@@ -39,6 +40,7 @@ __all__ = ["NOTE", "RULES", "Options", "Rule", "check", "chosen", "take_baseline
 RULES: tuple[Rule, ...] = (
     *hidden.RULES,
     *modules.RULES,
+    *pages.RULES,
     *entries.RULES,
     *probes.RULES,
     *hooks.RULES,

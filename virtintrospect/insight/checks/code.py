@@ -51,6 +51,12 @@ class Code:
         index = bisect_right(starts, address) - 1
         return BPF if index >= 0 and address < ends[index] else None
 
+    @property
+    def programs(self) -> list[tuple[int, int]]:
+        """First address of each of eBPF's pieces of code, and the one behind it."""
+        starts, ends = self._programs
+        return list(zip(starts, ends, strict=True))
+
     def shown(self, address: int) -> bytes:
         """An address for people: its symbol, as far as there is one."""
         place = self._text.place(address, returns=False)
@@ -58,6 +64,8 @@ class Code:
 
     def is_function(self, address: int) -> bool:
         """Whether a function of the image begins there."""
+        if self._guest.machine.name == "ARM":
+            address &= ~1  # Thumb
         found = self._guest.symbols.span(address)
         return self._text.in_image(address) and found is not None and found[1] == 0
 

@@ -39,16 +39,17 @@ def hidden_processes(context: Context) -> Iterator[Hit]:
     listed = books.pop(_LIST)
     everyone = listed.union(*books.values())
     rows = _rows(context, sorted(everyone))
-    again = _listed(context)  # those that began meanwhile are no secret
+    again = _listed(context)  # those that began meanwhile are no secret, nor are they complete
     for address, row in rows.items():
         if row["exit"] or row["flags"] & _PF_EXITING:
             continue
-        missing = [] if address in listed | again else [_LIST]
-        if not missing:
-            missing = [name for name in _COMPLETE if name in books and address not in books[name]]
+        seen = [name for name, tasks in books.items() if address in tasks]
+        if address in listed:
+            missing = [name for name in _COMPLETE if name in books and name not in seen]
+            seen.append(_LIST)
+        else:
+            missing = [] if address in again else [_LIST]
         if missing:
-            seen = [name for name, tasks in books.items() if address in tasks]
-            seen += [_LIST] if address in listed | again else []
             yield _hit(address, row, missing, seen)
 
 

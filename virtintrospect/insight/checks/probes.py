@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: More tracers than a kernel has at once.
 _MOST_OPS = 4096
+#: A trampoline is ftrace_regs_caller and a few bytes more.
+_LARGEST_TRAMPOLINE = 1 << 16
 #: KPROBE_TABLE_SIZE (kernel/kprobes.c), and more probes of one place than there are.
 _BUCKETS, _MOST_PROBES = 64, 1 << 14
 #: Opcode of a CALL with an offset of 32 bits.
@@ -53,6 +55,20 @@ def ftrace(context: Context) -> Iterator[Hit]:
     ]
     pointers += _calls(guest)
     yield from strangers(context.code, pointers, modules="low")
+
+
+def trampolines(context: Context) -> list[tuple[int, int]]:
+    """Code that ftrace made for those who trace: first address and the one behind it."""
+    guest = context.guest
+    if "ftrace_ops_list" not in guest.symbols:
+        return []
+    members = {"next": "next", "start": "trampoline?", "size": "trampoline_size?"}
+    layout = guest.layout("ftrace_ops", members, text=())
+    return [
+        (ops["start"], ops["start"] + min(ops["size"], _LARGEST_TRAMPOLINE))
+        for ops in _operations(context, layout)
+        if ops["start"] and ops["size"]
+    ]
 
 
 def _calls(guest: LinuxGuest) -> Iterator[Pointer]:

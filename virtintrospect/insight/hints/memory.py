@@ -33,8 +33,8 @@ def need(facts: Facts) -> Need | None:
     """What the guest needs, by all figures of the window.
 
     MemTotal less MemAvailable is what could not be had back without swapping: it counts clean
-    page cache as free (si_mem_available() of mm/show_mem.c). Of that cache the active part was
-    read more than once. What is in swap had to leave.
+    page cache as free (si_mem_available() of mm/show_mem.c). Of that cache what was used more than
+    once is needed. What is in swap had to leave.
     """
     window, policy = facts.window, facts.policy
     totals, used = window.values("memory", "memory_total"), _used(facts)
@@ -42,8 +42,7 @@ def need(facts: Facts) -> Need | None:
         return None
     swapped = (window.last("memory", "swap_total") or 0) - (window.last("memory", "swap_free") or 0)
     most = max(0.0, max(used) + max(0.0, swapped))
-    cache = max(window.values("memory", "active_file"), default=0.0)
-    cache *= policy.keep_active_cache_percent / 100
+    cache = max(_used_again(facts), default=0.0) * policy.keep_active_cache_percent / 100
     reserve = (most + cache) * policy.reserve_percent / 100
     # What was low before the guest was given more says nothing of what it has now.
     available = min(window.sized.values("memory", "memory_available"), default=totals[-1])
@@ -111,6 +110,23 @@ def _used(facts: Facts) -> list[float]:
     return [total - available for total, available in pairs]
 
 
+def _used_again(facts: Facts) -> list[float]:
+    """Page cache that was used more than once; all of it where pages were not looked at.
+
+    The kernel's active list does not tell: see :mod:`virtintrospect.guests.linux.filecache`.
+    """
+    window = facts.window
+    known = window.values("cache", "used_again")
+    if known:
+        return known
+    pairs = zip(
+        window.values("memory", "active_file"),
+        window.values("memory", "inactive_file"),
+        strict=False,
+    )
+    return [active + inactive for active, inactive in pairs]
+
+
 def _band(facts: Facts, current: int) -> float:
     policy = facts.policy
     return max(current * policy.dead_band_percent / 100, policy.dead_band_mib * MIB)
@@ -120,7 +136,7 @@ def _evidence(facts: Facts, found: Need) -> Evidence:
     window = facts.window
     return {
         "used_at_most": found.used,
-        "active_file_at_most": found.cache,
+        "cache_used_again_at_most": found.cache,
         "reserve": found.reserve,
         "memory_available_at_least": found.trough,
         "memory_total": found.total,
@@ -226,12 +242,14 @@ def held_hints(facts: Facts) -> Iterator[Hint]:
 
 
 def cache_hints(facts: Facts) -> Iterator[Hint]:
-    """Clean page cache that nobody has read twice."""
-    once = facts.window.values("memory", "inactive_file")
-    if not once or min(once) < facts.policy.clean_cache_mib * MIB or not _calm(facts):
+    """Clean page cache that nobody has used twice."""
+    window = facts.window
+    again, total = window.values("cache", "used_again"), window.values("cache", "total")
+    if not total or not _calm(facts):
         return
-    dirty = facts.window.last("memory", "dirty") or 0.0
-    clean = int(min(once) - dirty)
+    once = int(min(total) - max(again))
+    dirty = window.last("memory", "dirty") or 0.0
+    clean = int(once - dirty)
     if clean < facts.policy.clean_cache_mib * MIB:
         return
     yield facts.hint(
@@ -239,8 +257,8 @@ def cache_hints(facts: Facts) -> Iterator[Hint]:
         "reclaim",
         f"{size(clean)} of its page cache were read once and are clean: a smaller balloon target "
         "takes them first",
-        {"inactive_file_at_least": int(min(once)), "dirty": dirty},
-        "files are read again that were not in the active part of the cache",
+        {"cache_used_once_at_least": once, "dirty": dirty},
+        "files are read again that had been read only once",
         current=clean,
         recommended=0,
     )

@@ -34,12 +34,18 @@ def io_hints(facts: Facts) -> Iterator[Hint]:
             window.values("memory", "dirty"), window.values("memory", "writeback"), strict=False
         )
     ]
+    writing = max(window.values("memory", "writeback"), default=0.0)
     if total and backlog and 100 * min(backlog) / total > policy.dirty_percent:
         yield facts.hint(
             "io",
             "watch",
-            f"{size(min(backlog))} wait to be written all the time: its disks do not keep up",
-            {"dirty_and_writeback_at_least": int(min(backlog)), "memory_total": total},
+            f"{size(min(backlog))} wait to be written all the time: "
+            + ("its disks do not keep up" if writing else "nothing of it is being written"),
+            {
+                "dirty_and_writeback_at_least": int(min(backlog)),
+                "writeback_at_most": int(writing),
+                "memory_total": total,
+            },
             "the backlog empties by itself",
             current=int(backlog[-1]),
         )
@@ -84,7 +90,7 @@ def task_hints(facts: Facts) -> Iterator[Hint]:
 
 def _steady(facts: Facts, values: list[float]) -> bool:
     """Whether it worked between all samples, not only between some."""
-    times = [float(taken["time"]) for taken in facts.window.samples]
+    times = facts.window.times("tasks", "busiest")
     least = facts.policy.runaway_percent / 2
     return all(
         (values[i + 1] - values[i]) / 10 > least * (times[i + 1] - times[i])

@@ -10,6 +10,7 @@ from virtintrospect.insight.columns import Table
 from virtintrospect.insight.tables.checks import CHECK, RULES
 from virtintrospect.insight.tables.files import FILES, MOUNTS
 from virtintrospect.insight.tables.hints import HINTS
+from virtintrospect.insight.tables.live import TOP, TOP_PROCESSES
 from virtintrospect.insight.tables.memory import MAP, MAP_PROCESSES, MAP_RANGES, SEARCH
 from virtintrospect.insight.tables.network import INTERFACES, NEIGHBOURS, ROUTES, SOCKETS
 from virtintrospect.insight.tables.plugin import LIST, SESSIONS
@@ -105,6 +106,8 @@ __all__ = [
     "SYSCTL",
     "TARGET",
     "TIMERS",
+    "TOP",
+    "TOP_PROCESSES",
     "TRANSLATE",
     "TYPES",
     "USERS",
@@ -156,6 +159,7 @@ ALL = {
         HUNG,
         CRASH,
         HINTS,
+        TOP,
         CHECK,
         DOMMEMSTAT,
         SYMBOLS,

@@ -17,5 +17,7 @@ HINTS = Table(
         Column("evidence", Unit.LIST, brief=False),
         Column("confidence", Unit.REAL),
         Column("refuted_by", brief=False),
+        Column("after", Unit.NUMBER, brief=False),
+        Column("outcome", brief=False),
     ),
 )

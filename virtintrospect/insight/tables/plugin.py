@@ -32,6 +32,7 @@ SESSIONS = Table(
         Column("kernel"),
         Column("cpu_time", Unit.MILLISECONDS),
         Column("looks", _N, brief=False),
+        Column("forever", Unit.FLAG, brief=False),
         Column("error", wrap=True),
     ),
 )

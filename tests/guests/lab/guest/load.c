@@ -6,12 +6,23 @@
  *   load spin THREADS       computes
  *   load zombies COUNT      leaves children that it does not wait for
  *   load write FILE MIB     writes a file anew, over and over, each time to the disk
+ *   load dirty FILE MIB     writes a file once, and keeps it open
+ *   load wake HZ            sleeps, and wakes so often a second
+ *   load fill SEED MIB      has memory whose content depends on the seed alone
+ *   load packets SOCKETS    sends itself packets that so many look at, and each for long
  *
  * When it is in that state, /tmp/load.ready is there.
  */
+#define _GNU_SOURCE
 #include "lab.h"
+#include <linux/bpf.h>
+#include <netinet/in.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -121,6 +132,103 @@ static void write_file(const char *path, long mib)
 	}
 }
 
+static void dirty_file(const char *path, long mib)
+{
+	char *memory = take(1);
+	int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+	for (long i = 0; i < mib; i++)
+		if (write(fd, memory, MIB) != MIB)
+			exit(1);
+	ready();
+	for (;;)
+		pause();
+}
+
+static void wake(long hertz)
+{
+	struct timespec time = { 0, 1000000000 / hertz };
+
+	ready();
+	for (;;)
+		nanosleep(&time, NULL);
+}
+
+static void fill(unsigned long seed, long mib)
+{
+	unsigned long *memory = (unsigned long *)take(mib);
+
+	for (long at = 0; at < mib * MIB / 8; at++) {
+		seed = seed * 6364136223846793005 + 1442695040888963407;
+		memory[at] = seed;
+	}
+	ready();
+	for (;;)
+		pause();
+}
+
+/* A program that looks at a packet for long, to find that nobody wants it. */
+static int long_look(void)
+{
+	static struct bpf_insn code[10002];
+	int last = sizeof code / sizeof *code - 1;
+	union bpf_attr program = {
+		.prog_type = BPF_PROG_TYPE_SOCKET_FILTER,
+		.insn_cnt = last + 1,
+		.insns = (uintptr_t)code,
+		.license = (uintptr_t)"GPL",
+	};
+
+	for (int i = 0; i < last; i++)
+		code[i] = (struct bpf_insn){ .code = BPF_ALU64 | BPF_MOV | BPF_K, .imm = i };
+	code[last - 1].imm = 0;
+	code[last] = (struct bpf_insn){ .code = BPF_JMP | BPF_EXIT };
+	return syscall(SYS_bpf, BPF_PROG_LOAD, &program, sizeof program);
+}
+
+/* What the packets leave of the second CPU: while it sleeps, its kernel counts no time there. */
+static void *leftovers(void *unused)
+{
+	cpu_set_t second;
+
+	CPU_ZERO(&second);
+	CPU_SET(1, &second);
+	sched_setaffinity(0, sizeof second, &second);
+	setpriority(PRIO_PROCESS, syscall(SYS_gettid), 19);
+	return compute(unused);
+}
+
+static void packets(long sockets)
+{
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(9) };
+	int program = long_look(), one = 1, self;
+	pthread_t thread;
+	char byte[1];
+
+	for (long i = 0; i < sockets; i++) {
+		int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(3 /* ETH_P_ALL */));
+
+		/* Not when they are sent, which the sender would have to wait for. */
+		if (setsockopt(fd, SOL_PACKET, 23 /* PACKET_IGNORE_OUTGOING */, &one, sizeof one) ||
+		    setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof program))
+			exit(1);
+	}
+	to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	self = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (bind(self, (struct sockaddr *)&to, sizeof to))
+		exit(1);
+	pthread_create(&thread, NULL, leftovers, NULL);
+	ready();
+	/* No more on the way than these, with pauses: the agent needs that CPU, too. */
+	for (;;) {
+		for (int i = 0; i < 64; i++)
+			sendto(self, "x", 1, 0, (struct sockaddr *)&to, sizeof to);
+		for (int i = 0; i < 64; i++)
+			recv(self, byte, 1, 0);
+		pause_ms(1);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const char *kind = argc > 2 ? argv[1] : "";
@@ -136,5 +244,13 @@ int main(int argc, char **argv)
 		zombies(amount);
 	else if (!strcmp(kind, "write") && argc == 4)
 		write_file(argv[2], amount);
+	else if (!strcmp(kind, "dirty") && argc == 4)
+		dirty_file(argv[2], amount);
+	else if (!strcmp(kind, "wake"))
+		wake(amount);
+	else if (!strcmp(kind, "fill") && argc == 4)
+		fill(strtoul(argv[2], NULL, 0), amount);
+	else if (!strcmp(kind, "packets"))
+		packets(amount);
 	return 2;
 }

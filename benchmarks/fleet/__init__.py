@@ -1,0 +1,1 @@
+"""Figures of audits of a fleet, and of their report."""

@@ -1,0 +1,169 @@
+"""Guests whose need is known, and how one is brought into each state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from benchmarks.hints.advisors import MIB, POLICY
+from tests.guests.lab.domain import Config
+from tests.guests.lab.guest import Guest, GuestError
+from tests.guests.lab.initramfs import program
+from tests.guests.lab.kernels import loose_module
+from virtintrospect.insight.figures import sample
+from virtintrospect.insight.hints import Facts
+from virtintrospect.insight.history import Window
+from virtintrospect.session import Session
+
+RAM_MIB = 1024
+#: A file of holes on a block device, read again and again: its pages stay in the page cache.
+_DISK = """
+rm -f /tmp/holes; truncate -s {mib}M /tmp/holes; losetup /dev/loop4 /tmp/holes; exec 3</dev/loop4
+read_it() {{ dd if=/dev/loop4 of=/dev/null bs=1M 2>/dev/null; }}
+"""
+_READ = "n=0; while [ $n -lt {times} ]; do read_it; n=$((n+1)); done\n"
+_ON = "while :; do read_it; echo >> /tmp/passes; usleep 300000; done\n"
+_AT_TIMES = """
+while :; do
+    /tmp/load touch {mib} & work=$!
+    while ! [ -e /tmp/load.ready ]; do usleep 100000; done
+    sleep 3; kill -9 $work; wait $work; sleep 2; rm -f /tmp/load.ready
+done
+"""
+_READY = "echo > /tmp/load.ready\n"
+_WORK = "sh /tmp/work.sh >/dev/null 2>&1"
+_WAIT = "for i in $(seq 1800); do [ -e /tmp/load.ready ] && exit; usleep 50000; done; exit 1"
+
+
+class Scenario(NamedTuple):
+    """A guest in a known state."""
+
+    name: str
+    #: MiB that its work needs on top of what the idle guest does.
+    need: int
+    #: MiB of memory that a program works in; with ``half`` only half of the time.
+    touch: int = 0
+    half: bool = False
+    #: MiB of a file that are read, how often, and whether that goes on.
+    read: int = 0
+    times: int = 0
+    reading_on: bool = False
+    #: MiB that were used before, and freed.
+    before: int = 0
+
+    @property
+    def samples(self) -> int:
+        """How many there must be for all of its states to be seen."""
+        return 25 if self.half else 9
+
+    @property
+    def script(self) -> str:
+        """What the guest runs."""
+        lines = "echo $$ > /tmp/work.pid\n"
+        if self.read:
+            lines += _DISK.format(mib=self.read) + _READ.format(times=self.times)
+        if self.half:
+            lines += _AT_TIMES.format(mib=self.touch)
+        elif self.touch and self.read:
+            lines += f"/tmp/load touch {self.touch} &\n"
+        elif self.touch:
+            lines += f"exec /tmp/load touch {self.touch}\n"
+        if self.read:
+            lines += _READY + (_ON if self.reading_on else "exec sleep 1000\n")
+        return lines
+
+
+SCENARIOS = (
+    Scenario("idle", 0),
+    Scenario("works in 200 MiB", 200, touch=200),
+    Scenario("works in 400 MiB", 400, touch=400),
+    Scenario("works in 600 MiB", 600, touch=600),
+    Scenario("works in 500 MiB, at times", 500, touch=500, half=True),
+    Scenario("reads 300 MiB again and again", 300, read=300, times=3, reading_on=True),
+    Scenario("works in 200, reads 200", 400, touch=200, read=200, times=3, reading_on=True),
+    Scenario("read 500 MiB once", 0, read=500, times=1),
+    Scenario("read 300 MiB often, no more", 0, read=300, times=3),
+    Scenario("idle, once used 700 MiB", 0, before=700),
+)
+
+
+def config(kernel: str, vcpus: int = 2) -> Config:
+    """The guest of the experiment."""
+    return Config(
+        kernel, backing="anonymous", pti=False, ram_mib=RAM_MIB, vcpus=vcpus,
+        # On a busy machine the kernel would take the emulated timer for a broken one.
+        cmdline="psi=1 no_timer_check",
+    )  # fmt: skip
+
+
+@contextmanager
+def guest_of(kernel: str, vcpus: int = 2) -> Iterator[Guest]:
+    """A guest with the lab's load program, and a driver for its balloon."""
+    with _booted(config(kernel, vcpus)) as guest:
+        guest.put("/tmp/load", program("load").read_bytes(), 0o755)
+        guest.put("/tmp/virtio_balloon.ko", loose_module(kernel, "virtio_balloon"))
+        guest.run("insmod /tmp/virtio_balloon.ko; sleep 1")
+        yield guest
+
+
+def _booted(chosen: Config) -> Guest:
+    """A guest, tried again where the machine was too busy for it to boot in time."""
+    for _ in range(2):
+        try:
+            return Guest(chosen)
+        except GuestError as error:
+            print(f"tried again: {str(error)[:100]}", flush=True)
+    return Guest(chosen)
+
+
+@contextmanager
+def state(guest: Guest, scenario: Scenario) -> Iterator[None]:
+    """The guest in that state, and afterwards idle again."""
+    if scenario.before:
+        with state(guest, Scenario("", scenario.before, touch=scenario.before)):
+            pass
+    try:
+        if scenario.touch or scenario.read:
+            guest.put("/tmp/work.sh", scenario.script.encode())
+            guest.run(f"rm -f /tmp/load.ready /tmp/passes; {_WORK} & {_WAIT}", 120)
+        yield
+    finally:
+        still(guest)
+
+
+def still(guest: Guest) -> None:
+    """End what runs in it for us, and let go of what it left in memory."""
+    guest.run(
+        "kill -9 $(cat /tmp/work.pid); killall -9 load dd; while pidof load; do usleep 50000; done;"
+        "losetup -d /dev/loop4; rm -f /tmp/holes /tmp/work.pid; sync;"
+        "echo 3 > /proc/sys/vm/drop_caches; sleep 1",
+        60,
+        check=False,
+    )
+
+
+def used(guest: Guest) -> int:
+    """MemTotal less MemAvailable, by the guest's own word; bytes."""
+    lines = guest.get("/proc/meminfo").decode().splitlines()
+    words = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    return words["MemTotal"] - words["MemAvailable"]
+
+
+def true_need(facts: Facts, idle: int, scenario: Scenario) -> int:
+    """Bytes of balloon that the guest needs: what it needs when idle, and its work's need.
+
+    What the kernel took before it counted MemTotal is a part of the balloon's target.
+    """
+    total = int(facts.window.last("memory", "memory_total") or 0)
+    return idle + scenario.need * MIB + (facts.current or total) - total
+
+
+def watch(session: Session, count: int = 9, step: float = 1.0) -> Facts:
+    """Samples of the guest, one a second."""
+    taken = []
+    for _ in range(count):
+        taken.append(sample(session.guest, session.target))
+        time.sleep(step)
+    return Facts(Window(taken), POLICY, session.domain)

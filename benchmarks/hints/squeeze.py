@@ -1,0 +1,82 @@
+"""True need, found the hard way: the balloon grows until the guest suffers."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.hints.advisors import MIB
+from benchmarks.hints.scenarios import (
+    SCENARIOS,
+    Scenario,
+    guest_of,
+    state,
+    true_need,
+    used,
+    watch,
+)
+from benchmarks.hints.store import Store
+from tests.guests.lab.guest import Guest
+from virtintrospect.host import Host
+from virtintrospect.insight.figures import sample
+from virtintrospect.insight.history import Window
+from virtintrospect.session import Session, open_session
+
+_NAMES = ("idle", "works in 400 MiB", "reads 300 MiB again and again")
+_STEP, _SECONDS = 16, 4.0
+
+
+def main(store: Store) -> None:
+    """Each scenario in a guest of its own: what suffers may not come back."""
+    for scenario in SCENARIOS:
+        key = {"part": "squeeze", "kernel": "6.12", "scenario": scenario.name}
+        if scenario.name not in _NAMES or store.has(**key):
+            continue
+        with guest_of("6.12") as guest:
+            store.add(key, **_squeezed(guest, scenario))
+
+
+def _squeezed(guest: Guest, scenario: Scenario) -> dict[str, object]:
+    idle = used(guest)
+    with (
+        state(guest, scenario),
+        open_session(guest.name) as session,
+        Host("qemu:///system", writable=True) as host,
+    ):
+        need = true_need(watch(session, 3), idle, scenario)
+        size, trace = need // MIB + 96, []
+        good = size
+        while size > 80:
+            host.set_memory(guest.uuid, size << 10)
+            _settle(guest, size)
+            trouble = _trouble(session)
+            trace.append([size, trouble])
+            if trouble:
+                break
+            good, size = size, size - _STEP
+        host.set_memory(guest.uuid, 1024 << 10)
+        _settle(guest, 1024)
+    return {"need": need, "suffers_below": good * MIB, "trace": trace}
+
+
+def _settle(guest: Guest, mib: int) -> None:
+    for _ in range(100):
+        if guest.domain.memoryStats()["actual"] >> 10 <= mib:
+            return
+        time.sleep(0.1)
+
+
+def _trouble(session: Session) -> str:
+    """What is wrong with the guest now; empty where nothing is."""
+    taken = []
+    end = time.monotonic() + _SECONDS
+    while time.monotonic() < end:
+        taken.append(sample(session.guest, session.target))
+        time.sleep(1)
+    window = Window(taken)
+    figures = {
+        "PSI memory some, %": (window.stalled("memory", "some") or 0, 0.1),
+        "refaults a second": (window.rate("events", "refault") or 0, 5),
+        "allocation stalls a second": (window.rate("events", "stalls") or 0, 1),
+        "OOM kills": (window.growth("events", "oom_kills") or 0, 0),
+    }
+    return "; ".join(f"{n} {value:.1f}" for n, (value, most) in figures.items() if value > most)

@@ -1,0 +1,64 @@
+"""``batch``: many commands in one process."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtintrospect.cli.main import run
+
+NOWHERE = ["-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock"]
+
+
+def answers(
+    lines: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[dict[str, Any]]:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(x) + "\n" for x in lines)))
+    assert run(["batch"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_each_line_is_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = [["--version"], ["nonsense"], [*NOWHERE, "ps", "web01"], ["ps", str(tmp_path)]]
+    found = answers([*lines, ["--version"]], monkeypatch, capsys)
+    assert [answer["rc"] for answer in found] == [0, 2, 4, 4, 0]
+    assert found[0] == found[-1]
+    assert found[0]["out"].startswith("virt-introspect, version ")
+    assert "/nowhere/libvirt-sock" in found[2]["err"]
+    assert len(found[2]["err"].splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["batch"], ["dump", "x", "-"], ["dmesg", "--follow", "x"]])
+def test_what_has_no_end_is_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = answers([words], monkeypatch, capsys)
+    assert (found["rc"], found["out"]) == (2, "")
+    assert "not possible in a batch" in found["err"]
+
+
+@pytest.mark.parametrize("line", [{}, "ps", [1], [["ps"]], None])
+def test_what_is_no_command_line_ends_it(
+    line: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(line) + "\n"))
+    assert run(["batch"]) == 2
+    assert "JSON array of words" in capsys.readouterr().err
+
+
+def test_a_command_does_not_read_the_next_line() -> None:
+    """What asks for confirmation gets none: the input is the batch's own."""
+    program = str(Path(sys.executable).with_name("virt-introspect"))
+    lines = json.dumps([*NOWHERE, "hints", "web01", "--apply"]) + "\ny\n"
+    done = subprocess.run([program, "batch"], input=lines, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[0])["rc"] != 0
+    assert done.returncode == 2

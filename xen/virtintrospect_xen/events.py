@@ -1,0 +1,273 @@
+"""What a guest's vCPUs do, by Xen's monitor (vm_event): HVM and PVH guests.
+
+libxenctrl's part of it is made of hypercalls that are used here as they are: the ring's page is
+given to Xen by XEN_DOMCTL_vm_event_op, events are chosen by XEN_DOMCTL_monitor_op, access to
+pages by XENMEM_access_op (xen/include/public/domctl.h, memory.h). A vCPU whose event nobody
+answers stands still; so a process of its own ends the monitor when this one ends, even killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import select
+import struct
+from collections.abc import Iterator, Sequence
+from time import monotonic, time
+from typing import Self
+
+from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
+from virtintrospect.model.event import (
+    Breakpoint,
+    Event,
+    EventKind,
+    MemoryAccess,
+    RegisterWrite,
+    Trigger,
+)
+from virtintrospect_xen import bindings, ring
+from virtintrospect_xen.calls import Hypervisor
+from virtintrospect_xen.hold import Holder
+from virtintrospect_xen.memory import XenMemory
+from virtintrospect_xen.monitor import Monitor
+from virtintrospect_xen.window import Mapper
+
+_PAGE = 4096
+#: VM_EVENT_X86_* of struct vm_event_write_ctrlreg.
+_REGISTERS = {"cr0": 0, "cr3": 1, "cr4": 2, "xcr0": 3}
+#: XEN_DOMCTL_MONITOR_EVENT_*.
+_WRITE_CTRLREG, _SOFTWARE_BREAKPOINT = 0, 3
+#: xenmem_access_t of what is still allowed. Nested paging has no page that can be written or
+#: executed and not read: such a one is absent, and what nobody asked for is left out.
+_ALLOWED = {frozenset("w"): 5, frozenset("x"): 3, frozenset("wx"): 1}
+_NOTHING, _UNRESTRICTED = 0, 7
+#: MEM_ACCESS_*, in the order of their bits.
+_ACCESS, _GLA_VALID = "rwx", 1 << 3
+#: An instruction of x86 is at most so long, and Xen wants so much of it.
+_INSTRUCTION = 16
+_INT3 = b"\xcc"
+_NAMES = {number: name for name, number in _REGISTERS.items()}
+
+
+class EventStream:
+    """Events of one guest, until it is closed. A context manager.
+
+    :param memory: of the guest, opened for writing.
+    :param holder: ends the monitor when this process ends.
+    :raises UnsupportedError: this Xen does not report such an event on this processor.
+    :raises MemoryAccessError: Xen refuses, or somebody else watches this guest.
+    """
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        domid: int,
+        memory: XenMemory,
+        holder: Holder,
+        triggers: Sequence[Trigger],
+    ) -> None:
+        self._monitor, self._memory = Monitor(hypervisor, domid), memory
+        #: Frame → what is asked for.
+        self._watched: dict[int, set[str]] = {}
+        #: First bytes of each breakpoint's place, before it was one.
+        self._original: dict[int, bytes] = {}
+        with contextlib.ExitStack() as stack:
+            self._require(triggers)
+            holder.pause()
+            try:
+                self._open_ring(stack, holder)
+            finally:
+                holder.resume()
+            stack.callback(self._drain)
+            for trigger in triggers:
+                self._start(trigger, stack)
+            self._resources = stack.pop_all()
+
+    def _require(self, triggers: Sequence[Trigger]) -> None:
+        can = self._monitor.capabilities()
+        for trigger in triggers:
+            if isinstance(trigger, RegisterWrite):
+                if trigger.register not in _REGISTERS:
+                    raise UsageError(
+                        f"writes of {trigger.register} are not reported",
+                        hint=f"those of {', '.join(_REGISTERS)} are",
+                    )
+                event = _WRITE_CTRLREG
+            elif isinstance(trigger, Breakpoint):
+                event = _SOFTWARE_BREAKPOINT
+            else:
+                if not trigger.access or not set(trigger.access) <= set(_ACCESS):
+                    raise UsageError(f"{trigger.access!r} is no kind of access", hint="use r, w, x")
+                continue
+            if not can >> event & 1:
+                raise UnsupportedError(
+                    "Xen does not report this event of this guest",
+                    hint="it does of HVM and PVH guests with hardware-assisted paging",
+                )
+
+    def _open_ring(self, stack: contextlib.ExitStack, holder: Holder) -> None:
+        """Give Xen a page for the ring, and the guest no way to it."""
+        monitor = self._monitor
+        frame, mapper = monitor.frame(), Mapper(monitor.domid)
+        stack.callback(mapper.close)
+        address, errors = mapper.map([frame], writable=True)
+        if any(errors):
+            Mapper.unmap(address, 1)
+            monitor.populate(frame)
+            address, errors = mapper.map([frame], writable=True)
+        stack.callback(Mapper.unmap, address, 1)
+        if any(errors):
+            raise MemoryAccessError("Xen gives no page for events")
+        ctypes.memset(address, 0, _PAGE)
+        holder.watch()
+        stack.callback(holder.unwatch)
+        remote = monitor.enable()
+        monitor.take_away(frame)
+        self._port = stack.enter_context(EventChannel(monitor.domid, remote))
+        page = memoryview((ctypes.c_char * _PAGE).from_address(address)).cast("B")
+        self._ring = ring.Ring(page)
+
+    def _start(self, trigger: Trigger, stack: contextlib.ExitStack) -> None:
+        """Have Xen report it, from now until the stack ends."""
+        monitor = self._monitor
+        if isinstance(trigger, RegisterWrite):
+            index = _REGISTERS[trigger.register]
+            monitor.register(index, on=True)
+            stack.callback(monitor.register, index, on=False)
+        elif isinstance(trigger, MemoryAccess):
+            frame = trigger.paddr // _PAGE
+            wanted = self._watched.setdefault(frame, set())
+            wanted.update(trigger.access)
+            monitor.access(frame, _ALLOWED.get(frozenset(wanted), _NOTHING))
+            stack.callback(monitor.access, frame, _UNRESTRICTED)
+        else:
+            if not self._original:
+                monitor.event(_SOFTWARE_BREAKPOINT, on=True)
+                stack.callback(monitor.event, _SOFTWARE_BREAKPOINT, on=False)
+            original = self._memory.read(trigger.paddr, _INSTRUCTION)
+            self._original[trigger.paddr] = original
+            stack.callback(self._memory.write, trigger.paddr, original[:1])
+            self._memory.write(trigger.paddr, _INT3)
+
+    def read(self, timeout: float) -> list[Event]:
+        """Events that have happened; waits for the first one.
+
+        :param timeout: seconds to wait at most.
+        :returns: none where nothing has happened in that time.
+        """
+        deadline = monotonic() + timeout
+        while True:
+            found = list(self._taken())
+            left = deadline - monotonic()
+            if found or left <= 0:
+                return found
+            self._port.wait(left)
+
+    def _taken(self) -> Iterator[Event]:
+        """Take what is there, and let the vCPUs go on."""
+        some = False
+        for request in self._ring.take():
+            event = self._event(request)
+            self._answer(request, event)
+            some = True
+            if event is not None and self._wanted(event):
+                yield event
+        if some:
+            self._port.notify()
+
+    def _answer(self, request: ring.Request, event: Event | None) -> None:
+        if request.reason == ring.MEM_ACCESS:
+            self._ring.answer(request, ring.EMULATE)
+        elif request.reason == ring.SOFTWARE_BREAKPOINT and event is not None:
+            original = self._original.get(event.paddr or 0)
+            if original is None:
+                # The guest's own: it gets what it would have got.
+                self._monitor.inject_breakpoint(request.vcpu)
+                self._ring.answer(request)
+            else:
+                self._ring.answer(request, ring.EMULATE | ring.SET_INSTRUCTION, original)
+        else:
+            self._ring.answer(request)
+
+    def _wanted(self, event: Event) -> bool:
+        if event.kind is EventKind.ACCESS:
+            wanted = self._watched.get((event.paddr or 0) // _PAGE, set())
+            return not wanted.isdisjoint(event.access or "")
+        return event.kind is not EventKind.BREAKPOINT or event.paddr in self._original
+
+    def _event(self, request: ring.Request) -> Event | None:
+        """Xen's report as a record."""
+        vcpu, rip, cr3 = request.vcpu, request.rip, request.cr3
+        if request.reason == ring.WRITE_CTRLREG:
+            index, value, previous = struct.unpack_from("<I4xQQ", request.detail)
+            return Event(
+                EventKind.REGISTER, vcpu, time(), rip, cr3,
+                register=_NAMES.get(index), previous=previous, value=value,
+            )  # fmt: skip
+        if request.reason == ring.MEM_ACCESS:
+            frame, offset, vaddr, flags = struct.unpack_from("<3QI", request.detail)
+            return Event(
+                EventKind.ACCESS, vcpu, time(), rip, cr3,
+                paddr=frame * _PAGE + offset, vaddr=vaddr if flags & _GLA_VALID else None,
+                access="".join(c for bit, c in enumerate(_ACCESS) if flags >> bit & 1),
+            )  # fmt: skip
+        if request.reason == ring.SOFTWARE_BREAKPOINT:
+            (frame,) = struct.unpack_from("<Q", request.detail)
+            return Event(
+                EventKind.BREAKPOINT, vcpu, time(), rip, cr3,
+                paddr=frame * _PAGE + rip % _PAGE, vaddr=rip,
+            )  # fmt: skip
+        return None
+
+    def _drain(self) -> None:
+        """Let vCPUs go on whose last event nobody has read."""
+        for _ in self._taken():
+            pass
+
+    def close(self) -> None:
+        """Watch no more; the guest is as it was. Twice is harmless."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class EventChannel:
+    """A bell that Xen rings when there is something in the ring. A context manager."""
+
+    def __init__(self, domid: int, remote: int) -> None:
+        self._library = bindings.event_channels()
+        self._handle = self._library.xenevtchn_open(None, 0)
+        if not self._handle:
+            raise bindings.not_here("open Xen's event channels")
+        self._port = self._library.xenevtchn_bind_interdomain(self._handle, domid, remote)
+        if self._port < 0:
+            error = bindings.not_here("hear of the guest's events")
+            self.close()
+            raise error
+
+    def wait(self, timeout: float) -> None:
+        """Wait until it rings, or so many seconds."""
+        if select.select([self._library.xenevtchn_fd(self._handle)], [], [], timeout)[0]:
+            port = self._library.xenevtchn_pending(self._handle)
+            if port >= 0:
+                self._library.xenevtchn_unmask(self._handle, port)
+
+    def notify(self) -> None:
+        """Tell Xen that there are answers."""
+        self._library.xenevtchn_notify(self._handle, self._port)
+
+    def close(self) -> None:
+        """Close it; twice is harmless."""
+        handle, self._handle = self._handle, None
+        if handle:
+            self._library.xenevtchn_close(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
