@@ -22,8 +22,6 @@ _PROGRAMS = (
 )  # fmt: skip
 _MODULES = ("overlay", "veth", "virtio_net")
 _FOLDER = "lab/programs"
-#: Before a column of docs/support.md in what a test says.
-COLUMN = "support: "
 
 
 def parts(names: tuple[str, ...], *, whole: bool = False) -> str:
