@@ -31,7 +31,7 @@ def test_every_command_on_a_core(guest: XenGuest, tmp_path: Path) -> None:
     column = _column(guest, " core")
     core, folder = tmp_path / "guest.core", tmp_path / "written"
     folder.mkdir()
-    xl("dump-core", str(guest.domid), str(core), timeout=240)
+    xl("dump-core", str(guest.domid), str(core), timeout=900)
     try:
         support.check(column, str(core), folder)
     finally:
