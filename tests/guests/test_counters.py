@@ -235,8 +235,12 @@ def test_cpu_times(linux: LinuxGuest, loaded: Guest) -> None:
     first = check()
     # busybox has no nice.
     spin = "timeout 2 sh -c 'while :; do :; done'"
-    loaded.run(f'start-stop-daemon -S -N 10 -x /bin/sh -- -c "{spin}"', check=False)
-    second = check()
+    # On a busy machine the guest has less than those seconds.
+    for _ in range(10):
+        loaded.run(f'start-stop-daemon -S -N 10 -x /bin/sh -- -c "{spin}"', check=False)
+        second = check()
+        if max(second[name] - first[name] for name in first if name.endswith("nice")) > 300:
+            break
     loaded.run("sleep 2")
     third = check()
     assert max(second[name] - first[name] for name in first if name.endswith("nice")) > 300
