@@ -280,6 +280,8 @@ def leak_hints(facts: Facts) -> Iterator[Hint]:
     for kind, series in kinds.items():
         for which, values in series.items():
             steps = [after >= before for before, after in itertools.pairwise(values)]
+            if not steps:
+                continue  # seen once: the dear figures are not in each sample
             grown = values[-1] - values[0]
             rising = 100 * sum(steps) / len(steps)
             if grown < least or rising < policy.leak_steps_percent or _levelled(values):
