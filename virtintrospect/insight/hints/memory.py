@@ -9,7 +9,6 @@ from typing import NamedTuple
 from virtintrospect.insight.hints.facts import MIB, Evidence, Facts, size
 from virtintrospect.model import Hint
 
-
 #: Seconds that a guest may take to fill its balloon: at least, and for each GiB.
 _SETTLE, _SETTLE_A_GIB = 10, 10
 
