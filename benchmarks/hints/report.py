@@ -65,16 +65,24 @@ def _sizes(rows: list[Row]) -> Iterator[str]:
     within = [f"{sum(_close(row, name) for row in rows)} of {len(rows)}" for name in names]
     yield "| **told to go below need** | | " + " | ".join(false) + " |"
     yield "| **within 15 % and the dead band** | | " + " | ".join(within) + " |"
+    beyond = [_found(rows, name, POLICY.reserve_percent) for name in names]
     yield "| **of what could be given back, found** | | " + " | ".join(found) + " |"
+    yield "| **of that beyond a tenth as reserve, found** | | " + " | ".join(beyond) + " |"
     yield ""
     yield f"![recommended and needed]({CHART.name})"
     yield ""
 
 
-def _found(rows: list[Row], name: str) -> str:
-    """How much of what no guest needs is found: what is taken beyond is not counted."""
-    possible = sum(row["current"] - row["need"] for row in rows)
-    taken = sum(row["current"] - max(row["said"][name], row["need"]) for row in rows)
+def _found(rows: list[Row], name: str, reserve: float = 0.0) -> str:
+    """How much of what no guest needs is found: what is taken beyond is not counted.
+
+    :param reserve: percent of need that are to stay with the guest.
+    """
+    least = [row["need"] * (1 + reserve / 100) for row in rows]
+    possible = sum(row["current"] - need for row, need in zip(rows, least, strict=True))
+    taken = sum(
+        row["current"] - max(row["said"][name], need) for row, need in zip(rows, least, strict=True)
+    )
     return f"{100 * taken / possible:.0f} %"
 
 
