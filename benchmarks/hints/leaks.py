@@ -49,6 +49,6 @@ def _watched(guest: Guest, speed: int, most: float) -> dict[str, object]:
         "seconds": round(time.monotonic() - start, 1) if named else None,
         "grown": int(grown[0] - grown[-1]),
         "reason": named,
-        "shrinks_meanwhile": shrinks,
+        "told_to_shrink": shrinks,
         "until_short": round(RAM_MIB * MIB * 0.75 / (speed * MIB)),
     }

@@ -108,10 +108,11 @@ def _leaks(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         speed, when = row["mib_a_second"], row["seconds"]
         after = "was not named" if when is None else f"was named after {when:.0f} s"
+        told = row.get("told_to_shrink")
         yield (
             f"* A leak of {speed} MiB a second {after}; the guest would have run short after some "
-            f"{row['until_short']} s. Meanwhile it was told {row['shrinks_meanwhile']} times to "
-            f"shrink."
+            f"{row['until_short']} s."
+            + (f" Meanwhile it was told {told} times to shrink." if told is not None else "")
         )
     yield ""
 
