@@ -146,9 +146,10 @@ def _slowdown(rows: list[Row]) -> Iterator[str]:
         changes = ", ".join(f"{change:+.1f}" for change in row["changes_percent"])
         before, after, _ = row["outcomes"][0]
         yield (
-            f"* The guest that {row['scenario']}, {before} → {after} MiB: its work took "
-            f"{row['change_percent']:+.1f} % of CPU time of the host more for each pass (median "
-            f"of pairs of before and after: {changes}; load {row['load']:.0f})."
+            f"* The guest that {row['scenario']}, {before} → {after} MiB as recommended: a pass of "
+            f"its work then took {row['change_percent']:+.1f} % of the host's CPU time that it "
+            f"took before (pairs of before and after: {changes}; load {row['load']:.0f}: on a "
+            f"busy machine these differ by themselves)."
         )
     yield ""
 
