@@ -147,9 +147,10 @@ def _slowdown(rows: list[Row]) -> Iterator[str]:
         before, after, _ = row["outcomes"][0]
         yield (
             f"* The guest that {row['scenario']}, {before} → {after} MiB as recommended: a pass of "
-            f"its work then took {row['change_percent']:+.1f} % of the host's CPU time that it "
-            f"took before (pairs of before and after: {changes}; load {row['load']:.0f}: on a "
-            f"busy machine these differ by themselves)."
+            f"its work then took {abs(row['change_percent']):.1f} % "
+            f"{'more' if row['change_percent'] > 0 else 'less'} CPU time of the host than before "
+            f"(pairs of before and after: {changes}; load {row['load']:.0f}: on a busy machine "
+            f"these differ by themselves)."
         )
     yield ""
 
@@ -157,7 +158,7 @@ def _slowdown(rows: list[Row]) -> Iterator[str]:
 def _cost(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         yield (
-            f"* Sampling in {row['sessions']} sessions on {row['guests']} guests of "
+            f"* Sampling in {row['sessions']} sessions, on {row['guests']} running guests of "
             f"{row['processes']} processes once a second "
             f"({row['samples_a_second']:.1f} samples a second were reached) took "
             f"{row['percent_of_a_core']:.1f} % of a core, {row['ms_a_sample']:.2f} ms a sample; "
