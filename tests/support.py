@@ -96,7 +96,8 @@ def look(target: str, options: tuple[str, ...], folder: Path) -> dict[str, str]:
             out, complaint = io.TextIOWrapper(io.BytesIO()), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaint):
                 code = run(words)
-            found[name] = YES if code == 0 else _reason(complaint.getvalue(), target, code)
+            done = code in (0, 6)  # the second: done, and something was found
+            found[name] = YES if done else _reason(complaint.getvalue(), target, code)
             for file in folder.iterdir():
                 file.unlink()
     return found

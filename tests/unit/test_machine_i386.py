@@ -188,12 +188,19 @@ def test_interrupted_code_and_the_end_of_a_kernel_thread(walker: BasePointers) -
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "broken"), [(8192 - 8 - 68 - 8, False), (4000, True)])
+@pytest.mark.parametrize(
+    ("place", "left", "broken"),
+    [
+        (8192 - 8 - 68 - 8, 0, False),
+        (8192 - 16 - 68 - 16, 0x100_0000, False),  # the boot CPU's
+        (4000, 0, True),
+    ],
+)
 def test_without_a_caller_is_only_what_lies_at_the_top(
-    walker: BasePointers, place: int, broken: bool
+    walker: BasePointers, place: int, left: int, broken: bool
 ) -> None:
     """The first frame of an idle task; a zero elsewhere is one that was left over."""
-    copy = stack({100: STACK + place, 104: TEXT + 0x200, place + 4: TEXT + 0x300})
+    copy = stack({100: STACK + place, 104: TEXT + 0x200, place: left, place + 4: TEXT + 0x300})
     frames, why = walker.frames(State(TEXT + 0x100, STACK + 96, STACK + 100), [copy])
     assert [frame.address - TEXT for frame in frames] == [0x100, 0x200, 0x300]
     assert why == ("the stack ends in the middle" if broken else "")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.stack import StackReader, TaskStack
-from virtintrospect.guests.linux.unwind import Frame, Stack, State, stack_of
+from virtintrospect.guests.linux.unwind import Frame, Stack, State
 from virtintrospect.model import StackFrame
 
 if TYPE_CHECKING:
@@ -47,54 +47,19 @@ def running_stacks(reader: StackReader) -> list[TaskStack]:
     for item in reader.stacks(list(order)):
         if not item.frames and item.cpu is not None:
             found.append(item._replace(frames=_search(reader, item), cpu=item.cpu))
-        elif item.broken:
-            found.append(_continued(reader, item))
         else:
             found.append(item)
     return found
-
-
-def _continued(reader: StackReader, item: TaskStack) -> TaskStack:
-    """A stack that broke off though it begins with registers, of a CPU in one of :data:`_ENDS`.
-
-    A 32-bit CPU that was stopped has other use for its base pointer: its caller's frame is
-    searched for from the stack pointer on.
-    """
-    first, word = item.frames[0], reader.unwinder.word
-    stacks = _stacks(reader, item)
-    own = stack_of(stacks, first.sp)
-    if own is None or reader.late() or not _is_end(reader, first.address, returns=False):
-        return item
-    for base in reader.unwinder.bases(own, first.address, first.sp - word):
-        state = State(first.address, first.sp, base, signal=True)
-        frames, broken = reader.unwinder.frames(state, stacks, first.found_by)
-        if not broken:
-            return item._replace(frames=[frames[0], *_searched(frames[1:])], broken="")
-    return item
-
-
-def _is_end(reader: StackReader, address: int, *, returns: bool) -> bool:
-    place = reader.text.place(address, returns=returns)
-    return place is not None and place.function in _ENDS
-
-
-def _searched(frames: list[Frame]) -> list[Frame]:
-    """Frames that follow from a guess; in a program it has shown to be right."""
-    return [f if f.found_by == "user" else f._replace(found_by="searched") for f in frames]
-
-
-def _stacks(reader: StackReader, item: TaskStack) -> list[Stack]:
-    """The stacks of a CPU. One that was interrupted stands on that for it; its task's is older."""
-    bottom = item.row["stack"]
-    own = [(bottom, bottom + reader.size)] if bottom else []
-    return [reader.copy(start, end) for start, end in (*reader.cpus.stacks(item.cpu or 0), *own)]
 
 
 def _search(reader: StackReader, item: TaskStack) -> list[Frame]:
     """Frames of a CPU that stands in one of :data:`_ENDS`; none where there is no such chain."""
     if reader.late():
         return []
-    stacks = _stacks(reader, item)
+    bottom = item.row["stack"]
+    own = [(bottom, bottom + reader.size)] if bottom else []
+    # A CPU that was interrupted stands on the stack for that; its task's is older.
+    stacks = [reader.copy(start, end) for start, end in (*reader.cpus.stacks(item.cpu or 0), *own)]
     word = reader.unwinder.word
     for stack in stacks:
         for at in range(0, len(stack.data) - word + 1, word):
@@ -111,11 +76,15 @@ def _from_slot(reader: StackReader, stack: Stack, slot: int, stacks: list[Stack]
     address = int.from_bytes(stack.data[at : at + word], "little")
     if not reader.text.in_image(address) or reader.late():
         return []
-    if not _is_end(reader, address, returns=True):
+    place = reader.text.place(address, returns=True)
+    if place is None or place.function not in _ENDS:
         return []
     for base in reader.unwinder.bases(stack, address, slot):
         state = State(address, slot + word, base)
         frames, broken = reader.unwinder.frames(state, stacks, "searched")
         if not broken:
-            return _searched(frames)
+            return [
+                frame if frame.found_by == "user" else frame._replace(found_by="searched")
+                for frame in frames
+            ]
     return []

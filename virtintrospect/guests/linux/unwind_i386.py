@@ -84,6 +84,8 @@ class BasePointers(StackWalker):
         above = None if own is None else self._entry(own, frame, state.bp)
         if above is not None:
             state.bp = above & ~_TOP_BIT
+        elif own is not None and not frame < state.bp < own.end and any(self._tops(own, state.sp)):
+            state.bp = 0  # the boot CPU's first frame has what the boot code left in ebp
         elif own is stack_of(stacks, state.bp) and state.bp <= frame:
             raise Broken("the stack goes the wrong way")
         return "frame record"
