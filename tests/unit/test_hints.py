@@ -177,7 +177,7 @@ def test_what_the_guest_has_free_and_the_host_holds() -> None:
     hint = judge(figures(10), figures(0), held=GIB)["memory", "reclaim"]
     assert "the host holds 1024 MiB that the guest has free" in hint.reason
     assert hint.virsh == (
-        "virsh -c qemu:///system setmem 'web 01' 2307072 --live && "
+        "virsh -c qemu:///system setmem 'web 01' 2307072 --live && sleep 20 && "
         "virsh -c qemu:///system setmem 'web 01' 4194304 --live"
     )
     xml = XML.replace("model='virtio'", "model='virtio' freePageReporting='on'")
