@@ -39,6 +39,8 @@ _ARCH_AT, _ARCH = 3088, struct.Struct("<6Q")
 #: may not fill are not looked at, but for holes of 4 GiB.
 _MOST_FRAMES, _HOLES = 1 << 28, 1 << 20
 _A_PAGE = 512
+#: Pages of the P2M that are read together.
+_TOGETHER = 16
 #: An entry of the P2M: no memory; or a frame of another domain or of the machine
 #: (FOREIGN_FRAME_BIT, IDENTITY_FRAME_BIT; arch/x86/include/asm/xen/page.h).
 _NOT_OWN = np.uint64(3 << 62)
@@ -176,11 +178,18 @@ class PvFrames:
         numbers = frames // np.uint64(_A_PAGE)
         within = frames < np.uint64(self.count)
         wanted = np.unique(numbers[within]).tolist()
-        self._load([number for number in wanted if number not in self._pieces])
+        if not all(number in self._pieces for number in wanted):
+            self._load(self._around(wanted))
         for number in wanted:
             here = (numbers == np.uint64(number)) & within
             found[here] = self._pieces[number][frames[here] % np.uint64(_A_PAGE)]
         return found
+
+    def _around(self, numbers: list[int]) -> list[int]:
+        """Pages of the P2M that are not known, with their neighbours: a call has its price."""
+        groups = {number // _TOGETHER for number in numbers}
+        near = (n for group in groups for n in range(group * _TOGETHER, (group + 1) * _TOGETHER))
+        return [n for n in near if n * _A_PAGE < self.count and n not in self._pieces]
 
     def _load(self, numbers: list[int]) -> None:
         """Read pages of the P2M, and keep them."""
