@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 
+import hypothesis
 import pytest
 
 # Who starts the tests in the background of a script may have had SIGINT ignored; what the tests
 # start would inherit that, and could not be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long one example takes says more of the machine than of what is tested.
+hypothesis.settings.register_profile("lab", deadline=None)
+hypothesis.settings.load_profile("lab")
 
 LANES = ("matrix", "rest")
 

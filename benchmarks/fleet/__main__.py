@@ -1,6 +1,6 @@
-"""``python -m benchmarks.fleet [audit|page]``: the figures of docs/fleet.md.
+"""``python -m benchmarks.fleet [audit|page] [GUESTS]``: the figures of docs/fleet.md.
 
-``audit``: CPU of a host on which 20 guests are audited, and how long one and three hosts take.
+``audit``: CPU of a host on which guests are audited (20), and how long one and three hosts take.
 ``page``: the page of 5,000 guests with 200 processes each, opened in Chromium.
 """
 
@@ -32,15 +32,16 @@ _AUDITED = 20
 
 def main() -> None:
     """Print the figures as they come."""
-    asked = sys.argv[1:] or ["page", "audit"]
+    asked = [word for word in sys.argv[1:] if not word.isdecimal()] or ["page", "audit"]
     if not set(asked) <= {"page", "audit"}:
-        sys.exit("usage: python -m benchmarks.fleet [page|audit]")
+        sys.exit("usage: python -m benchmarks.fleet [page|audit] [GUESTS]")
+    audited = next((int(word) for word in sys.argv[1:] if word.isdecimal()), _AUDITED)
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
           f"load {os.getloadavg()[0]:.0f}")  # fmt: skip
     if "page" in asked:
         show(f"{_GUESTS} guests with {_PROCESSES} processes each", _page())
     if "audit" in asked:
-        show("audit.yml over SSH", _audit())
+        show("audit.yml over SSH", _audit(audited))
 
 
 def _page() -> Iterator[Figure]:
@@ -72,9 +73,9 @@ def _page() -> Iterator[Figure]:
             yield Figure(f"sorted by {name}", time.monotonic() - start, "s")
 
 
-def _audit() -> Iterator[Figure]:
+def _audit(audited: int) -> Iterator[Figure]:
     guests: Guests = {
-        "hv1": {f"a{n:02}": _SMALL for n in range(_AUDITED)},
+        "hv1": {f"a{n:02}": _SMALL for n in range(audited)},
         "hv2": {"b00": _SMALL},
         "hv3": {"c00": _SMALL},
     }
@@ -91,7 +92,7 @@ def _audit() -> Iterator[Figure]:
             variables: dict[str, Any] = {"virtintrospect_hosts": "hv1", **more}
             run = lab.play("audit", timeout=900, virtintrospect_report=report, **variables)
             assert run.returncode == 0, run.stdout
-            yield Figure(f"{_AUDITED} guests, {what}", _sessions(host) - start, "s CPU", limit)
+            yield Figure(f"{audited} guests, {what}", _sessions(host) - start, "s CPU", limit)
         for name in list(lab.guests):
             if name[0] == "a" and name != "a00":
                 lab.guests[name].destroy()

@@ -147,7 +147,8 @@ def _slowdown(rows: list[Row]) -> Iterator[str]:
 def _cost(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         yield (
-            f"* Sampling {row['guests']} guests of {row['processes']} processes once a second "
+            f"* Sampling in {row['sessions']} sessions on {row['guests']} guests of "
+            f"{row['processes']} processes once a second "
             f"({row['samples_a_second']:.1f} samples a second were reached) took "
             f"{row['percent_of_a_core']:.1f} % of a core, {row['ms_a_sample']:.2f} ms a sample; "
             f"load {row['load']:.0f}."

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from benchmarks.hints.advisors import MIB, POLICY
+from tests.guests.lab import guest as lab
 from tests.guests.lab.domain import Config
-from tests.guests.lab.guest import Guest, GuestError
+from tests.guests.lab.guest import Guest
 from tests.guests.lab.initramfs import program
 from tests.guests.lab.kernels import loose_module
 from virtintrospect.insight.figures import sample
@@ -18,6 +19,8 @@ from virtintrospect.insight.history import Window
 from virtintrospect.session import Session
 
 RAM_MIB = 1024
+#: Seconds within which a guest must boot: no test, so it may take its time on a busy machine.
+_BOOT_PATIENCE = 900.0
 #: A file of holes on a block device, read again and again: its pages stay in the page cache.
 _DISK = """
 rm -f /tmp/holes; truncate -s {mib}M /tmp/holes; losetup /dev/loop4 /tmp/holes; exec 3</dev/loop4
@@ -101,21 +104,12 @@ def config(kernel: str, vcpus: int = 2) -> Config:
 @contextmanager
 def guest_of(kernel: str, vcpus: int = 2) -> Iterator[Guest]:
     """A guest with the lab's load program, and a driver for its balloon."""
-    with _booted(config(kernel, vcpus)) as guest:
+    lab.BOOT_PATIENCE = _BOOT_PATIENCE
+    with Guest(config(kernel, vcpus)) as guest:
         guest.put("/tmp/load", program("load").read_bytes(), 0o755)
         guest.put("/tmp/virtio_balloon.ko", loose_module(kernel, "virtio_balloon"))
         guest.run("insmod /tmp/virtio_balloon.ko; sleep 1")
         yield guest
-
-
-def _booted(chosen: Config) -> Guest:
-    """A guest, tried again where the machine was too busy for it to boot in time."""
-    for _ in range(2):
-        try:
-            return Guest(chosen)
-        except GuestError as error:
-            print(f"tried again: {str(error)[:100]}", flush=True)
-    return Guest(chosen)
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from .fake import Fake
 COLLECTIONS = Path(__file__).parents[2] / "ansible"
 BIN = Path(sys.executable).parent
 
+#: ``make test-fleet``: also what takes minutes.
+WHOLE = os.environ.get("VIRTINTROSPECT_FLEET_WHOLE", "") not in ("", "0")
+
 Result = dict[str, Any]
 
 

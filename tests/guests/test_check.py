@@ -56,7 +56,9 @@ def test_clean_guests(linux: LinuxGuest, guest: Guest) -> None:
 @pytest.fixture(params=KERNELS_OF_IT)
 def owned(request: pytest.FixtureRequest) -> Iterator[tuple[Guest, LinuxGuest]]:
     """A guest of this test's own, with the planted module not yet loaded."""
-    config = Config(request.param, pti=False, cmdline="lab.sleepers=3 lab.oddities=0")
+    config = Config(
+        request.param, pti=False, cmdline="lab.sleepers=3 lab.oddities=0 no_timer_check"
+    )
     with Guest(config) as guest, open_session(guest.name) as session:
         linux = session.guest
         assert isinstance(linux, LinuxGuest)

@@ -58,6 +58,7 @@ def test_cache_counts_as_needed_where_it_is_used_again() -> None:
     assert wanted() == 2535  # nobody has looked: all of it, and a tenth
     assert wanted(used_again=0, total=1280 * MIB) == 1127
     assert wanted(used_again=1280 * MIB, total=1280 * MIB) == 2535
+    assert wanted(used_again=1280 * MIB, total=1280 * MIB, kept=64 * MIB) == 2464
 
 
 def test_cache_that_was_used_once_can_be_had_back() -> None:

@@ -116,15 +116,21 @@ def _free(session: Session) -> Free | None:
     return Free(owners.of("free", "free_percpu"), owners.page_size)
 
 
-def identical(sessions: Sequence[Session]) -> list[Identical | None]:
-    """Of each guest, its pages that are the same as others; of guests of this host that run."""
+def identical(sessions: Sequence[Session], *, everything: bool = False) -> list[Identical | None]:
+    """Of each guest, its pages that are the same as others; of guests of this host that run.
+
+    :param everything: not only guests whose pages KSM could merge.
+    """
     from virtintrospect.driver import SupportsResidentSize
+    from virtintrospect.insight.hints.facts import mergeable
     from virtintrospect.insight.identical import identical_pages
 
     here = [
         number
         for number, session in enumerate(sessions)
-        if session.target.live and isinstance(session.target, SupportsResidentSize)
+        if session.target.live
+        and isinstance(session.target, SupportsResidentSize)
+        and (everything or (session.domain is not None and mergeable(session.domain.xml)))
     ]
     found: list[Identical | None] = [None] * len(sessions)
     free = [_free(sessions[number]) for number in here]

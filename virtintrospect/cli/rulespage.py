@@ -27,7 +27,9 @@ nothing of it is known to be clean.
 and 0.5 s apart, before it is a finding. In an image it is found once: a dump that was taken while \
 the guest ran may show a process in the middle of its exit.
 * All rules together take 60 seconds at most, and the one that runs then to its end. A guest that \
-makes its tables expensive does not make the rules clean: those that are left are not checked.
+makes its tables expensive does not make the rules clean: those that are left are not checked. \
+Through libvirt alone (`--transport peek`) reading is so slow that some may be left: name the \
+rules that matter.
 * A rule believes what the kernel's structures say, as all of virtintrospect does. A rootkit that \
 keeps every book the same, and leaves no pointer in the lists that are looked at, is not found.
 

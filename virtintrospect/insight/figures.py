@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Any
 
 from virtintrospect.driver import SupportsVcpuTimes, SupportsVmmFigures, Target
@@ -105,13 +106,17 @@ def _pressure(guest: Guest) -> Sample:
 
 
 def _events(guest: Guest) -> Sample:
-    counters = {row.name.decode("latin-1"): row.value for row in guest.vmstat()}
-    found = {}
-    for name, prefix in EVENTS.items():
-        values = [value for counter, value in counters.items() if counter.startswith(prefix)]
-        if values:
-            found[name] = sum(values)
+    found: dict[str, int] = {}
+    for row in guest.vmstat():
+        for name in _events_of(row.name):
+            found[name] = found.get(name, 0) + row.value
     return found
+
+
+@lru_cache(maxsize=1024)
+def _events_of(counter: bytes) -> tuple[str, ...]:
+    """The figures that a counter is a part of."""
+    return tuple(name for name, prefix in EVENTS.items() if counter.startswith(prefix.encode()))
 
 
 def _tasks(guest: Guest) -> Sample:
@@ -145,9 +150,9 @@ def _slabs(guest: Guest) -> list[list[Any]]:
 
 
 def _cache(guest: Guest) -> Sample:
-    """Page cache that was used more than once, and all of it; bytes."""
+    """Page cache: used more than once, all of it, not among what is available; bytes."""
     use = guest.cache_use()
-    return {"used_again": use.used_again, "total": use.total}
+    return {"used_again": use.used_again, "total": use.total, "kept": use.kept}
 
 
 def _signs(guest: Guest) -> list[list[Any]]:

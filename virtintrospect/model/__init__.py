@@ -26,7 +26,13 @@ if TYPE_CHECKING:
         Pressure,
         SlabCache,
     )
-    from virtintrospect.model.event import Event, EventKind
+    from virtintrospect.model.event import (
+        Breakpoint,
+        Event,
+        EventKind,
+        MemoryAccess,
+        RegisterWrite,
+    )
     from virtintrospect.model.files import (
         EnvironmentVariable,
         MemoryArea,
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BalloonStats",
     "BpfObject",
+    "Breakpoint",
     "CacheUse",
     "Container",
     "ControlGroup",
@@ -68,6 +75,7 @@ __all__ = [
     "LogRecord",
     "Login",
     "Match",
+    "MemoryAccess",
     "MemoryArea",
     "MemoryFilesystem",
     "MemoryInfo",
@@ -81,6 +89,7 @@ __all__ = [
     "Problem",
     "Process",
     "ProcessPages",
+    "RegisterWrite",
     "Route",
     "RunQueue",
     "SlabCache",
@@ -129,6 +138,9 @@ _WHERE = {
     "Crash": "stack",
     "Event": "event",
     "EventKind": "event",
+    "Breakpoint": "event",
+    "MemoryAccess": "event",
+    "RegisterWrite": "event",
     "Finding": "finding",
     "Hint": "hint",
     "InnerGuest": "machines",

@@ -126,6 +126,9 @@ class CacheUse:
     total: int
     #: Those of them that were used more than once, or that a process maps: an estimate.
     used_again: int
+    #: Those that MemAvailable does not count as available: half of them, or as many as the zones'
+    #: low watermarks (si_mem_available() of mm/show_mem.c).
+    kept: int
     #: Pages of the cache in the sample that the estimate is made from.
     sampled: int
 

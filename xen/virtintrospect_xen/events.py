@@ -3,7 +3,8 @@
 libxenctrl's part of it is made of hypercalls that are used here as they are: the ring's page is
 given to Xen by XEN_DOMCTL_vm_event_op, events are chosen by XEN_DOMCTL_monitor_op, access to
 pages by XENMEM_access_op (xen/include/public/domctl.h, memory.h). A vCPU whose event nobody
-answers stands still; so a process of its own ends the monitor when this one ends, even killed.
+answers stands still; so this runs in a process of its own (``watching.py``), which ends it when
+the one that asked for it ends, even when that is killed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ import ctypes
 import select
 import struct
 from collections.abc import Iterator, Sequence
-from time import monotonic, time
+from time import time
 from typing import Self
 
-from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
+from virtintrospect.errors import (
+    MemoryAccessError,
+    TargetGoneError,
+    UnsupportedError,
+    UsageError,
+    VirtIntrospectError,
+)
 from virtintrospect.model.event import (
     Breakpoint,
     Event,
@@ -27,7 +34,6 @@ from virtintrospect.model.event import (
 )
 from virtintrospect_xen import bindings, ring
 from virtintrospect_xen.calls import Hypervisor
-from virtintrospect_xen.hold import Holder
 from virtintrospect_xen.memory import XenMemory
 from virtintrospect_xen.monitor import Monitor
 from virtintrospect_xen.window import Mapper
@@ -49,11 +55,10 @@ _INT3 = b"\xcc"
 _NAMES = {number: name for name, number in _REGISTERS.items()}
 
 
-class EventStream:
+class Watch:
     """Events of one guest, until it is closed. A context manager.
 
     :param memory: of the guest, opened for writing.
-    :param holder: ends the monitor when this process ends.
     :raises UnsupportedError: this Xen does not report such an event on this processor.
     :raises MemoryAccessError: Xen refuses, or somebody else watches this guest.
     """
@@ -63,21 +68,17 @@ class EventStream:
         hypervisor: Hypervisor,
         domid: int,
         memory: XenMemory,
-        holder: Holder,
         triggers: Sequence[Trigger],
     ) -> None:
-        self._monitor, self._memory = Monitor(hypervisor, domid), memory
+        self._xen, self._monitor, self._memory = hypervisor, Monitor(hypervisor, domid), memory
         #: Frame → what is asked for.
         self._watched: dict[int, set[str]] = {}
         #: First bytes of each breakpoint's place, before it was one.
         self._original: dict[int, bytes] = {}
         with contextlib.ExitStack() as stack:
             self._require(triggers)
-            holder.pause()
-            try:
-                self._open_ring(stack, holder)
-            finally:
-                holder.resume()
+            with self._paused():
+                self._open_ring(stack)
             stack.callback(self._drain)
             for trigger in triggers:
                 self._start(trigger, stack)
@@ -105,7 +106,16 @@ class EventStream:
                     hint="it does of HVM and PVH guests with hardware-assisted paging",
                 )
 
-    def _open_ring(self, stack: contextlib.ExitStack, holder: Holder) -> None:
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        self._xen.pause(self._monitor.domid)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(VirtIntrospectError):  # the domain is gone
+                self._xen.unpause(self._monitor.domid)
+
+    def _open_ring(self, stack: contextlib.ExitStack) -> None:
         """Give Xen a page for the ring, and the guest no way to it."""
         monitor = self._monitor
         frame, mapper = monitor.frame(), Mapper(monitor.domid)
@@ -119,9 +129,8 @@ class EventStream:
         if any(errors):
             raise MemoryAccessError("Xen gives no page for events")
         ctypes.memset(address, 0, _PAGE)
-        holder.watch()
-        stack.callback(holder.unwatch)
         remote = monitor.enable()
+        stack.callback(monitor.disable)
         monitor.take_away(frame)
         self._port = stack.enter_context(EventChannel(monitor.domid, remote))
         page = memoryview((ctypes.c_char * _PAGE).from_address(address)).cast("B")
@@ -149,19 +158,14 @@ class EventStream:
             stack.callback(self._memory.write, trigger.paddr, original[:1])
             self._memory.write(trigger.paddr, _INT3)
 
-    def read(self, timeout: float) -> list[Event]:
-        """Events that have happened; waits for the first one.
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when Xen has rung."""
+        return self._port.fileno()
 
-        :param timeout: seconds to wait at most.
-        :returns: none where nothing has happened in that time.
-        """
-        deadline = monotonic() + timeout
-        while True:
-            found = list(self._taken())
-            left = deadline - monotonic()
-            if found or left <= 0:
-                return found
-            self._port.wait(left)
+    def take(self) -> list[Event]:
+        """Events that have happened; the vCPUs go on."""
+        self._port.quiet()
+        return list(self._taken())
 
     def _taken(self) -> Iterator[Event]:
         """Take what is there, and let the vCPUs go on."""
@@ -225,8 +229,17 @@ class EventStream:
             pass
 
     def close(self) -> None:
-        """Watch no more; the guest is as it was. Twice is harmless."""
-        self._resources.close()
+        """Watch no more; the guest is as it was. Twice is harmless.
+
+        It is paused meanwhile: a vCPU that has met a breakpoint of ours has said so by then, and
+        executes what stood there before when it goes on.
+        """
+        resources, self._resources = self._resources, contextlib.ExitStack()
+        try:
+            with self._paused(), resources:
+                pass
+        except TargetGoneError:
+            pass
 
     def __enter__(self) -> Self:
         return self
@@ -249,9 +262,14 @@ class EventChannel:
             self.close()
             raise error
 
-    def wait(self, timeout: float) -> None:
-        """Wait until it rings, or so many seconds."""
-        if select.select([self._library.xenevtchn_fd(self._handle)], [], [], timeout)[0]:
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when it rings."""
+        descriptor: int = self._library.xenevtchn_fd(self._handle)
+        return descriptor
+
+    def quiet(self) -> None:
+        """If it rings, make it stop; it rings again at the next one."""
+        if select.select([self.fileno()], [], [], 0)[0]:
             port = self._library.xenevtchn_pending(self._handle)
             if port >= 0:
                 self._library.xenevtchn_unmask(self._handle, port)

@@ -2,10 +2,8 @@
 
 Xen counts pauses, whoever made them; one that is forgotten stops a guest for ever. So the pause
 belongs to a process of its own, which undoes it when its standard input ends, however the other
-process did. The same holds for the monitor of events. Run as
-``python -m virtintrospect_xen.hold DOMID``; it answers ``+``, ``-``, ``e`` (the monitor is to be
-ended at last), ``.`` (now) and ``?`` (is it ready?) with the same sign, or with a line of what
-went wrong.
+process did. Run as ``python -m virtintrospect_xen.hold DOMID``; it answers ``+``, ``-`` and ``?``
+(is it ready?) with the same sign, or with a line of what went wrong.
 """
 
 from __future__ import annotations
@@ -14,12 +12,11 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from time import monotonic
-from typing import Self
 
 from virtintrospect.errors import MemoryAccessError, VirtIntrospectError
 from virtintrospect_xen.calls import Hypervisor
-from virtintrospect_xen.monitor import Monitor
 
 
 class Holder:
@@ -49,17 +46,6 @@ class Holder:
         if self._count == 1:
             self._ask("-")
         self._count = max(0, self._count - 1)
-
-    def watch(self) -> None:
-        """From now on the monitor of events is ended when this process ends."""
-        if self._process is None:
-            self._start()
-        self._ask("e")
-
-    def unwatch(self) -> None:
-        """End the monitor of events: vCPUs that wait go on."""
-        if self._process is not None:
-            self._ask(".")
 
     def close(self) -> None:
         """Let the domain go on; twice is harmless."""
@@ -95,34 +81,17 @@ class Holder:
             )
 
 
-class _Held:
-    """What is to be undone. A context manager that undoes it."""
-
-    def __init__(self, hypervisor: Hypervisor, domid: int) -> None:
-        self._xen, self._domid = hypervisor, domid
-        self._pauses, self._watched = 0, False
-
-    def do(self, sign: str) -> None:
-        """What a sign stands for."""
-        if sign == "+":
-            self._xen.pause(self._domid)
-            self._pauses += 1
-        elif sign == "-" and self._pauses:
-            self._xen.unpause(self._domid)
-            self._pauses -= 1
-        elif sign == "e":
-            self._watched = True
-        elif sign == "." and self._watched:
-            self._watched = False
-            Monitor(self._xen, self._domid).disable()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for sign in (".", *"-" * self._pauses):
+@contextlib.contextmanager
+def _held(hypervisor: Hypervisor, domid: int) -> Iterator[list[int]]:
+    """Undoes at its end what was paused in it."""
+    held = [0]
+    try:
+        yield held
+    finally:
+        while held[0]:
+            held[0] -= 1
             with contextlib.suppress(VirtIntrospectError):  # the domain is gone
-                self.do(sign)
+                hypervisor.unpause(domid)
 
 
 def main(domid: int) -> None:
@@ -132,10 +101,15 @@ def main(domid: int) -> None:
     except VirtIntrospectError as error:
         print(error.message, flush=True)
         return
-    with hypervisor, _Held(hypervisor, domid) as held:
+    with hypervisor, _held(hypervisor, domid) as held:
         while sign := sys.stdin.read(1):
             try:
-                held.do(sign)
+                if sign == "+":
+                    hypervisor.pause(domid)
+                    held[0] += 1
+                elif sign == "-" and held[0]:
+                    hypervisor.unpause(domid)
+                    held[0] -= 1
                 answer = sign
             except VirtIntrospectError as error:
                 answer = error.message

@@ -16,11 +16,11 @@ from virtintrospect.memory import Region
 from virtintrospect.model.event import Trigger
 from virtintrospect_xen import registers
 from virtintrospect_xen.calls import DomainInfo, Hypervisor
-from virtintrospect_xen.events import EventStream
 from virtintrospect_xen.frames import PvFrames
 from virtintrospect_xen.hold import Holder
 from virtintrospect_xen.memory import XenMemory
 from virtintrospect_xen.regions import find_regions
+from virtintrospect_xen.watching import EventStream
 from virtintrospect_xen.window import Mapper, Window
 
 _CHANGING = {Capability.WRITE, Capability.SET_REGISTERS, Capability.EVENTS}
@@ -186,7 +186,7 @@ class XenTarget(Target):
             raise UsageError("the guest may not be disturbed", hint="allow it: --allow-write")
         if not self.info.hvm:
             raise self.without(Capability.EVENTS)
-        return EventStream(self._hypervisor, self.domid, self._memory, self._holder, triggers)
+        return EventStream(self.domid, self.info.uuid, triggers)
 
     # -- life -------------------------------------------------------------------------------
 

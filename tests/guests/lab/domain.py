@@ -134,7 +134,11 @@ def domain_xml(
     if kernel is not None:
         isolation = f"{machine.isolation}={'on' if config.pti else 'off'}"
         panic = 0 if config.crashes else -1
-        cmdline = f"console={machine.console} quiet panic={panic} {isolation} {config.cmdline}"
+        # On a busy machine an emulated timer may tick too late for the kernel's check, which
+        # panics then ("IO-APIC + timer doesn't work!").
+        timer = "no_timer_check" if config.arch in ("x86_64", "i686") else ""
+        words = (f"console={machine.console} quiet panic={panic}", isolation, timer, config.cmdline)
+        cmdline = " ".join(word for word in words if word)
         boot = (
             f"<kernel>{escape(str(kernel))}</kernel><initrd>{escape(str(initrd))}</initrd>"
             f"<cmdline>{escape(cmdline.strip())}</cmdline>"

@@ -1,4 +1,8 @@
-"""What the vCPUs of a PVH guest do, as Xen's monitor reports it on an emulated SVM."""
+"""What the vCPUs of a PVH guest do, as Xen's monitor reports it on an emulated SVM.
+
+No breakpoint: QEMU's emulation takes ``int3`` for an interrupt of software, which Xen does not
+intercept (raise_interrupt2 in target/i386/tcg/excp_helper.c), so the guest itself gets it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,6 @@ from virtintrospect.driver import Access, Capability
 from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model.event import (
-    Breakpoint,
     Event,
     EventKind,
     MemoryAccess,
@@ -78,19 +81,6 @@ def test_writes_of_cr3(target: XenTarget, guest: XenGuest, linux: LinuxGuest) ->
     assert len(roots) > 1
     assert all(target.memory.read(root, 8) for root in roots)
     assert shell in roots
-
-
-def test_a_breakpoint(target: XenTarget, guest: XenGuest, linux: LinuxGuest) -> None:
-    """Processes go on being made though an int3 stands in the function that makes them."""
-    guest.run(_WORK)
-    vaddr = linux.symbols.address("kernel_clone")
-    paddr = linux.kernel.translate(vaddr)
-    before = linux.kernel.read(vaddr, 16)
-    events = _collect(target, guest, Breakpoint(paddr), 5)
-    assert {(event.kind, event.vaddr, event.paddr) for event in events} == {
-        (EventKind.BREAKPOINT, vaddr, paddr)
-    }
-    assert linux.kernel.read(vaddr, 16) == before
 
 
 def test_access_to_a_page(target: XenTarget, linux: LinuxGuest) -> None:

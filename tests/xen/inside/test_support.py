@@ -11,22 +11,28 @@ import pytest
 
 from tests import support
 from tests.xen.lab.guest import XenGuest, xl
-from virtintrospect.acquire import part
+
+
+def _column(guest: XenGuest, suffix: str = "") -> str:
+    """Its column's name there, for the kernel that the page is about."""
+    name = f"Xen {guest.config.kind.upper()}{suffix}"
+    if guest.config.kernel != "6.1":
+        pytest.skip("the page is about another kernel")
+    if not support.RECORD and name not in support.parse(support.PAGE.read_text(encoding="utf-8")):
+        pytest.skip(f"docs/support.md has no column {name!r}: run `make support-xen`")
+    return name
 
 
 def test_every_command(guest: XenGuest, tmp_path: Path) -> None:
-    support.check(f"Xen {guest.config.kind.upper()}", guest.name, tmp_path)
+    support.check(_column(guest), guest.name, tmp_path)
 
 
-def test_every_command_on_a_core(
-    guest: XenGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The core takes half of what the machine's dom0 has in place of a disk.
-    monkeypatch.setattr(part, "SPARE", 0)
+def test_every_command_on_a_core(guest: XenGuest, tmp_path: Path) -> None:
+    column = _column(guest, " core")
     core, folder = tmp_path / "guest.core", tmp_path / "written"
     folder.mkdir()
     xl("dump-core", str(guest.domid), str(core), timeout=900)
     try:
-        support.check(f"Xen {guest.config.kind.upper()} core", str(core), folder)
+        support.check(column, str(core), folder)
     finally:
         core.unlink()

@@ -47,7 +47,13 @@ def cache_use(guest: LinuxGuest) -> CacheUse:
     again |= _references(guest, flags, listed)
     found = int(np.count_nonzero(cached))
     used = int(np.count_nonzero(cached & again))
-    return CacheUse(total=total, used_again=total * used // found if found else 0, sampled=found)
+    low = sum(zone.low for zone in counters.zones) * guest.page_size
+    return CacheUse(
+        total=total,
+        used_again=total * used // found if found else 0,
+        kept=min(total // 2, low),
+        sampled=found,
+    )
 
 
 def _sample(guest: LinuxGuest) -> tuple[Array, Array]:

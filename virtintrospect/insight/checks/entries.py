@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from virtintrospect.errors import FaultError
 from virtintrospect.insight.checks.code import Pointer, strangers
 from virtintrospect.insight.checks.rule import Hit, Rule
 
@@ -24,7 +25,8 @@ _GATES, _PRESENT, _TASK_GATE = 256, 0x80, 5
 def syscall_targets(guest: LinuxGuest) -> dict[str, list[tuple[int, int]]]:
     """Entries of the tables of system calls: address and target, by the table's name.
 
-    A table ends where the next symbol begins; zeros there are padding.
+    A table ends where the next symbol begins, or before: what follows it there may have no name.
+    At its end only what is an address at all counts.
     """
     found = {}
     size = guest.kernel.pointer_size
@@ -35,10 +37,18 @@ def syscall_targets(guest: LinuxGuest) -> dict[str, list[tuple[int, int]]]:
             continue
         count = min(span[2] // size, _MOST_CALLS)
         targets = list(guest.kernel.pointers(start, count))
-        while targets and not targets[-1]:
+        while targets and not _is_mapped(guest, targets[-1]):
             targets.pop()
         found[name] = [(start + size * index, target) for index, target in enumerate(targets)]
     return found
+
+
+def _is_mapped(guest: LinuxGuest, address: int) -> bool:
+    try:
+        guest.kernel.translate(address)
+    except FaultError:
+        return False
+    return True
 
 
 def syscalls(context: Context) -> Iterator[Hit]:

@@ -68,8 +68,8 @@ RULES = (
         "struct module. Nothing that the guest says of itself can be believed any more.",
         false_positives="None is known on a live guest. An image may have been taken while a "
         "module was loaded or unloaded.",
-        blind="A module that has left all three books, or whose memory is no module's any more; "
-        "what it hooks is found by other rules.",
+        blind="A module that has left all three books; "
+        "unknown-code finds its memory, and other rules what it hooks.",
         reference="T1014",
         check=hidden_modules,
     ),

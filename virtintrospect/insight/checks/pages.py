@@ -20,7 +20,7 @@ Span = tuple[int, int]
 
 #: __START_KERNEL_map and VSYSCALL_ADDR (arch/x86): image and modules are between them.
 _FIRST, _LAST = 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_FF60_0000
-_PAGE, _LARGE = 4096, 2 << 20
+_PAGE, _LARGE, _LARGE_SHIFT = 4096, 2 << 20, 21
 #: Pages of probes, packs of programs.
 _MOST = 1 << 14
 #: Runs of pages that are named.
@@ -59,6 +59,11 @@ def _runs(guest: LinuxGuest, known: list[Span]) -> list[tuple[int, int, bool]]:
 
     found = guest.kernel.pages(_FIRST, _LAST)
     can = (found.rights & (EXECUTABLE | PRESENT)) == (EXECUTABLE | PRESENT)
+    if "execmem_cache" in guest.symbols:
+        # Large pages of a cache for everybody's code (mm/execmem.c, 6.13), in parts free.
+        image = guest.symbols.address("_text"), guest.symbols.address("_end")
+        inside = (found.vaddr >= np.uint64(image[0])) & (found.vaddr < np.uint64(image[1]))
+        can &= inside | (found.shift < _LARGE_SHIFT)
     starts = found.vaddr[can]
     ends = starts + (np.uint64(1) << found.shift[can].astype(np.uint64))
     writable = (found.rights[can] & WRITABLE) != 0
@@ -140,10 +145,10 @@ RULES = (
         "ftrace, or of kprobes. x86-64 only.",
         remedy="Dump the guest and disassemble the memory; the evidence has its address. It may "
         "be a module that has left all lists.",
-        false_positives="eBPF struct_ops of kernels that do not list their code; caches of "
-        "executable memory of newer kernels.",
+        false_positives="eBPF struct_ops of kernels that do not list their code.",
         blind="Executable memory elsewhere (the direct map), and code that was put into somebody "
-        "else's pages.",
+        "else's pages. Kernels since 6.13 keep the code of modules in large pages that all share: "
+        "those are left out.",
         reference="T1014",
         check=unknown,
     ),

@@ -95,14 +95,13 @@ class Facts:
     @property
     def shared(self) -> bool:
         """Whether its memory is a file that others may map, too, not QEMU's own."""
-        backing = self._backing
+        backing = _backing(self._xml)
         return "<source type='memfd'" in backing or "<source type='file'" in backing
 
     @property
     def mergeable(self) -> bool:
         """Whether KSM may merge its pages: those of its own, in small pages, where it is let."""
-        kept = ("<nosharepages", "<hugepages", "<source type='")
-        return self.domain is not None and not any(word in self._backing for word in kept)
+        return self.domain is not None and mergeable(self._xml)
 
     @property
     def has_numa(self) -> bool:
@@ -130,8 +129,9 @@ class Facts:
         limit = here.last("vmm", "limits", "memory_max")
         if limit is None:
             return None
-        extra = (here.last("vmm", "resident") or 0.0) - (self.maximum or 0)
-        return max(0, int(limit - max(0.0, extra)))
+        resident, maximum = here.last("vmm", "resident") or 0.0, self.maximum
+        extra = 0.0 if maximum is None else max(0.0, resident - maximum)
+        return max(0, int(limit - extra))
 
     @property
     def unpluggable(self) -> int:
@@ -184,12 +184,19 @@ class Facts:
         return round(max(0.1, math.sqrt(min(1.0, samples) * min(1.0, seconds))), 2)
 
     @property
-    def _backing(self) -> str:
-        return self._xml.partition("<memoryBacking>")[2].partition("</memoryBacking>")[0]
-
-    @property
     def _xml(self) -> str:
         return self.domain.xml if self.domain else ""
+
+
+def mergeable(xml: str) -> bool:
+    """Whether KSM may merge the pages of a domain of this XML."""
+    backing = _backing(xml)
+    kept = ("<nosharepages", "<hugepages", "<source type='memfd'", "<source type='file'")
+    return not any(word in backing for word in kept)
+
+
+def _backing(xml: str) -> str:
+    return xml.partition("<memoryBacking>")[2].partition("</memoryBacking>")[0]
 
 
 def size(count: float) -> str:

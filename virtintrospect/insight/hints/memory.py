@@ -34,14 +34,16 @@ def need(facts: Facts) -> Need | None:
 
     MemTotal less MemAvailable is what could not be had back without swapping: it counts clean
     page cache as free (si_mem_available() of mm/show_mem.c). Of that cache what was used more than
-    once is needed. What is in swap had to leave.
+    once is needed. Some of it counts as used already (``cache.kept``): it must not count twice.
+    What is in swap had to leave.
     """
     window, policy = facts.window, facts.policy
     totals, used = window.values("memory", "memory_total"), _used(facts)
     if not used:
         return None
     swapped = (window.last("memory", "swap_total") or 0) - (window.last("memory", "swap_free") or 0)
-    most = max(0.0, max(used) + max(0.0, swapped))
+    twice = min(window.values("cache", "kept"), default=0.0)
+    most = max(0.0, max(used) - twice + max(0.0, swapped))
     cache = max(_used_again(facts), default=0.0) * policy.keep_active_cache_percent / 100
     reserve = (most + cache) * policy.reserve_percent / 100
     # What was low before the guest was given more says nothing of what it has now.
