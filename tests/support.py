@@ -97,7 +97,8 @@ def look(target: str, options: tuple[str, ...], folder: Path) -> dict[str, str]:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaint):
                 code = run(words)
             done = code in (0, 6)  # the second: done, and something was found
-            found[name] = YES if done else _reason(complaint.getvalue(), target, code)
+            said = complaint.getvalue().replace(f"{folder}/", "")
+            found[name] = YES if done else _reason(said, target, code)
             for file in folder.iterdir():
                 file.unlink()
     return found

@@ -13,6 +13,7 @@ from virtintrospect.insight.hints import Facts, hints
 from virtintrospect.insight.history import Window
 from virtintrospect.session import open_session
 
+_SAMPLES = 10
 #: MiB a second, and seconds for which it is watched.
 _LEAKS = ((10, 90.0), (2, 120.0))
 
@@ -38,13 +39,16 @@ def _watched(guest: Guest, speed: int, most: float) -> dict[str, object]:
             facts = Facts(Window(taken), POLICY, session.domain)
             found = hints(facts)
             named = next((h.reason for h in found if "likely leak" in h.reason), None)
-            shrinks += any((h.resource, h.action) == ("memory", "shrink") for h in found)
+            # The command takes ten samples at least.
+            shrinks += len(taken) >= _SAMPLES and any(
+                (h.resource, h.action) == ("memory", "shrink") for h in found
+            )
             time.sleep(1)
         grown = facts.window.values("memory", "memory_available")
     return {
         "seconds": round(time.monotonic() - start, 1) if named else None,
         "grown": int(grown[0] - grown[-1]),
         "reason": named,
-        "shrinks_meanwhile": shrinks,
+        "told_to_shrink": shrinks,
         "until_short": round(RAM_MIB * MIB * 0.75 / (speed * MIB)),
     }

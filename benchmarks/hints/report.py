@@ -65,16 +65,24 @@ def _sizes(rows: list[Row]) -> Iterator[str]:
     within = [f"{sum(_close(row, name) for row in rows)} of {len(rows)}" for name in names]
     yield "| **told to go below need** | | " + " | ".join(false) + " |"
     yield "| **within 15 % and the dead band** | | " + " | ".join(within) + " |"
+    beyond = [_found(rows, name, POLICY.reserve_percent) for name in names]
     yield "| **of what could be given back, found** | | " + " | ".join(found) + " |"
+    yield "| **of that beyond a tenth as reserve, found** | | " + " | ".join(beyond) + " |"
     yield ""
     yield f"![recommended and needed]({CHART.name})"
     yield ""
 
 
-def _found(rows: list[Row], name: str) -> str:
-    """How much of what no guest needs is found: what is taken beyond is not counted."""
-    possible = sum(row["current"] - row["need"] for row in rows)
-    taken = sum(row["current"] - max(row["said"][name], row["need"]) for row in rows)
+def _found(rows: list[Row], name: str, reserve: float = 0.0) -> str:
+    """How much of what no guest needs is found: what is taken beyond is not counted.
+
+    :param reserve: percent of need that are to stay with the guest.
+    """
+    least = [row["need"] * (1 + reserve / 100) for row in rows]
+    possible = sum(row["current"] - need for row, need in zip(rows, least, strict=True))
+    taken = sum(
+        row["current"] - max(row["said"][name], need) for row, need in zip(rows, least, strict=True)
+    )
     return f"{100 * taken / possible:.0f} %"
 
 
@@ -100,10 +108,11 @@ def _leaks(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         speed, when = row["mib_a_second"], row["seconds"]
         after = "was not named" if when is None else f"was named after {when:.0f} s"
+        told = row.get("told_to_shrink")
         yield (
             f"* A leak of {speed} MiB a second {after}; the guest would have run short after some "
-            f"{row['until_short']} s. Meanwhile it was told {row['shrinks_meanwhile']} times to "
-            f"shrink."
+            f"{row['until_short']} s."
+            + (f" Meanwhile it was told {told} times to shrink." if told is not None else "")
         )
     yield ""
 
@@ -137,9 +146,11 @@ def _slowdown(rows: list[Row]) -> Iterator[str]:
         changes = ", ".join(f"{change:+.1f}" for change in row["changes_percent"])
         before, after, _ = row["outcomes"][0]
         yield (
-            f"* The guest that {row['scenario']}, {before} → {after} MiB: its work took "
-            f"{row['change_percent']:+.1f} % of CPU time of the host more for each pass (median "
-            f"of pairs of before and after: {changes}; load {row['load']:.0f})."
+            f"* The guest that {row['scenario']}, {before} → {after} MiB as recommended: a pass of "
+            f"its work then took {abs(row['change_percent']):.1f} % "
+            f"{'more' if row['change_percent'] > 0 else 'less'} CPU time of the host than before "
+            f"(pairs of before and after: {changes}; load {row['load']:.0f}: on a busy machine "
+            f"these differ by themselves)."
         )
     yield ""
 
@@ -147,7 +158,7 @@ def _slowdown(rows: list[Row]) -> Iterator[str]:
 def _cost(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         yield (
-            f"* Sampling in {row['sessions']} sessions on {row['guests']} guests of "
+            f"* Sampling in {row['sessions']} sessions, on {row['guests']} running guests of "
             f"{row['processes']} processes once a second "
             f"({row['samples_a_second']:.1f} samples a second were reached) took "
             f"{row['percent_of_a_core']:.1f} % of a core, {row['ms_a_sample']:.2f} ms a sample; "

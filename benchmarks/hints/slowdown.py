@@ -16,6 +16,7 @@ from benchmarks.hints.advisors import MIB, POLICY
 from benchmarks.hints.scenarios import SCENARIOS, Scenario, guest_of, state, watch
 from benchmarks.hints.store import Store
 from tests.guests.lab.guest import Guest
+from virtintrospect.driver import SupportsVcpuTimes
 from virtintrospect.host import Host
 from virtintrospect.insight.figures import sample
 from virtintrospect.insight.hints import hints
@@ -79,7 +80,8 @@ def _cost_of_a_pass(guest: Guest, session: Session) -> float:
 
 def _ran(session: Session) -> int:
     """Nanoseconds that the vCPUs' threads have run, by the host's scheduler."""
-    return sum(ran for _, ran, _ in session.target.vcpu_times())  # type: ignore[attr-defined]
+    assert isinstance(session.target, SupportsVcpuTimes)
+    return sum(one.ran for one in session.target.vcpu_times())
 
 
 def _passes(guest: Guest) -> int:

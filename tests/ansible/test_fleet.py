@@ -125,8 +125,8 @@ def test_baseline_twice(fleet: Fleet) -> None:
 def test_audit_while_things_break(fleet: Fleet, tmp_path: Path) -> None:
     """A guest is stopped and a host goes silent while they are audited; the rest is found."""
     web = fleet.guests["web01"]
-    web.run("cp /bin/busybox /tmp/planted; /tmp/planted sleep 100000 >/dev/null 2>&1 & sleep 1;"
-            " rm /tmp/planted; nc -ll -p 4444 -e cat >/dev/null 2>&1 &")  # fmt: skip
+    web.run("cp /bin/busybox /tmp/sleep; /tmp/sleep 100000 >/dev/null 2>&1 & sleep 1;"
+            " rm /tmp/sleep; nc -ll -p 4444 -e cat >/dev/null 2>&1 &")  # fmt: skip
     app = fleet.guests["app01"]
     stops = f"virsh -c qemu:///system destroy {app.name} >/dev/null"
     silent = fleet.hosts["hv3"]
@@ -153,7 +153,7 @@ def test_audit_while_things_break(fleet: Fleet, tmp_path: Path) -> None:
     assert {row["host"] for row in found["findings"]} == {"hv1"}
     findings = {row["rule"]: row["subject"] + row["detail"] for row in found["findings"]}
     assert findings.keys() == {"deleted-executable", "drift"}
-    assert "/tmp/planted" in findings["deleted-executable"]
+    assert "/tmp/sleep" in findings["deleted-executable"]
     assert any("4444" in row["subject"] for row in found["findings"])
     sarif = json.loads((tmp_path / "report.sarif").read_text())["runs"][0]
     assert len(sarif["results"]) == len(found["findings"])

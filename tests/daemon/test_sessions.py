@@ -293,6 +293,7 @@ def test_detach_and_attach(private: Private, one: Guest, tmp_path: Path) -> None
         assert "detached" in daemon.command("detach", one.name).stdout
         eventually(lambda: not _opened(daemon, one))
         assert daemon.session(one.name)["state"] == "detached"
+        assert daemon.session(one.name)["forever"] is False
         assert "init" in daemon.command("ps", one.name).stdout  # by hand it can be looked into
         assert '"session": "detached"' in daemon.command("-o", "json", "list").stdout
         daemon.command("attach", one.name)
@@ -301,8 +302,9 @@ def test_detach_and_attach(private: Private, one: Guest, tmp_path: Path) -> None
         daemon.stop(signal.SIGKILL)
         daemon.start()
         assert daemon.wait(one.name, "detached")
+        assert daemon.session(one.name)["forever"] is True
         daemon.command("attach", one.name)
-        daemon.wait(one.name)
+        assert "forever" not in daemon.wait(one.name)
         daemon.stop()
         daemon.start()
         daemon.wait(one.name)

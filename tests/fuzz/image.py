@@ -10,7 +10,9 @@ from tests.guests.lab.domain import Config
 from tests.guests.lab.guest import Guest
 
 #: All RAM of so small a guest lies below the PCI hole: file offset is guest-physical address.
-CONFIG = Config(os.environ.get("FUZZ_KERNEL", "6.1"), ram_mib=256, cmdline="lab.sleepers=10")
+CONFIG = Config(
+    os.environ.get("FUZZ_KERNEL", "6.1"), ram_mib=256, cmdline="lab.sleepers=10 no_timer_check"
+)
 
 
 def copy_ram(guest: Guest, path: Path) -> None:

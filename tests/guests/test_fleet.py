@@ -35,7 +35,7 @@ PLAY = [{
             "domains": ["{{ domain }}"], "watch": "2s", "apply": True},
          "check_mode": True, "register": "hints"},
         {"ansible.builtin.copy": {
-            "content": "{{ [info, saved, audit, hints, virtintrospect] | to_json }}",
+            "content": "{{ [info, saved, audit, hints, ansible_facts.virtintrospect] | to_json }}",
             "dest": "{{ folder }}/results", "mode": "0600"}},
     ],
 }]  # fmt: skip

@@ -43,11 +43,13 @@ _NO_SWAP = """
 killall -9 load; while pidof load; do usleep 50000; done >/dev/null; swapoff /dev/loop5
 losetup -d /dev/loop5; umount /mnt/ram; rmdir /mnt/hints/small; umount /mnt/hints
 """
+#: Nothing is written back as long as it need not be.
 _DIRTY = """
 mkdir -p /mnt/ram; mount -t ramfs none /mnt/ram; truncate -s 300M /mnt/ram/area
-losetup /dev/loop5 /mnt/ram/area; cd /proc/sys/vm
-cat dirty_ratio dirty_background_ratio dirty_expire_centisecs
+losetup /dev/loop5 /mnt/ram/area; echo 99 > /sys/block/loop5/bdi/min_ratio; cd /proc/sys/vm
+cat dirty_ratio dirty_background_ratio dirty_expire_centisecs dirty_writeback_centisecs
 echo 90 > dirty_ratio; echo 80 > dirty_background_ratio; echo 60000 > dirty_expire_centisecs
+echo 0 > dirty_writeback_centisecs
 """
 _FULL = """
 mkdir -p /mnt/full /mnt/ram /mnt/many
@@ -113,10 +115,13 @@ def test_a_backlog_of_dirty_pages(loads: Guest) -> None:
             hint = shows(session, "wait to be written all the time")
             dirty = int(loads.run("grep ^Dirty: /proc/meminfo").split()[1]) << 10
     finally:
-        names = ("dirty_ratio", "dirty_background_ratio", "dirty_expire_centisecs")
+        names = ("ratio", "background_ratio", "expire_centisecs", "writeback_centisecs")
         for name, value in zip(names, before, strict=True):
-            loads.run(f"echo {value.decode()} > /proc/sys/vm/{name}")
-        loads.run("losetup -d /dev/loop5; umount /mnt/ram", check=False)
+            loads.run(f"echo {value.decode()} > /proc/sys/vm/dirty_{name}")
+        loads.run(
+            "echo 0 > /sys/block/loop5/bdi/min_ratio; losetup -d /dev/loop5; umount /mnt/ram",
+            check=False,
+        )
     assert (hint.resource, hint.action) == ("io", "watch")
     assert abs(int(numbers(hint)["dirty_and_writeback_at_least"]) - dirty) < 8 * MIB
 

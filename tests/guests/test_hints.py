@@ -418,16 +418,29 @@ def test_the_command_follows_and_undoes(
     monkeypatch.setattr(adjust, "LOG", tmp_path / "log")
     monkeypatch.setattr(adjust.follow, "__defaults__", (tmp_path / "log",))
     monkeypatch.setattr(adjust.undo, "__defaults__", (tmp_path / "log",))
+    monkeypatch.setattr(adjust.to_undo, "__defaults__", (tmp_path / "log",))
     refused = CliRunner().invoke(
         cli, ["hints", ballooned.name, "--for", "1s", "--apply"], input="n\n" * 5
     )
     assert comes_to(ballooned, 1024), refused.output
+    tried = run(ballooned.name, "--for", "1s", "--apply", "--dry-run", "-o", "json")
+    [row] = [row for row in json.loads(tried.stdout) if row["resource"] == "memory"]
+    assert row["outcome"] == "would be done"
+    assert row["after"] == row["recommended"] < row["current"] == 1024 * MIB
+    assert ballooned.domain.info()[2] >> 10 == 1024
+    assert json.loads(run(ballooned.name, "--undo", "--dry-run", "-o", "json").stdout) == []
     done = run(ballooned.name, "--for", "1s", "--apply", "--yes")
     change = re.search(r"memory 1\.0 GiB → ([0-9]+) MiB: done", done.stderr)
     assert change is not None, done.output
     assert comes_to(ballooned, int(change[1]))
+    tried = run(ballooned.name, "--undo", "--dry-run", "-o", "json")
+    [row] = json.loads(tried.stdout)
+    assert (row["action"], row["outcome"]) == ("undo", "would be undone")
+    assert (row["current"], row["after"]) == (int(change[1]) * MIB, 1024 * MIB)
     back = run(ballooned.name, "--undo")
     assert f"memory {change[1]} → 1024 MiB" in back.stderr
+    again = run(ballooned.name, "--undo", "-o", "json")
+    assert "is to be undone" in f"{again.output}{again.exception}"
     assert comes_to(ballooned, 1024)
 
 
@@ -510,6 +523,7 @@ def test_guests_that_ask_share_what_there_is(tmp_path: Path) -> None:
         (("x", "--for", "soon"), "'soon' is no length of time"),
         (("x", "--for", "1s", "--last", "1d"), "one of them"),
         (("x", "--yes"), "goes with --apply"),
+        (("x", "--dry-run"), "goes with --apply or --undo"),
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], says: str) -> None:

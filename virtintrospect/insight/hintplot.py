@@ -147,7 +147,7 @@ def _finish(picture: Any, axes: Sequence[Any], title: str) -> None:
 
     picture.suptitle(title, fontsize=13)
     for axis in axes:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:

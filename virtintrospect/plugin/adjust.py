@@ -77,7 +77,7 @@ def follow(
         raise UsageError("that hint takes a restart, or a person", hint=hint.virsh or "")
     wanted = within_limits(hint, domain, policy)
     if hint.resource == "memory":
-        _refuse_stale(hint, domain)
+        _refuse_stale(hint, host.domain(domain.uuid))
         if wanted > hint.current:
             wanted = _within_group(wanted, hint.current, Facts(Window([take()]), policy, domain))
     change = Change(

@@ -231,8 +231,9 @@ class _Owners:
         import numpy as np
 
         first = (tables.paddr // np.uint64(self._page)).astype(np.int64)
-        frames = (first[:, None] + np.arange(max(1, size // self._page))).ravel()
-        roots = np.repeat(tables.root, len(frames) // len(first))
+        each = max(1, size // self._page)  # there may be no table at all: no division
+        frames = (first[:, None] + np.arange(each)).ravel()
+        roots = np.repeat(tables.root, each)
         good = frames < len(self._kind)
         frames, roots = frames[good], roots[good]
         if not len(frames):

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from virtintrospect.insight.hints.facts import MIB, Evidence, Facts, size
 from virtintrospect.model import Hint
 
+#: Seconds that a guest may take to fill its balloon: at least, and for each GiB.
+_SETTLE, _SETTLE_A_GIB = 10, 10
+
 
 class Need(NamedTuple):
     """What a guest needs, in bytes of its own MemTotal."""
@@ -231,6 +234,8 @@ def held_hints(facts: Facts) -> Iterator[Hint]:
     # A tenth of what is free stays with the guest meanwhile.
     low = str(_rounded(int(total - 0.9 * free)) >> 10)
     down, up = (facts.virsh("setmem", kib, "--live") for kib in (low, str(total >> 10)))
+    # `setmem` only sets the target: one that is set back at once takes nothing.
+    seconds = _SETTLE + _SETTLE_A_GIB * -(-held // (1 << 30))
     yield facts.hint(
         "memory",
         "reclaim",
@@ -239,7 +244,7 @@ def held_hints(facts: Facts) -> Iterator[Hint]:
         "the guest takes that memory again soon",
         current=held,
         recommended=0,
-        virsh=f"{down} && {up}" if facts.has_balloon and facts.domain else None,
+        virsh=f"{down} && sleep {seconds} && {up}" if facts.has_balloon and facts.domain else None,
     )
 
 
@@ -280,6 +285,8 @@ def leak_hints(facts: Facts) -> Iterator[Hint]:
     for kind, series in kinds.items():
         for which, values in series.items():
             steps = [after >= before for before, after in itertools.pairwise(values)]
+            if not steps:
+                continue  # seen once: the dear figures are not in each sample
             grown = values[-1] - values[0]
             rising = 100 * sum(steps) / len(steps)
             if grown < least or rising < policy.leak_steps_percent or _levelled(values):
