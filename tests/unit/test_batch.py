@@ -36,13 +36,39 @@ def test_each_line_is_a_command(
     assert len(found[2]["err"].splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [["batch"], ["dump", "x", "-"], ["dmesg", "--follow", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["batch"],
+        ["dump", "x", "-"],
+        ["-o", "jsonl", "dmesg", "--follow", "x"],
+        ["dmesg", "-o", "jsonl", "-f", "x"],
+        ["read", "x", "0", "--raw"],
+    ],
+)
 def test_what_has_no_end_is_refused(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (found,) = answers([words], monkeypatch, capsys)
     assert (found["rc"], found["out"]) == (2, "")
     assert "not possible in a batch" in found["err"]
+
+
+def test_a_domain_may_be_called_as_a_command_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = answers([[*NOWHERE, "info", "dump"]], monkeypatch, capsys)
+    assert found["rc"] == 4
+
+
+def test_a_mistake_of_ours_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from virtintrospect.cli import batch, main
+
+    def broken(_words: list[str], **_options: Any) -> int:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(main, "run", broken)
+    assert batch._answer(["list"])["rc"] == 1
 
 
 @pytest.mark.parametrize("line", [{}, "ps", [1], [["ps"]], None])

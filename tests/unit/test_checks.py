@@ -118,6 +118,27 @@ def test_a_live_guest_is_asked_three_times(monkeypatch: pytest.MonkeyPatch) -> N
     assert context.guest.memory.expired == 2  # type: ignore[attr-defined]
 
 
+def test_a_new_name_does_not_hide_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    fickle = Fickle(["process 7 (a)"], ["process 7 (b)"], ["process 7 (c) (d)"])
+    hits, _ = look(monkeypatch, fickle, live=True)
+    assert [hit.subject for hit in hits] == [b"process 7 (a)"]
+
+
+def test_a_look_that_fails_refutes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = CorruptDataError("a cycle", 0x10)
+    hits, context = look(monkeypatch, Fickle(["a"], *[error] * 3), live=True)
+    assert [hit.subject for hit in hits] == [b"a"]
+    assert "r: what it found could not be looked at again" in context.notes
+    hits, context = look(monkeypatch, Fickle(["a", "b"], error, ["b"], ["b"]), live=True)
+    assert ([hit.subject for hit in hits], context.notes) == ([b"b"], [])
+
+
+def test_a_number_that_makes_no_sense_ends_no_other_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (OverflowError("too large"), ValueError("negative"), ZeroDivisionError()):
+        _, context = look(monkeypatch, Fickle(error), live=False)
+        assert "makes no sense" in context.notes[0]
+
+
 def test_an_image_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hits, _ = look(monkeypatch, Fickle(["a", "a", "b"]), live=False)
     assert [hit.subject for hit in hits] == [b"a", b"b"]

@@ -59,7 +59,7 @@ class Adjuster:
                 if not self._yes and not click.confirm(f"{what}?", err=True):
                     continue
                 try:
-                    self.outcomes[place] = self._one(host, host.domain(name), hint)
+                    self.outcomes[place] = self._one(host, _named(host, name), hint)
                 except VirtIntrospectError as error:
                     self.outcomes[place] = {"outcome": f"refused: {error.message}"}
                     self._refused = True
@@ -83,6 +83,12 @@ class Adjuster:
         with open_domain(domain, access=self._settings.access) as session:
             done = follow(hint, domain, host, self._policy, partial(_sample, session))
         return {"after": done.after, "outcome": done.outcome}
+
+
+def _named(host: Host, name: str) -> Domain:
+    """The domain of that name, be it a number: no other one's id is meant here."""
+    same = (domain for domain in host.domains(active_only=True) if domain.name == name)
+    return next(same, None) or host.domain(name)
 
 
 def _sample(session: Session) -> Sample:

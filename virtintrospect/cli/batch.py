@@ -16,8 +16,6 @@ from virtintrospect.errors import UsageError
 
 #: Characters of one line of input.
 _LONGEST = 1 << 20
-#: Commands that go on until they are stopped, or that write what is not text.
-_NOT_HERE = ("batch", "dump", "mount", "--follow", "--debug")
 
 
 @click.command("batch")
@@ -59,9 +57,9 @@ def _answer(words: list[str]) -> dict[str, int | str]:
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        if not_here := next((word for word in _NOT_HERE if word in words), None):
-            click.echo(f"virt-introspect: {not_here} is not possible in a batch", err=True)
-            code = UsageError.exit_code
-        else:
-            code = run(words)
+        try:
+            code = run(words, batch=True)
+        except Exception as error:  # noqa: BLE001 - the next line is another command
+            click.echo(f"virt-introspect: internal error: {error!r}", err=True)
+            code = 1
     return {"rc": code, "out": out.getvalue(), "err": err.getvalue()}

@@ -110,7 +110,7 @@ def check(
     answer = _answer(settings, target, arguments, files)
     people = settings.output == "table" and settings.columns is None
     if people and not answer.rows:
-        partly = any(what.startswith(_NOTE) for what, _ in answer.problems)
+        partly = bool(answer.problems)
         click.echo("no findings in what could be checked" if partly else "no findings")
     else:
         settings.show(CHECK, answer.rows)

@@ -22,6 +22,7 @@ def follow(settings: Settings, target: str, table: Table, interval: float) -> No
     """
     from virtintrospect.cli.output import Stream
 
+    settings.not_in_batch("--follow")
     if settings.output == "json":
         raise UsageError("a JSON array has an end, --follow has none", hint="take -o jsonl")
     with settings.open(target, table) as session:

@@ -199,7 +199,14 @@ def _of_all(
                 sessions.append(session)
             except VirtIntrospectError as error:
                 _warn(domain.name, error)
-        kept = [[] if seconds else _kept(session, last or _DAY) for session in sessions]
+        kept, there = [], []
+        for session in sessions:
+            try:
+                kept.append([] if seconds else _kept(session, last or _DAY))
+                there.append(session)
+            except VirtIntrospectError as error:  # it ended meanwhile
+                _warn(session.domain.name if session.domain else "", error)
+        sessions = there
         if any(len(samples) < _FEWEST for samples in kept):
             now = _watch(sessions, seconds or _LOOK)
             kept = [k if len(k) >= _FEWEST else n for k, n in zip(kept, now, strict=True)]

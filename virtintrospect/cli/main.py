@@ -60,7 +60,9 @@ def cli(context: click.Context) -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such domain or image, 4 memory cannot be
     reached, 5 guest not recognised, 6 done with findings.
     """
-    context.ensure_object(Settings)
+    settings = context.ensure_object(Settings)
+    if context.invoked_subcommand in ("batch", "dump", "mount", "top"):
+        settings.not_in_batch(context.invoked_subcommand)
 
 
 for command in (
@@ -130,19 +132,24 @@ def main() -> None:
     os._exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command line and give its exit code."""
+def run(arguments: list[str], *, batch: bool = False) -> int:
+    """Run a command line and give its exit code.
+
+    :param batch: it is one of many, and must come to an end.
+    """
+    settings = Settings()
+    settings.batch = batch
     debug = "--debug" in arguments
     log_to_stderr(debug=debug)
     try:
-        code = cli.main(arguments, prog_name="virt-introspect", standalone_mode=False)
+        code = cli.main(arguments, prog_name="virt-introspect", standalone_mode=False, obj=settings)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort:
         return 130
     except VirtIntrospectError as error:
-        if debug:
+        if debug and not batch:
             raise
         _complain(error, verbose="-v" in arguments or "--verbose" in arguments)
         return error.exit_code

@@ -35,6 +35,16 @@ class Settings:
         self.transport: str | None = None
         self.nested = ""
         self.allow_taint = self.allow_write = self.in_place = False
+        #: One of many commands of a process (cli/batch.py).
+        self.batch = False
+
+    def not_in_batch(self, what: str) -> None:
+        """Refuse what has no end, or writes what is not text, among other commands.
+
+        :raises UsageError: this is one of many commands.
+        """
+        if self.batch:
+            raise UsageError(f"{what} is not possible in a batch")
 
     @property
     def access(self) -> Access:

@@ -184,6 +184,8 @@ def read(
     length = number(size, "size")
     if physical and pid is not None:
         raise UsageError("--physical and --pid exclude each other")
+    if raw:
+        settings.not_in_batch("--raw")
     if raw and sys.stdout.isatty():
         raise UsageError("raw guest memory does not go to a terminal", hint="redirect it: > FILE")
     with settings.open(target, READ) as session:

@@ -67,7 +67,8 @@ def sample(
                 taken[name] = figures
         except TargetGoneError:
             raise
-        except VirtIntrospectError as error:
+        except (VirtIntrospectError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # A number that makes no sense costs its part; other guests' samples go on.
             _log.debug("no figures of %s: %s", name, error)
     if each := taken.get("each_cpu"):
         sums = [sum(column) for column in zip(*each, strict=True)]

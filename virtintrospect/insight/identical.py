@@ -204,11 +204,17 @@ def _batches(memory: PhysicalMemory) -> Iterator[Array]:
     """Addresses of pages that the host has; of large guests, of runs by chance."""
     import numpy as np
 
-    runs = [
-        (start, min(start + _RUN * PAGE, region.end & -PAGE))
-        for region in memory.resident()
-        for start in range(-(-region.start // PAGE) * PAGE, region.end & -PAGE, _RUN * PAGE)
-    ]
+    # A guest can make as many runs as it has pages: no more of them are kept than are looked at.
+    runs: list[tuple[int, int]] = []
+    seen = 0
+    for region in memory.resident():
+        for start in range(-(-region.start // PAGE) * PAGE, region.end & -PAGE, _RUN * PAGE):
+            run = start, min(start + _RUN * PAGE, region.end & -PAGE)
+            seen += 1
+            if len(runs) < _MOST_PAGES:
+                runs.append(run)
+            elif (place := random.randrange(seen)) < _MOST_PAGES:  # noqa: S311 - no secret
+                runs[place] = run
     total, kept = 0, []
     random.shuffle(runs)
     for start, end in runs:

@@ -33,7 +33,7 @@ class Area(NamedTuple):
 def areas_of(guest: LinuxGuest, mms: Sequence[int], budget: Budget) -> Iterator[list[Area]]:
     """The areas of each ``mm_struct``, in the tree's order.
 
-    What cannot be read, or is another's, is left out: memory that changes is not noted.
+    What cannot be read, or is another's, is left out; a tree that makes no sense is noted.
     """
     maple = guest.types.has("mm_struct", "mm_mt")
     tree = guest.layout("mm_struct", {"tree": "mm_mt.ma_root|mm_rb.rb_node"}, ())
@@ -44,7 +44,8 @@ def areas_of(guest: LinuxGuest, mms: Sequence[int], budget: Budget) -> Iterator[
         if not root or budget.late():
             yield []
             continue
-        nodes, _ = (walk_maple if maple else walk_rbtree)(guest, root, budget)
+        nodes, problem = (walk_maple if maple else walk_rbtree)(guest, root, budget)
+        guest.note_all([problem])
         areas = [node - shift for node in nodes if node >= shift]
         columns: dict[str, list[Any]] = layout.lists(guest.kernel, areas, [])
         yield [

@@ -128,6 +128,8 @@ def _references(guest: LinuxGuest, flags: Array, listed: Array) -> Array:
 
     none = np.zeros(len(flags), dtype=bool)
     known = guest.types.enumerators("pageflags").get("__NR_PAGEFLAGS", 64)
+    if not 0 <= known < 64:
+        return none
     others = np.bitwise_or.reduce(flags[~listed], initial=np.uint64(0)) >> np.uint64(known)
     if not int(others) or np.count_nonzero(listed) < _ENOUGH:
         return none

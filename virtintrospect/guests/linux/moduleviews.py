@@ -58,7 +58,7 @@ def memory_of_modules(guest: LinuxGuest, budget: Budget) -> list[tuple[int, int]
         if base and size and size > 0
     ]
     for array, pages in zip(columns["thunks"], columns["pages"], strict=True):
-        if array and pages and 0 < pages <= _MOST_THUNKS:
+        if array and pages and 0 < pages <= _MOST_THUNKS and budget.follow(pages) == pages:
             places = [array + guest.kernel.pointer_size * number for number in range(pages)]
             thunks = guest.kernel.gather_pointers(places, [])
             found += [(page, page + guest.page_size) for page in thunks if page]

@@ -114,4 +114,8 @@ def page_array(guest: LinuxGuest) -> tuple[int, int]:
     size = guest.types.sizeof("page")
     if size not in _PAGE_SIZES or size % guest.types.pointer_size:
         raise CorruptDataError(f"a struct page of {size} bytes", 0)
-    return guest.machine.page_array(guest, size), size
+    base = guest.machine.page_array(guest, size)
+    frames = guest.memory.end // guest.page_size + 1
+    if not 0 <= base <= guest.kernel.last - frames * size:
+        raise CorruptDataError(f"an array of pages at {base:#x}", 0)
+    return base, size

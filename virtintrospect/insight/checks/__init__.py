@@ -9,13 +9,15 @@ once more, before it becomes a finding.
 
 from __future__ import annotations
 
+import re
+import struct
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
 from virtintrospect.errors import MemoryAccessError, UsageError, VirtIntrospectError
 from virtintrospect.guests.base import Guest
-from virtintrospect.guests.linux.budget import Budget
+from virtintrospect.guests.linux.budget import ENTRIES, Budget
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.insight.checks import (
     baseline,
@@ -55,8 +57,12 @@ RULES: tuple[Rule, ...] = (
 NOTE = "not checked: "
 #: Seconds before each further look at what was found in a live guest.
 _AGAIN = (0.1, 0.5)
+#: Such looks, until one sees as much as the first did.
+_TRIES = 3
 #: Seconds that all rules together may take; what a rule began by then it ends.
 _SECONDS = 60.0
+#: Things that are said to be unchecked.
+_MOST_NOTES = 200
 
 
 def chosen(ids: Iterable[str]) -> list[Rule]:
@@ -103,10 +109,7 @@ def check(
             context.cannot(f"{rule.id}: it took too long")
             continue
         found += [rule.finding(hit) for hit in _confirmed(rule, context)]
-    if budget.problem:
-        context.cannot(budget.problem.what)
-    for note in dict.fromkeys(context.notes):
-        guest.note(NOTE + note, 0)
+    _tell(context)
     found = [finding for finding in found if rank(finding.severity) >= least]
     return sorted(found, key=lambda finding: -rank(finding.severity))
 
@@ -120,34 +123,56 @@ def take_baseline(guest: Guest) -> dict[str, Any]:
         return {}
     context = Context(guest, Options(), Budget(seconds=_SECONDS))
     found = baseline.take(context)
-    for note in dict.fromkeys(context.notes):
-        guest.note(NOTE + note, 0)
+    _tell(context)
     return found
+
+
+def _tell(context: Context) -> None:
+    """Put what was not checked before all other problems, of which a guest may make too many."""
+    notes = list(dict.fromkeys(context.notes))
+    if len(notes) > _MOST_NOTES:
+        notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES} more things"]
+    context.guest.problems[:0] = [Problem(NOTE + note, 0) for note in notes]
 
 
 def _confirmed(rule: Rule, context: Context) -> list[Hit]:
     """What a rule finds each time that it looks."""
     guest = context.guest
-    hits = _look(rule, context)
+    hits, unseen = _look(rule, context)
     for seconds in _AGAIN:
         if not hits or not guest.live:
             break
-        time.sleep(seconds)
-        guest.memory.expire()
-        fresh = Context(guest, context.options, context.budget)
-        again = {hit.subject for hit in _look(rule, fresh)}
-        context.notes += fresh.notes
-        hits = [hit for hit in hits if hit.subject in again]
+        for _ in range(_TRIES):
+            time.sleep(seconds)
+            guest.memory.expire()
+            fresh = Context(guest, context.options, context.budget)
+            found, missing = _look(rule, fresh)
+            if missing <= unseen:
+                break
+        else:  # a look that sees less than the first one refutes nothing
+            context.notes += fresh.notes
+            context.cannot(f"{rule.id}: what it found could not be looked at again")
+            break
+        again = {_about(hit) for hit in found}
+        hits = [hit for hit in hits if _about(hit) in again]
     return hits
 
 
-def _look(rule: Rule, context: Context) -> list[Hit]:
-    """The hits of a rule, one for each subject; where it fails, those so far."""
+def _about(hit: Hit) -> bytes:
+    """Its subject, without a process's name: that may change from one look to the next."""
+    return re.sub(rb"(process \d+) \(.*\)", rb"\1", hit.subject, flags=re.DOTALL)
+
+
+def _look(rule: Rule, context: Context) -> tuple[list[Hit], set[str]]:
+    """The hits of a rule, one for each subject; and what it could not look at, without numbers."""
     hits: dict[bytes, Hit] = {}
+    budget, noted = context.budget, len(context.notes)
+    # Each look has its own, so that no rule takes the next one's; time is for all together.
+    budget.entries, budget.problem = ENTRIES, None
     try:
         for hit in rule.check(context):
             hits.setdefault(hit.subject, hit)
-            if not context.budget.follow(1):
+            if not budget.follow(1) or budget.late():
                 break
     except MemoryAccessError as error:
         if not hasattr(error, "address"):
@@ -155,4 +180,9 @@ def _look(rule: Rule, context: Context) -> list[Hit]:
         context.cannot(f"{rule.id}: {error.message}")
     except VirtIntrospectError as error:
         context.cannot(f"{rule.id}: {error.message}")
-    return list(hits.values())
+    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+        # No number of a guest's may keep the other rules from looking.
+        context.cannot(f"{rule.id}: what the guest says makes no sense: {error!r}")
+    if budget.problem:
+        context.cannot(f"{rule.id}: {budget.problem.what}")
+    return list(hits.values()), {re.sub(r"0x[0-9a-f]+|\d+", "", n) for n in context.notes[noted:]}

@@ -125,6 +125,9 @@ def drift(context: Context) -> Iterator[Hit]:
                 f"it was {then[name]!r} and is {now[name]!r}".encode(),
                 {"baseline": then[name], "now": now[name]},
             )
+    for name in (*_SINGLE, *_LISTS):
+        if name in now and name not in then:
+            context.cannot(f"drift: {name}: the baseline does not have it")
     same_build = then.get("build_id") == now.get("build_id")
     for name, (what, new, gone) in _LISTS.items():
         if name not in now or name not in then or (name == "syscalls" and not same_build):

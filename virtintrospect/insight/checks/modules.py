@@ -32,6 +32,8 @@ def hidden_modules(context: Context) -> Iterator[Hit]:
         except VirtIntrospectError as error:
             context.cannot(f"hidden-module: the {name}: {error.message}")
     listed |= set(moduleviews.by_list(guest, budget))
+    if budget.problem:  # half a book would accuse everyone
+        return
     everyone = sorted(listed.union(*books.values()))
     layout = guest.layout("module", {"name": "name", "state": "state"}, text=("name",))
     columns = layout.lists(guest.kernel, everyone, [])

@@ -35,7 +35,15 @@ def unknown(context: Context) -> Iterator[Hit]:
     if guest.machine.name != "x86-64":
         context.cannot("unknown-code: only kernels for x86-64 are looked at")
         return
+    if "pack_list" not in guest.symbols:
+        # Before 5.17 each program has pages of its own, and those of classic BPF (seccomp's
+        # filters, packet filters) are on no list: bpf_prog_kallsyms_candidate().
+        context.cannot("unknown-code: this kernel does not list the code of classic BPF")
+        return
     known = _known(context)
+    if not known:
+        context.cannot("unknown-code: the guest's symbols of its own code make no sense")
+        return
     runs = _runs(guest, known)
     for start, end, writable in runs[:_MOST_RUNS]:
         pieces = guest.kernel.read_available(start, _SHOWN)
@@ -67,9 +75,11 @@ def _runs(guest: LinuxGuest, known: list[Span]) -> list[tuple[int, int, bool]]:
     starts = found.vaddr[can]
     ends = starts + (np.uint64(1) << found.shift[can].astype(np.uint64))
     writable = (found.rights[can] & WRITABLE) != 0
-    mine = np.zeros(len(starts), dtype=bool)
-    for first, last in known:
-        mine |= (starts >= np.uint64(first)) & (ends <= np.uint64(last))
+    whole = _joined(known)
+    firsts = np.array([first for first, _ in whole], dtype=np.uint64)
+    lasts = np.array([last for _, last in whole], dtype=np.uint64)
+    before = np.searchsorted(firsts, starts, side="right") - 1
+    mine = (before >= 0) & (ends <= lasts[np.maximum(before, 0)])
     runs: list[tuple[int, int, bool]] = []
     rest = zip(starts[~mine].tolist(), ends[~mine].tolist(), writable[~mine].tolist(), strict=True)
     for start, end, change in rest:
@@ -78,6 +88,17 @@ def _runs(guest: LinuxGuest, known: list[Span]) -> list[tuple[int, int, bool]]:
         else:
             runs.append((start, end, change))
     return runs
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    """Spans in their order, those that touch as one; there is one at least, the kernel's text."""
+    joined: list[Span] = []
+    for first, last in sorted(set(spans)):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return joined
 
 
 def _known(context: Context) -> list[Span]:
@@ -92,7 +113,7 @@ def _known(context: Context) -> list[Span]:
     spans += _slots(context)
     limit = guest.kernel.last
     return [
-        (start // _PAGE * _PAGE, -(-end // _PAGE) * _PAGE)
+        (start // _PAGE * _PAGE, min(-(-end // _PAGE) * _PAGE, limit))
         for start, end in spans
         if 0 <= start < end <= limit
     ]
@@ -146,7 +167,8 @@ RULES = (
         remedy="Dump the guest and disassemble the memory; the evidence has its address. It may "
         "be a module that has left all lists.",
         false_positives="eBPF struct_ops of kernels that do not list their code.",
-        blind="Executable memory elsewhere (the direct map), and code that was put into somebody "
+        blind="Kernels before 5.17, which do not list the code of seccomp's filters. Executable "
+        "memory elsewhere (the direct map), and code that was put into somebody "
         "else's pages. Kernels since 6.13 keep the code of modules in large pages that all share: "
         "those are left out.",
         reference="T1014",

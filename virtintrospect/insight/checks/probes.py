@@ -160,7 +160,8 @@ def _probes(context: Context) -> Iterator[dict[str, Any]]:
     for row in list(rows):
         if row["pre"] == several:  # one place with several probes: they hang on this one
             head = row["address"] + listed
-            nodes, _ = walk_list(guest.kernel, head, limit=_MOST_PROBES, budget=budget)
+            nodes, problem = walk_list(guest.kernel, head, limit=_MOST_PROBES, budget=budget)
+            guest.note_all([problem])
             rows += _read(guest, layout, [node - listed for node in nodes if node >= listed])
     returning = guest.symbols.get("pre_handler_kretprobe")
     members = {"handler": "handler?", "entry": "entry_handler?"}
@@ -188,7 +189,8 @@ def _blacklist(context: Context) -> list[tuple[int, int]]:
     if "kprobe_blacklist" not in guest.symbols or "kprobe_blacklist_entry" not in guest.types:
         return []
     head = guest.symbols.address("kprobe_blacklist")
-    nodes, _ = walk_list(guest.kernel, head, limit=_MOST_PROBES, budget=context.budget)
+    nodes, problem = walk_list(guest.kernel, head, limit=_MOST_PROBES, budget=context.budget)
+    guest.note_all([problem])
     offset = guest.types.offsetof("kprobe_blacklist_entry", "list")
     layout = guest.layout(
         "kprobe_blacklist_entry", {"start": "start_addr", "end": "end_addr"}, text=()

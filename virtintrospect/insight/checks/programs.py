@@ -14,6 +14,8 @@ from virtintrospect.insight.checks.rule import Hit, Rule, process, shortened
 _DELETED = b" (deleted)"
 #: Bytes of an environment that are looked at: more than programs start with.
 _ENVIRONMENT = 1 << 17
+#: Variables that preload something, in one environment.
+_MOST_VARIABLES = 64
 _VARIABLE = re.compile(rb"(?:^|\0)(LD_PRELOAD|LD_AUDIT)=([^\0]{1,4096})")
 _PRELOAD_FILE = b"/etc/ld.so.preload"
 
@@ -91,8 +93,11 @@ def preloaded(context: Context) -> Iterator[Hit]:
         except FaultError:
             context.cannot(f"preload: the environment of process {row['pid']} cannot be reached")
             continue
-        for name, value in _VARIABLE.findall(b"".join(piece for _, piece in pieces)):
-            who = b"%d (%s)" % (row["pid"], row["comm"].split(b"\0", 1)[0])
+        data = b"".join(piece for _, piece in pieces)
+        who = b"%d (%s)" % (row["pid"], row["comm"].split(b"\0", 1)[0])
+        for name, value in dict.fromkeys(_VARIABLE.findall(data)[:_MOST_VARIABLES]):
+            if not context.budget.keep(len(value) + len(who) + 128):
+                break
             users.setdefault((name, value), []).append(who)
     for (name, value), whose in users.items():
         count = b"process" if len(whose) == 1 else b"%d processes:" % len(whose)

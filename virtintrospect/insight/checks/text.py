@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: More code than a kernel has.
 _LARGEST_TEXT = 256 << 20
+#: Bytes that differ, for which functions are named.
+_MOST_PLACES = 1 << 16
 #: Functions that are named, and bytes of each that are shown.
 _MOST, _SHOWN = 64, 16
 _MASK = (1 << 64) - 1
@@ -49,7 +51,10 @@ def _differences(context: Context, image: KernelImage) -> Iterator[Hit]:
     guest = context.guest
     start, end = guest.symbols.address("_stext"), guest.symbols.address("_etext")
     slide = guest.symbols.address("_text") - image.segments[0].vaddr
-    size = min(end - start, _LARGEST_TEXT)
+    if not image.segments or not len(image.segments[0].data) // 8 < end - start <= _LARGEST_TEXT:
+        context.cannot("kernel-text: the guest's symbols of its code do not fit the image")
+        return
+    size = end - start
     ours = np.frombuffer(image.read(start - slide, size), dtype=np.uint8)
     theirs, there = _text(context, start, size)
     if not there.all():
@@ -63,6 +68,9 @@ def _differences(context: Context, image: KernelImage) -> Iterator[Hit]:
         np.concatenate([*(one.starts for one in sites), probes]) - np.int64(_signed(start)),
         np.concatenate([*(one.sizes for one in sites), np.full(len(probes), _PROBE)]),
     )
+    if (known & there).sum() > size // 4:  # some five percent of honest kernels
+        context.cannot("kernel-text: by the guest's symbols it rewrites more than kernels do")
+        return
     odd = (ours != theirs) & ~known
     places = np.flatnonzero(odd & ~_relocated(ours, theirs, odd, slide))
     yield from _functions(context, start, places, ours, theirs)
@@ -142,7 +150,7 @@ def _functions(
 ) -> Iterator[Hit]:
     """A hit for each function that has such a place."""
     functions: dict[bytes, list[int]] = {}
-    for place in places.tolist():
+    for place in places[:_MOST_PLACES].tolist():
         span = context.guest.symbols.span(start + place)
         name = span[0].encode() if span else b"%#x" % (start + place)
         if name not in functions and len(functions) >= _MOST:

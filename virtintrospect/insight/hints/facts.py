@@ -143,7 +143,9 @@ class Facts:
         """The command line that an operator would type."""
         if self.domain is None:
             return None
-        words = ["virsh", "-c", self.domain.uri, command, self.domain.name, *arguments]
+        # virsh takes a number for an id.
+        name = self.domain.uuid if self.domain.name.isdecimal() else self.domain.name
+        words = ["virsh", "-c", self.domain.uri, command, name, *arguments]
         return shlex.join(words)
 
     def hint(
