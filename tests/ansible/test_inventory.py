@@ -88,14 +88,42 @@ def test_hosts_that_have_guests_of_one_name(tmp_path: Path, hypervisors: list[Fa
     assert SECOND["uuid"] not in found["_meta"]["hostvars"]
 
 
+@pytest.mark.parametrize("hostnames", ["name", "qualified"])
+def test_names_that_are_more_than_names(tmp_path: Path, fake: Fake, hostnames: str) -> None:
+    odd = [
+        "{{ 7 * 191 }}",
+        "-oProxyCommand=touch",
+        "a:b",
+        "!x",
+        "x[1:3]",
+        "a b",
+        "a,b",
+        "~x",
+        "x\n",
+    ]
+    plain_ones = ["web01", "w_e.b+0-1"]
+    names = odd + plain_ones
+    rows = [FIRST | {"name": name, "uuid": f"u-{n}"} for n, name in enumerate(names)]
+    fake.answer("list", out=rows)
+    found, _ = inventory(tmp_path, hypervisors=[of(fake, name="hv1")], hostnames=hostnames)
+    end = ".hv1" if hostnames == "qualified" else ""
+    known = [f"u-{n}" for n in range(len(odd))] + [name + end for name in plain_ones]
+    assert sorted(found["_meta"]["hostvars"]) == sorted(known)
+
+
+@pytest.mark.parametrize("called", ["localhost", "{{ lookup('pipe', 'touch PATH') }}"])
 @pytest.mark.parametrize(
     "release", [pytest.param(BIN, id="newest"), pytest.param(None, id="oldest")]
 )
-def test_what_a_guest_calls_itself(tmp_path: Path, fake: Fake, release: Path | None) -> None:
+def test_what_a_guest_calls_itself(
+    tmp_path: Path, fake: Fake, release: Path | None, called: str
+) -> None:
     """Neither a template, nor a group of its choice, nor this machine."""
     pwned = tmp_path / "pwned"
     hostile = HOSTILE.replace("PATH", str(pwned))
-    fake.answer("list", out=[FIRST | {"kernel": hostile, "name": "localhost"}])
+    fake.answer(
+        "list", out=[FIRST | {"kernel": hostile, "name": called.replace("PATH", str(pwned))}]
+    )
     fake.answer("info", out={"hostname": hostile, "os": hostile})
     found, _ = inventory(
         tmp_path,
@@ -109,9 +137,10 @@ def test_what_a_guest_calls_itself(tmp_path: Path, fake: Fake, release: Path | N
     assert plain(found["_meta"]["hostvars"][FIRST["uuid"]])["composed"] == hostile
     groups = [name for name in found if name not in ("_meta", "all")]
     assert all(name.replace("_", "").isalnum() and name.isascii() for name in groups)
+    text = "msg='{{ virtintrospect_kernel }} {{ composed }} {{ inventory_hostname }}'"
     done = ansible(
         ["ansible", "-i", str(tmp_path / "fleet.virtintrospect.yml"), "all", "-m",
-         "ansible.builtin.debug", "-a", "msg='{{ virtintrospect_kernel }} {{ composed }}'"],
+         "ansible.builtin.debug", "-a", text],
         bin_=release or oldest(),
     )  # fmt: skip
     assert "lookup('pipe'" in done.stdout

@@ -85,7 +85,8 @@ options:
       - V(auto) is V(name) where there is one hypervisor, and V(qualified) where there are more, so
         that equal names do not collide.
       - V(qualified) is the name and the hypervisor's, C(web01.hv1).
-      - A guest whose name means something else to Ansible (C(localhost), C(all)) gets its UUID.
+      - A guest whose name is more than letters, digits and C(_ . + -), or means something else to
+        Ansible (C(localhost), C(all)), gets its UUID.
     type: str
     choices: [auto, name, qualified, uuid]
     default: auto
@@ -155,6 +156,8 @@ from ansible.utils.unsafe_proxy import wrap_var
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 #: Names that mean something else to Ansible.
 _TAKEN = (*_LOCAL, "all", "ungrouped")
+#: Names that are no template, no pattern of hosts and no option of a command.
+_PLAIN = re.compile(r"\w[\w.+-]*")
 _VARIABLES = (
     "name", "uuid", "id", "state", "os", "kernel", "session", "hypervisor", "tables",
 )  # fmt: skip
@@ -343,6 +346,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         form = self.get_option("hostnames")
         if form == "auto":
             form = "name" if len(self.get_option("hypervisors")) == 1 else "qualified"
-        if form == "uuid" or (form == "name" and guest["name"] in _TAKEN):
+        name = guest["name"]
+        odd = not _PLAIN.fullmatch(name) or (form == "name" and name in _TAKEN)
+        if form == "uuid" or odd:
             return guest["uuid"]
-        return guest["name"] if form == "name" else f"{guest['name']}.{guest['hypervisor']}"
+        return name if form == "name" else f"{name}.{guest['hypervisor']}"
