@@ -72,6 +72,20 @@ def test_audit(
         assert "there are findings of severity info or worse" in done.stdout
 
 
+@pytest.mark.parametrize("theirs", ["hosts", "hosts/hv1"])
+def test_what_others_keep_in_the_folder_stays(
+    tmp_path: Path, release: Path, hosts: Callable[..., Path], theirs: str
+) -> None:
+    """An inventory that is called hosts is no folder of an earlier run."""
+    path = tmp_path / theirs
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    words = ["ansible-playbook", "-i", str(hosts()), "virtintrospect.fleet.audit",
+             "-e", f"virtintrospect_report={tmp_path}"]  # fmt: skip
+    assert "must name another folder" in ansible(words, bin_=release, good=(2,)).stdout
+    assert path.is_file()
+
+
 def test_check_mode_writes_nothing(tmp_path: Path) -> None:
     page = tmp_path / "r.html"
     (tmp_path / "play.yml").write_text(json.dumps([{
