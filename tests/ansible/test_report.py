@@ -231,6 +231,22 @@ def test_odd_parts(seed: int) -> None:
         json.loads(one)
 
 
+def test_tables_that_must_not_be() -> None:
+    """A host names its tables: none gets out of the folder, or takes the place of the fleet's."""
+    (part,) = fleet(1, 0)
+    rows = [{"pid": 1}]
+    names = ("../../x", "/tmp/x", "findings", "overview", "Ps", "a" * 42, "", "ps\n")
+    part["guests"] = [{"name": "web01", "tables": dict.fromkeys((*names, "ps"), rows)}]
+    report = fleet_of(part)
+    assert list(report.more) == ["ps"]
+    assert forms.tables(report)["findings"] is report.findings
+
+
+def test_a_severity_that_is_not_known_is_the_worst() -> None:
+    part = {"host": "hv1", "status": "ok", "findings": [{"domain": "a", "severity": "new"}]}
+    assert fleet_of(part).counts()["findings"]["critical"] == 1
+
+
 def test_a_page_that_would_be_too_heavy() -> None:
     """First the command lines go, then the table; the page says so."""
     said = []

@@ -14,6 +14,7 @@ Guests wrote much of it. Whatever has another shape than it should costs its row
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,6 +52,9 @@ _HOST = (
     "host", "status", "message", "guests", "not_looked_into", "worst", "findings", "trouble",
     "memory_total", "gives_back", "version", "collected",
 )  # fmt: skip
+#: What a table of a guest may be called, and what is already called so.
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_OWN = ("overview", "hosts", "guests", "findings", "hints")
 #: Hints that say that a guest suffers: the action, and of ``watch`` the resource.
 _TROUBLE = {"grow", "host", "watch memory", "watch io", "watch tasks"}
 
@@ -164,7 +168,7 @@ class Fleet:
         found: dict[str, list[str]] = {}
         for row in _rows(part.get("findings") or []):
             guest, severity = _text(row.get("domain")), _text(row.get("severity"))
-            severity = severity if severity in SEVERITIES else "info"
+            severity = severity if severity in SEVERITIES else "critical"
             found.setdefault(guest, []).append(severity)
             self.findings.add({**row, "host": host, "guest": guest, "severity": severity})
         return found
@@ -243,6 +247,8 @@ class Fleet:
         for name, rows in tables.items():
             if name in _RECORDS or name == "pressure" or not isinstance(rows, list):
                 continue
+            if name in _OWN or not _NAME.fullmatch(name):
+                continue  # names of files and of the page's parts are made of it
             if name not in self.more:
                 columns = ("host", "guest", *COLUMNS[name]) if name in COLUMNS else ()
                 self.more[name] = Table(str(name), columns)
