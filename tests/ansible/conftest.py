@@ -52,6 +52,10 @@ def module(
     ``check_mode=True`` is check mode. The executable is the fake one unless another is named.
     """
     monkeypatch.syspath_prepend(str(COLLECTIONS))
+    # Where the controller's code was imported, warnings are displayed and no part of results.
+    of_modules = "ansible.module_utils"
+    monkeypatch.setattr(f"{of_modules}._internal.is_controller", False, raising=False)
+    monkeypatch.setattr(f"{of_modules}.common.warnings._global_warnings", {}, raising=False)
 
     def run(name: str, *, check_mode: bool = False, **arguments: Any) -> Result:
         from ansible.module_utils.testing import patch_module_args
