@@ -29,6 +29,9 @@ there installed
 echo "  version $(/usr/local/bin/virt-introspect --version)"
 echo "  unit $(grep -h ^ExecStart=/ /etc/systemd/system/virt-introspectd.service.d/place.conf)"
 play again
+rm /opt/virtintrospect/installed.sha1 # as if pip had failed after the wheel was copied
+play repair
+play repaired
 if [ "$3" = whole ]; then
     play check-again --check
     play remove-check --check -e host_state=absent

@@ -58,6 +58,8 @@ def test_installed_twice_and_removed_twice(wheel: Path, tmp_path: Path) -> None:
     assert re.search(r"version virt-introspect, version \d", done.stdout)
     assert "unit ExecStart=/opt/virtintrospect/bin/virt-introspectd" in done.stdout
     assert changed["again"] == 0
+    assert changed["repair"] == 2  # the package, and which wheel it is
+    assert changed["repaired"] == 0
     assert changed["remove"] > 3
     if WHOLE:
         assert changed["check-again"] == 0
