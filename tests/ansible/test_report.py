@@ -95,6 +95,32 @@ def test_findings_do_not_make_a_failure() -> None:
     assert (found["status"], len(found["findings"])) == ("ok", 1)
 
 
+def test_a_guest_without_a_baseline_was_not_compared() -> None:
+    rows = [{"name": "web01", "uuid": "u1", "notes": ["LSM hooks"], "baseline": False},
+            {"name": "db01", "uuid": "u2", "notes": [], "baseline": True}]  # fmt: skip
+    found = parts.part("hv1", {"guest_audit": {**AUDIT, "guests": rows, "failed_guests": []}}, NOW)
+    web, db = found["guests"]
+    assert web["notes"] == ["LSM hooks", "not compared: it has no baseline"]
+    assert "notes" not in db
+
+
+def test_a_guest_that_was_named_is_missed_once() -> None:
+    """By name or id; and only where no host has it."""
+    text = "no domain of that name, id or UUID runs on this host"
+    missed = [{"name": name, "reason": "no_such_target", "msg": text}
+              for name in ("web01", "7", "gone01")]  # fmt: skip
+    guest = {"name": "web01", "uuid": "u1", "id": 7, "tables": {"info": {}}}
+    given = [parts.part(f"hv{n}", {"guest_info": {"failed_guests": missed}}, NOW) for n in range(3)]
+    info = {"guests": [guest], "failed_guests": missed[2:]}
+    given.insert(1, parts.part("hv9", {"guest_info": info}, NOW))
+    report = fleet_of(*given)
+    rows = {row["guest"]: row for row in report.guests.records()}
+    assert {name: row["looked_into"] for name, row in rows.items()} == {
+        "web01": "yes", "gone01": "no"}  # fmt: skip
+    assert rows["gone01"]["message"].endswith("runs on any of 4 hosts")
+    assert report.counts()["guests_not_looked_into"] == 1
+
+
 def test_silent_hosts() -> None:
     report = fleet_of(parts.part("hv1", {"guest_info": INFO}, NOW), expected=("hv1", "hv2"))
     rows = {row["host"]: row["status"] for row in report.hosts.records()}

@@ -87,6 +87,12 @@ def _looked(into: bool, trouble: bool) -> str:
     return "partly" if trouble else "yes"
 
 
+def _missed(guest: Mapping[str, Any]) -> bool:
+    """Whether it was named, and the host does not have it: another host may."""
+    known = any(guest.get(key) for key in ("uuid", "tables", "checked"))
+    return not known and _text(guest.get("message")).startswith("no_such_target")
+
+
 class Fleet:
     """Tables of a report in the making, one host's part after the other.
 
@@ -105,6 +111,9 @@ class Fleet:
         #: Row by row from guests: command's name → table.
         self.more: dict[str, Table] = {}
         self._silent = dict.fromkeys(expected)
+        #: What guests were called that a host does not have → hosts; and what is on any host.
+        self._missed: dict[str, list[str]] = {}
+        self._there: set[str] = set()
         self._oversized: set[tuple[str, str]] = set()
         self._vcpus = 0
 
@@ -121,9 +130,11 @@ class Fleet:
         findings = self._add_findings(host, part)
         hints = self._add_hints(host, part)
         total = Counter[str]()
-        listed: set[str] = set()
         for guest in _rows(part.get("guests") or []):
-            listed.add(_text(guest.get("name")))
+            if _missed(guest):
+                self._missed.setdefault(_text(guest.get("name")) or "?", []).append(host)
+                continue
+            self._there.update(str(guest.get(key)) for key in ("name", "uuid", "id"))
             total += self._add_guest(host, guest, findings, hints)
         row: dict[str, Any] = {
             "host": host,
@@ -139,7 +150,13 @@ class Fleet:
         self.hosts.add(row)
 
     def finish(self) -> None:
-        """Add the hosts that said nothing at all."""
+        """Add the hosts that said nothing at all, and the guests that no host has."""
+        for name, hosts in self._missed.items():
+            if name not in self._there:
+                where = "here" if len(hosts) == 1 else f"on any of {len(hosts)} hosts"
+                message = f"no_such_target: no domain of that name, id or UUID runs {where}"
+                self._add_guest(hosts[0], {"name": name, "message": message}, {}, {})
+        self._missed.clear()
         for host in list(self._silent):
             self.add({"host": host, "status": "silent", "message": "it gave no result"})
 

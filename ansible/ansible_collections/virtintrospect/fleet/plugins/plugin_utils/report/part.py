@@ -92,7 +92,7 @@ def _guests(ran: Mapping[str, Mapping[str, Any]], *, audited: bool) -> Iterator[
     def entry(row: Mapping[str, Any]) -> dict[str, Any]:
         name = str(row.get("name") or "?")
         known = found.setdefault(str(row.get("uuid") or name), {"name": name})
-        known.update({key: row[key] for key in ("uuid", "state") if row.get(key)})
+        known.update({key: row[key] for key in ("uuid", "id", "state") if row.get(key)})
         return known
 
     for name, result in ran.items():
@@ -102,8 +102,8 @@ def _guests(ran: Mapping[str, Mapping[str, Any]], *, audited: bool) -> Iterator[
                 known["tables"] = row["tables"]
             if name == "guest_audit":
                 known["checked"] = True
-                if row.get("notes"):
-                    known["notes"] = row["notes"]
+                if notes := _notes(row):
+                    known["notes"] = notes
     for name, result in ran.items():
         for row in _rows(result.get("failed_guests")):
             what = str(row.get("table") or name)
@@ -115,6 +115,15 @@ def _guests(ran: Mapping[str, Mapping[str, Any]], *, audited: bool) -> Iterator[
         elif audited and not known.get("checked"):
             known["message"] = "it was not checked"
         yield known
+
+
+def _notes(row: Mapping[str, Any]) -> list[Any]:
+    """What the audit could not check of a guest."""
+    given = row.get("notes") or []
+    notes = [*given] if isinstance(given, (list, tuple)) else [given]
+    if row.get("baseline") is False:
+        notes.append("not compared: it has no baseline")
+    return notes
 
 
 def file_name(host: str) -> str:
