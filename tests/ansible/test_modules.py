@@ -246,6 +246,15 @@ def test_hints_of_all_in_one_go(module: Module, fake: Fake) -> None:
     assert not result["changed"]
 
 
+def test_whom_a_warning_is_about(module: Module, fake: Fake) -> None:
+    """A guest's name may begin with another's, and have a colon."""
+    other = SECOND | {"name": f"{FIRST['name']}: no"}
+    fake.answer("list", out=[FIRST, other])
+    fake.answer("hints", out=[], err=f"warning: {other['name']}: kernel\n")
+    (failed,) = module("guest_hints")["failed_guests"]
+    assert (failed["name"], failed["msg"]) == (other["name"], "kernel")
+
+
 def shrink(**more: Any) -> list[dict[str, Any]]:
     hint = dict(recorded("hints")[0], current=1024, recommended=512)
     return [hint | more, recorded("hints")[1]]

@@ -216,8 +216,11 @@ class Adviser:
         ]
         failed = []
         for line in answer.said("warning"):
-            name, _colon, text = line.partition(": ")
-            if name in names:
+            # A name may have a colon of its own.
+            fits = [name for name in names if line.startswith(f"{name}: ")]
+            if fits:
+                name = max(fits, key=len)
+                text = line[len(name) + 2 :]
                 failed.append(failure(names[name], CommandError("failed", text)))
         return hints, failed
 
