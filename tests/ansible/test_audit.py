@@ -86,6 +86,40 @@ def test_what_others_keep_in_the_folder_stays(
     assert path.is_file()
 
 
+@pytest.mark.parametrize(
+    ("limit", "known", "report"),
+    [("hv1", False, False), ("hv1,localhost", False, True), ("hv1:localhost", False, True),
+     ("all", True, True), ("!away", True, True),
+     # Of hosts that no inventory names, Ansible leaves localhost out here, too.
+     ("all", False, False), ("*", False, False)],
+)  # fmt: skip
+def test_limit(
+    tmp_path: Path,
+    fake: Fake,
+    hosts: Callable[..., Path],
+    release: Path,
+    limit: str,
+    known: bool,
+    report: bool,
+) -> None:
+    """A limit without localhost is an error, not a run without a report."""
+    inventory = hosts(hv1=fake.path, **({"localhost": fake.path} if known else {}))
+    words = ["ansible-playbook", "-i", str(inventory), "virtintrospect.fleet.inventory",
+             "-e", f"virtintrospect_report={tmp_path}", "--limit", limit]  # fmt: skip
+    done = ansible(words, bin_=release, good=(0 if report else 2,))
+    assert ("add localhost to --limit" in done.stdout) is not report
+    assert (tmp_path / "report.html").exists() is report
+
+
+def test_check_mode_of_a_playbook(
+    tmp_path: Path, release: Path, fake: Fake, hosts: Callable[..., Path]
+) -> None:
+    words = ["ansible-playbook", "-i", str(hosts(hv1=fake.path)), "virtintrospect.fleet.audit",
+             "-e", f"virtintrospect_report={tmp_path}/report", "--check"]  # fmt: skip
+    ansible(words, bin_=release)
+    assert not (tmp_path / "report").exists()
+
+
 def test_check_mode_writes_nothing(tmp_path: Path) -> None:
     page = tmp_path / "r.html"
     (tmp_path / "play.yml").write_text(json.dumps([{
