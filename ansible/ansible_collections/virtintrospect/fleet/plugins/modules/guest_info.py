@@ -91,9 +91,11 @@ EXAMPLES = r"""
 
 - name: Names of guests with an SSH server
   ansible.builtin.debug:
-    msg: >-
-      {{ listening.guests | selectattr('tables.sockets', 'defined')
-      | selectattr('tables.sockets', 'search', "'local_port': 22,") | map(attribute='name') }}
+    msg: "{{ item.name }}"
+  loop: "{{ listening.guests }}"
+  loop_control:
+    label: "{{ item.name }}"
+  when: 22 in item.tables.sockets | default([]) | map(attribute='local_port')
 
 - name: Kernels of all guests, as facts
   virtintrospect.fleet.guest_info:
