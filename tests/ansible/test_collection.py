@@ -137,16 +137,16 @@ def test_sanity(installed: Path) -> None:
     home = cache() / "ansible-test"
     pip = home / ".config/pip/pip.conf"
     downloads = home / ".ansible/test/cache"
-    for folder in (pip.parent, downloads):
-        folder.mkdir(parents=True, exist_ok=True)
     # It passes nothing of the environment on: not where this machine's certificates are.
     certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
-    pip.write_text(f"[global]\ncert = {certificates}\n" if certificates else "")
-    for version in _pip_versions():
-        (downloads / f"get_pip_{version.replace('.', '_')}.py").write_text(_GET_PIP)
     ours = installed / "ansible_collections" / "virtintrospect" / "fleet"
     chosen = [] if WHOLE else [word for name in SANITY for word in ("--test", name)]
     with locked("ansible-test"):
+        for folder in (pip.parent, downloads):
+            folder.mkdir(parents=True, exist_ok=True)
+        pip.write_text(f"[global]\ncert = {certificates}\n" if certificates else "")
+        for version in _pip_versions():
+            (downloads / f"get_pip_{version.replace('.', '_')}.py").write_text(_GET_PIP)
         done = subprocess.run(
             [str(BIN / "ansible-test"), "sanity", "--python", PYTHON, "--color", "no", *chosen],
             cwd=ours, env=environment(HOME=str(home)), stdin=subprocess.DEVNULL,

@@ -135,9 +135,11 @@ def test_audit_while_things_break(fleet: Fleet, tmp_path: Path) -> None:
     hosts["hv3"] |= fleet.interfere("hv3", ["check"], "sleep 1000")
     pulled = threading.Thread(target=cut, args=(fleet, "hv3"), daemon=True)
     pulled.start()
-    run = fleet.play("audit", hosts=hosts, virtintrospect_report=str(tmp_path),
-                     virtintrospect_watch="2s", virtintrospect_title="Audit")  # fmt: skip
-    silent.mend()
+    try:
+        run = fleet.play("audit", hosts=hosts, virtintrospect_report=str(tmp_path),
+                         virtintrospect_watch="2s", virtintrospect_title="Audit")  # fmt: skip
+    finally:
+        silent.mend()
     done(run)
     found = report(tmp_path)
     assert {name: row["status"] for name, row in found["hosts"].items()} == {

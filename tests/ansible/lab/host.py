@@ -80,11 +80,13 @@ class SshHost:
     def close(self) -> None:
         """End its server, its sessions, its guests and its daemons; twice is harmless."""
         atexit.unregister(self.close)
-        _remove(self._space)
-        if self._server is not None:
-            self._server.wait(PATIENCE)
-            self._server = None
-        self.private.close()
+        try:
+            _remove(self._space)
+            if self._server is not None:
+                self._server.wait(PATIENCE)
+                self._server = None
+        finally:
+            self.private.close()
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +141,8 @@ def sweep() -> None:
     for path in Path("/run/netns").glob(f"{_PREFIX}*"):
         pid, started = path.name.removeprefix(_PREFIX).split("-")[:2]
         if start_time(int(pid)) != int(started):
-            _remove(path.name)
+            with contextlib.suppress(RuntimeError):  # another run was faster
+                _remove(path.name)
 
 
 def _remove(space: str) -> None:
