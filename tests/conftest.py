@@ -19,7 +19,7 @@ LANES = ("matrix", "rest")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_text = "only those on every guest of the matrix and of Ansible, or only the others"
+    help_text = "only what runs on every guest of the matrix, Ansible, Xen; or only the others"
     parser.addoption("--lane", choices=LANES, help=help_text)
 
 
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _lane(item: pytest.Item) -> str:
-    if item.nodeid.startswith("tests/ansible/"):
+    if item.nodeid.startswith(("tests/ansible/", "tests/xen/")):
         return "matrix"  # so that both take about as long
     callspec = getattr(item, "callspec", None)
     return "matrix" if callspec is not None and "guest" in callspec.params else "rest"

@@ -158,7 +158,9 @@ def test_what_was_freed_is_still_held_by_the_host(loads: Guest, session: Session
     assert (hint.current or 0) > 400 * MIB
     free = int(re.search(rb"MemFree: +(\d+)", loads.get("/proc/meminfo"))[1]) << 10  # type: ignore[index]
     assert hint.current is not None
-    assert hint.current < free + 32 * MIB
+    # Since 6.7 each CPU may keep an eighth of the memory for itself, which MemFree lacks:
+    # zone_highsize() of mm/page_alloc.c.
+    assert hint.current < free + (1024 // 8 + 32) * MIB
 
 
 def test_a_guest_that_runs_short_needs_more(loads: Guest, session: Session) -> None:
@@ -424,7 +426,8 @@ def test_the_command_follows_and_undoes(
     )
     assert comes_to(ballooned, 1024), refused.output
     tried = run(ballooned.name, "--for", "1s", "--apply", "--dry-run", "-o", "json")
-    [row] = [row for row in json.loads(tried.stdout) if row["resource"] == "memory"]
+    [row] = [row for row in json.loads(tried.stdout) if row["action"] == "shrink"
+             and row["resource"] == "memory"]  # fmt: skip
     assert row["outcome"] == "would be done"
     assert row["after"] == row["recommended"] < row["current"] == 1024 * MIB
     assert ballooned.domain.info()[2] >> 10 == 1024
