@@ -154,6 +154,7 @@ KINDS = (
         "an ELF core in a `.gz` file",
         lambda made: made.packed("guest.core.gz", "gzip", "-1c"),
     ),
+    Kind("/proc/vmcore", "what a crash kernel finds under that name; Linux 6.1", None),
     *(
         Kind(f"Xen {kind}{core}", f"{what} of Xen 4.17 ({kind}), {how}; Linux 6.1", None)
         for core, what, how in (

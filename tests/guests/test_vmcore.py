@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import support
 from virtintrospect.imagetarget import CoreTarget
 from virtintrospect.memory.elfcore import ElfCore
 from virtintrospect.session import Session, open_session
@@ -106,3 +107,7 @@ def test_the_crash_is_told(session: Session) -> None:
     stack = session.cpu_stacks()
     assert stack[0].found_by == "registers"
     assert any("sysrq" in (frame.symbol or "") for frame in stack)
+
+
+def test_every_command(crashed: Crashed, tmp_path: Path) -> None:
+    support.check("/proc/vmcore", str(crashed.path), tmp_path)
