@@ -18,8 +18,6 @@ def _column(guest: XenGuest, suffix: str = "") -> str:
     name = f"Xen {guest.config.kind.upper()}{suffix}"
     if guest.config.kernel != "6.1":
         pytest.skip("the page is about another kernel")
-    if not support.RECORD and name not in support.parse(support.PAGE.read_text(encoding="utf-8")):
-        pytest.skip(f"docs/support.md has no column {name!r}: run `make support-xen`")
     return name
 
 
