@@ -27,6 +27,7 @@ def copy_ram(guest: Guest, path: Path) -> None:
         guest.install(name, f"/tmp/{name}")
     guest.run(
         "ip link set lo up; ip addr add 10.99.0.1/16 dev dummy0; ip link set dummy0 up;"
+        "rm -f /tmp/fuzz.log /tmp/bpf.log /tmp/timers.log;"
         "/tmp/sockets fuzz > /tmp/fuzz.log 2>&1 & until grep -q ready /tmp/fuzz.log; do"
         " usleep 100000; done;"
         "cd /sys/fs/cgroup; echo '+memory +cpu +pids' > cgroup.subtree_control; mkdir -p a/b"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.once_a_kernel(pti=False)
 
 _SETUP = """
 mkdir -p /tmp/pins; mount -t bpf bpf /tmp/pins
-/tmp/bpf hold > /tmp/bpf.log 2>&1 &
+rm -f /tmp/bpf.log; /tmp/bpf hold > /tmp/bpf.log 2>&1 &
 until grep -q ready /tmp/bpf.log; do usleep 100000; done; cat /tmp/bpf.log
 """
 

@@ -62,6 +62,7 @@ unshare -n sleep 100000 >/dev/null 2>&1 & other=$!
 usleep 500000; echo $other > /tmp/other; echo 1 $other > /tmp/namespaces
 nsenter -t $other -n sh -c 'ip link set lo up; ip link add dummy0 type dummy
 ip link set dummy0 up; ip addr add 10.4.0.1/16 dev dummy0'
+rm -f /tmp/bpf.log /tmp/timers.log /tmp/churn.out
 mkdir -p /tmp/pins /tmp/stays; mount -t bpf bpf /tmp/pins; mount -t tmpfs stays /tmp/stays
 /tmp/bpf hold > /tmp/bpf.log 2>&1 & until grep -q ready /tmp/bpf.log; do usleep 100000; done
 /tmp/timers > /tmp/timers.log 2>&1 & echo $! > /tmp/timers.pid

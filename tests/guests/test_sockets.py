@@ -22,7 +22,7 @@ from .lab.guest import Guest
 pytestmark = pytest.mark.once_a_kernel(pti=False)
 
 _SETUP = """
-cd /tmp; echo "0 0" > /proc/sys/net/ipv4/ping_group_range
+cd /tmp; rm -f init.log other.log; echo "0 0" > /proc/sys/net/ipv4/ping_group_range
 ip link set lo up; ip addr add 10.99.0.1/16 dev dummy0; ip link set dummy0 up
 for table in tcp_child_ehash udp_child_hash; do  # the second namespace has tables of its own
 echo 256 > /proc/sys/net/ipv4/${table}_entries; done 2>/dev/null

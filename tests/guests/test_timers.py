@@ -15,8 +15,10 @@ from .lab.guest import Guest
 #: What the tables read does not depend on page tables or on how the host holds RAM.
 pytestmark = pytest.mark.once_a_kernel(pti=False)
 
+# What an earlier test left there would look like an answer: the file is emptied by the process in
+# the background.
 _SETUP = """
-/tmp/timers > /tmp/timers.log 2>&1 & echo $! > /tmp/timers.pid
+rm -f /tmp/timers.log; /tmp/timers > /tmp/timers.log 2>&1 & echo $! > /tmp/timers.pid
 until grep -q ready /tmp/timers.log; do usleep 100000; done; cat /tmp/timers.log
 """
 #: Far enough away that nothing but the test moves them, in seconds.
