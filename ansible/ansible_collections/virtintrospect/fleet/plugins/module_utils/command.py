@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import subprocess
+from contextlib import contextmanager
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.batch import Batch, EndedError
@@ -205,3 +206,12 @@ def _error(code, lines, data):
 def fail(module, error, **more):
     """End the task with an error that says which kind it is."""
     module.fail_json(**dict(more, **error.as_dict()))
+
+
+@contextmanager
+def failing(module, **nothing):
+    """End the task, with ``nothing`` as its result, where a command does not do it."""
+    try:
+        yield
+    except CommandError as error:
+        fail(module, error, **nothing)

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.command import (
+    Command,
     CommandError,
     common_arguments,
+    failing,
 )
 
 #: After one of these no other command on the same guest can succeed.
@@ -52,6 +54,19 @@ def select(command, domains, exclude):
     ]
     text = "no domain of that name, id or UUID runs on this host"
     return chosen, [{"name": word, "reason": "no_such_target", "msg": text} for word in missed]
+
+
+def begin(module, **nothing):
+    """What a module that looks into guests begins with.
+
+    :param nothing: the result of the task where it ends here.
+    :returns: the command, its version, and guests and failures as of :func:`select`.
+    """
+    with failing(module, **nothing):
+        command = Command(module)
+        version = command.version()
+        chosen, missed = select(command, module.params["domains"], module.params["exclude"])
+    return command, version, chosen, missed
 
 
 def each(guests, function, parallel):

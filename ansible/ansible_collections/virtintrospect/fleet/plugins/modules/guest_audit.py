@@ -256,14 +256,14 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.command import (
-    Command,
     CommandError,
     fail,
+    failing,
 )
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import (
+    begin,
     each,
     guest_arguments,
-    select,
 )
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.severity import (
     SEVERITIES,
@@ -365,13 +365,9 @@ def main():
     )
     params = module.params
     nothing = {"findings": [], "guests": [], "failed_guests": [], "summary": count([])}
-    try:
-        command = Command(module)
-        version = command.version()
+    command, version, guests, missed = begin(module, **nothing)
+    with failing(module, **nothing):
         rules = command.ask(["check", "--list"]).data
-        guests, missed = select(command, params["domains"], params["exclude"])
-    except CommandError as error:
-        fail(module, error, **nothing)
     if params["save_baseline"] and not module.check_mode:
         Path(params["baseline"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     audit = Audit(module, command)

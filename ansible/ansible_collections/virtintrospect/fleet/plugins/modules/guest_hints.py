@@ -178,15 +178,14 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.command import (
-    Command,
     CommandError,
-    fail,
+    failing,
 )
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import (
+    begin,
     each,
     failure,
     guest_arguments,
-    select,
 )
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -291,11 +290,10 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
-    try:
-        command = Command(module)
-        adviser = Adviser(module, command)
-        version = command.version()
-        guests, missed = select(command, params["domains"], params["exclude"])
+    nothing = {"hints": [], "guests": [], "failed_guests": []}
+    command, version, guests, missed = begin(module, **nothing)
+    adviser = Adviser(module, command)
+    with failing(module, **nothing):
         if (
             params["domains"] is None
             and not params["exclude"]
@@ -308,8 +306,6 @@ def main():
             results, failed = each(guests, ask, params["parallel"])
             hints = [hint for found, _failed in results for hint in found]
             failed += [entry for _found, entries in results for entry in entries]
-    except CommandError as error:
-        fail(module, error, hints=[], guests=[], failed_guests=[])
     failed = missed + failed
     bad = {entry.get("uuid") for entry in failed}
     changes = [hint for hint in hints if hint.get("after") not in (None, hint.get("current"))]

@@ -198,17 +198,13 @@ version:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.virtintrospect.fleet.plugins.module_utils.command import (
-    Command,
-    CommandError,
-    fail,
-)
+from ansible_collections.virtintrospect.fleet.plugins.module_utils.command import CommandError
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import (
     HOPELESS,
+    begin,
     each,
     failure,
     guest_arguments,
-    select,
 )
 
 TABLES = [
@@ -259,12 +255,7 @@ def main():
         for table, value in params[option].items():
             if table not in TABLES or not isinstance(value, list):
                 module.fail_json(msg=f"{option}: {table}: a list of a table's own is wanted")
-    try:
-        command = Command(module)
-        version = command.version()
-        guests, missed = select(command, params["domains"], params["exclude"])
-    except CommandError as error:
-        fail(module, error, guests=[], failed_guests=[])
+    command, version, guests, missed = begin(module, guests=[], failed_guests=[])
     results, lost = each(guests, lambda guest: look(command, params, guest), params["parallel"])
     failed = missed + lost + [entry for _guest, entries in results for entry in entries]
     # A guest of which nothing could be read is among the failed ones only.

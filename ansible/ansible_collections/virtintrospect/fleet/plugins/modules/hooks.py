@@ -81,9 +81,8 @@ reason:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.command import (
     Command,
-    CommandError,
     common_arguments,
-    fail,
+    failing,
 )
 
 
@@ -105,10 +104,8 @@ def main():
         line.append("--xen")
     if module.check_mode:
         line.append("--dry-run")
-    try:
+    with failing(module, actions=[]):
         rows = Command(module).ask(line).data
-    except CommandError as error:
-        fail(module, error, actions=[])
     actions = [row for row in rows if row["action"] not in ("warning", "unchanged")]
     for row in rows:
         if row["action"] == "warning":

@@ -86,7 +86,7 @@ from ansible_collections.virtintrospect.fleet.plugins.module_utils.command impor
     Command,
     CommandError,
     common_arguments,
-    fail,
+    failing,
 )
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import failure, fits
 
@@ -117,11 +117,9 @@ def main():
         supports_check_mode=True,
     )
     params, wanted = module.params, module.params["state"]
-    try:
+    with failing(module, sessions=[], failed_guests=[]):
         command = Command(module)
         known = [row for row in command.ask(["sessions"]).data if row["state"] != "gone"]
-    except CommandError as error:
-        fail(module, error, sessions=[], failed_guests=[])
     chosen = [session for session in known if fits(session, params["domains"])]
     text = "virt-introspectd has no session for it"
     failed = [
