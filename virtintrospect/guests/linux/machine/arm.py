@@ -13,6 +13,7 @@ written (mark_rodata_ro(), arch/arm/mm/init.c); a table without that is not acce
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from virtintrospect.arch import PagingMode, walk
@@ -20,6 +21,7 @@ from virtintrospect.arch.arm import ARM_LPAE, ARM_SHORT, ARM_SHORT_LINUX
 from virtintrospect.driver import Target
 from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
+from virtintrospect.guests.linux.machine.scan import pieces
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
@@ -37,7 +39,6 @@ _FARTHEST_ROOT = 4 << 20
 _LARGEST_IMAGE, _SMALLEST_IMAGE = 64 << 20, 2 << 20
 #: How far from the start of RAM the first way looks.
 _NEAR = 160 << 20
-_CHUNK = 16 << 20
 #: Pages that look like a top table that are tried.
 _MAX_ROOTS = 1 << 12
 _PAGE = 4096
@@ -80,15 +81,6 @@ class _Arm(Machine):
                 end = min(vaddr + _section(mode), image.end)
                 found.append(LinearRange(vaddr, end, step.paddr))
         return joined(found) or [image]
-
-    def kernel_root(
-        self,
-        symbols: Symbols,  # noqa: ARG002
-        image: AddressSpace,  # noqa: ARG002
-        mapping: KernelMapping,
-    ) -> int:
-        """It was found by its own table."""
-        return mapping.root
 
     def direct_map(
         self, symbols: Symbols, image: AddressSpace, mapping: KernelMapping
@@ -139,35 +131,25 @@ ARM = _Arm()
 
 def by_page_table(memory: PhysicalMemory, most: int) -> Iterator[KernelMapping]:
     """Try pages as the kernel's top table, those of the first ``most`` bytes of RAM."""
-    left, tries = most, _MAX_ROOTS
-    for region in memory.resident():
-        start = -(-region.start // _PAGE) * _PAGE
-        end = min(region.end, start + left) // _PAGE * _PAGE
-        left -= max(0, end - start)
-        for chunk in range(start, end, _CHUNK):
-            for mode, root in _likely(memory, chunk, min(chunk + _CHUNK, end)):
-                tries -= 1
-                if tries < 0:
-                    return
-                try:
-                    image = kernel_image(memory, mode, root)
-                except FaultError:
-                    continue
-                if image is not None:
-                    yield KernelMapping(mode, root, image, "a page table found in RAM", ARM)
-        if left <= 0:
-            return
+    likely = (found for piece in pieces(memory, most) for found in _likely(memory, piece))
+    for mode, root in islice(likely, _MAX_ROOTS):
+        try:
+            image = kernel_image(memory, mode, root)
+        except FaultError:
+            continue
+        if image is not None:
+            yield KernelMapping(mode, root, image, "a page table found in RAM", ARM)
 
 
-def _likely(memory: PhysicalMemory, start: int, end: int) -> Iterator[tuple[PagingMode, int]]:
-    """Pages that may be ``swapper_pg_dir``.
+def _likely(memory: PhysicalMemory, piece: range) -> Iterator[tuple[PagingMode, int]]:
+    """Which of the pages may be ``swapper_pg_dir``.
 
     With LPAE the four entries lead to the four pages behind it. Else, 16 KiB with two sections of
     the direct map that follow each other.
     """
     import numpy as np
 
-    pages = np.arange(start, end, _PAGE).astype(np.uint64)
+    pages = np.arange(piece.start, piece.stop, piece.step).astype(np.uint64)
     fourth = memory.gather_u64(pages + np.uint64(24))
     hits = fourth & np.uint64(ARM_LPAE.frame | 3) == pages + np.uint64(0x4003)
     for page in pages[hits].tolist():

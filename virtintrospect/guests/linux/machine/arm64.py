@@ -26,6 +26,7 @@ from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined, noted
 from virtintrospect.guests.linux.machine.leaves import leaves
+from virtintrospect.guests.linux.machine.scan import pages
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
@@ -41,7 +42,6 @@ _LARGEST_IMAGE = 256 << 20
 _SMALLEST_TEXT = 2 << 20
 #: How far from the start of RAM the second way looks.
 _NEAR = 160 << 20
-_CHUNK = 8 << 20
 #: Pages that look like VMCOREINFO, like a top table, that are tried.
 _MAX_TRIES, _MAX_ROOTS = 32, 4096
 #: What begins an image (Documentation/arm64/booting.rst), and where.
@@ -90,21 +90,7 @@ class _Arm64(Machine):
         found = leaves(memory, mapping.mode, mapping.root, image.start, image.end)
         wanted = found.vaddr - found.paddr == _offset(image)
         wanted &= (found.entry & (_READ_ONLY | _NO_EXECUTE)) == (_READ_ONLY | _NO_EXECUTE)
-        pages = [
-            LinearRange(vaddr, min(vaddr + size, image.end), paddr)
-            for vaddr, size, paddr, _ in found.chosen(wanted).rows()
-            if image.start <= vaddr < image.end
-        ]
-        return joined(pages) or [image]
-
-    def kernel_root(
-        self,
-        symbols: Symbols,  # noqa: ARG002
-        image: AddressSpace,  # noqa: ARG002
-        mapping: KernelMapping,
-    ) -> int:
-        """The kernel has one top table, whichever way it was found."""
-        return mapping.root
+        return joined(found.chosen(wanted).within(image)) or [image]
 
     def direct_map(
         self,
@@ -202,31 +188,16 @@ def by_page_table(memory: PhysicalMemory, most: int) -> Iterator[KernelMapping]:
 def _by_page_table(
     memory: PhysicalMemory, most: int, page: int, modes: list[PagingMode]
 ) -> Iterator[KernelMapping]:
-    import numpy as np
-
-    left, found = most, 0
-    for region in memory.resident():
-        start = -(-region.start // page) * page
-        end = min(region.end, start + left) // page * page
-        left -= max(0, end - start)
-        for chunk in range(start, end, _CHUNK):
-            size = min(_CHUNK, end - chunk)
-            try:
-                data = memory.view(chunk, size) or memory.read(chunk, size)
-            except FaultError:
-                continue
-            words = np.frombuffer(data, dtype="<u8").reshape(-1, page // 8)
-            for mode, index in _top_tables(words, memory.end, modes):
-                found += 1
-                if found > _MAX_ROOTS:
-                    return
-                root = chunk + index * page
-                yield from _try_root(memory, mode, root, "a page table found in RAM")
-        if left <= 0:
-            return
+    likely = (
+        (mode, start + index * page)
+        for start, words in pages(memory, most, page)
+        for mode, index in _top_tables(words, memory.end, modes)
+    )
+    for mode, root in islice(likely, _MAX_ROOTS):
+        yield from _try_root(memory, mode, root, "a page table found in RAM")
 
 
-def _top_tables(pages: Any, end: int, modes: list[PagingMode]) -> Iterator[tuple[PagingMode, int]]:
+def _top_tables(rows: Any, end: int, modes: list[PagingMode]) -> Iterator[tuple[PagingMode, int]]:
     """Which pages may be the kernel's top table, and of which format.
 
     Such a page has tables in RAM as entries and nothing else, and few of them. The direct map
@@ -237,12 +208,12 @@ def _top_tables(pages: Any, end: int, modes: list[PagingMode]) -> Iterator[tuple
 
     counts = [1 << mode.levels[0].bits for mode in modes]
     ends = [range(count - max(1, count // _LAST_PART), count) for count in counts]
-    is_table = (pages[:, [index for part in ends for index in part]] & np.uint64(3)) == 3
+    is_table = (rows[:, [index for part in ends for index in part]] & np.uint64(3)) == 3
     likely = np.flatnonzero(is_table.any(axis=1))
-    words = pages[likely]
+    words = rows[likely]
     tables = (words & np.uint64(3)) == np.uint64(3)
     # Those with 52 bits of address have other bits at both ends, which are zero below 2^48.
-    frames = words & np.uint64((1 << 48) - 8 * pages.shape[1])
+    frames = words & np.uint64((1 << 48) - 8 * rows.shape[1])
     good = ((tables & (frames < np.uint64(end))) | (words == 0)).all(axis=1)
     good &= tables.sum(axis=1) <= _MOST_ENTRIES
     for number in np.flatnonzero(good).tolist():

@@ -73,13 +73,20 @@ class Machine(abc.ABC):
         A kernel that does not protect them gives the whole image.
         """
 
-    @abc.abstractmethod
-    def kernel_root(self, symbols: Symbols, image: AddressSpace, mapping: KernelMapping) -> int:
+    def kernel_root(
+        self,
+        symbols: Symbols,  # noqa: ARG002
+        image: AddressSpace,  # noqa: ARG002
+        mapping: KernelMapping,
+    ) -> int:
         """Physical address of the kernel's own top table; ``image`` can read the image only.
+
+        The one by which it was found, where an architecture's kernels have no other.
 
         :raises NotFoundError: a symbol is missing.
         :raises FaultError: it does not lie in the image.
         """
+        return mapping.root
 
     @abc.abstractmethod
     def direct_map(

@@ -38,6 +38,14 @@ class Leaves:
         columns = (self.vaddr, self.size, self.paddr, self.entry)
         return zip(*(column.tolist() for column in columns), strict=True)
 
+    def within(self, image: LinearRange) -> list[LinearRange]:
+        """Those that begin in an image, up to its end."""
+        return [
+            LinearRange(vaddr, min(vaddr + size, image.end), paddr)
+            for vaddr, size, paddr, _ in self.rows()
+            if image.start <= vaddr < image.end
+        ]
+
     def runs(self) -> list[LinearRange]:
         """Runs that are contiguous both in virtual and in physical memory."""
         import numpy as np

@@ -13,6 +13,7 @@ Ways in:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.arch import PagingMode, walk
@@ -21,6 +22,7 @@ from virtintrospect.driver import SupportsRegisters, Target, registers_of
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined, noted
 from virtintrospect.guests.linux.machine.leaves import leaves
+from virtintrospect.guests.linux.machine.scan import pages
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.space import AddressSpace, LinearRange
 
@@ -35,7 +37,6 @@ _LARGEST_IMAGE = 256 << 20
 _SMALLEST_TEXT = 4 << 20
 #: How far from the start of RAM the second way looks.
 _NEAR = 160 << 20
-_CHUNK = 8 << 20
 #: Pages that look like a top table that are tried.
 _MAX_ROOTS = 1 << 16
 _WRITE, _EXECUTE = 1 << 2, 1 << 3
@@ -81,13 +82,9 @@ class _RiscV64(Machine):
         """What mark_rodata_ro() protects; else all of the image."""
         image = mapping.image
         found = leaves(memory, mapping.mode, mapping.root, image.start, image.end)
-        wanted = (found.entry & (_WRITE | _EXECUTE)) == 0
-        pages = [
-            LinearRange(vaddr, min(vaddr + size, image.end), paddr)
-            for vaddr, size, paddr, _ in found.chosen(wanted).rows()
-            if image.start <= vaddr < image.end and vaddr - paddr == image.start - image.paddr
-        ]
-        return joined(pages) or [image]
+        wanted = found.vaddr - found.paddr == (image.start - image.paddr) & ((1 << 64) - 1)
+        wanted &= (found.entry & (_WRITE | _EXECUTE)) == 0
+        return joined(found.chosen(wanted).within(image)) or [image]
 
     def kernel_root(
         self,
@@ -140,40 +137,25 @@ def by_registers(memory: PhysicalMemory, target: SupportsRegisters) -> Iterator[
 
 def by_page_table(memory: PhysicalMemory, most: int) -> Iterator[KernelMapping]:
     """Try pages as a top table, those of the first ``most`` bytes of RAM."""
-    import numpy as np
-
-    left, found = most, 0
-    for region in memory.resident():
-        start = -(-region.start // 4096) * 4096
-        end = min(region.end, start + left) // 4096 * 4096
-        left -= max(0, end - start)
-        for chunk in range(start, end, _CHUNK):
-            try:
-                size = min(_CHUNK, end - chunk)
-                data = memory.view(chunk, size) or memory.read(chunk, size)
-            except FaultError:
-                continue
-            words = np.frombuffer(data, dtype="<u8").reshape(-1, 512)
-            for number, mode in _top_tables(words, memory.end):
-                found += 1
-                if found > _MAX_ROOTS:
-                    return
-                root = chunk + 4096 * number
-                yield from _try_root(memory, mode, root, "a page table found in RAM")
-        if left <= 0:
-            return
+    likely = (
+        (mode, start + 4096 * index)
+        for start, words in pages(memory, most)
+        for mode, index in _top_tables(words, memory.end)
+    )
+    for mode, root in islice(likely, _MAX_ROOTS):
+        yield from _try_root(memory, mode, root, "a page table found in RAM")
 
 
-def _top_tables(pages: Any, end: int) -> Iterator[tuple[int, PagingMode]]:
+def _top_tables(rows: Any, end: int) -> Iterator[tuple[PagingMode, int]]:
     """Which pages may be a top table: the entry of the image leads to a table in RAM."""
     import numpy as np
 
     for mode in (SV57, SV48, SV39):
-        entries = pages[:, (_KERNEL_MAP >> mode.levels[0].shift) & 511]
+        entries = rows[:, (_KERNEL_MAP >> mode.levels[0].shift) & 511]
         frames = (entries & np.uint64(_FRAMES)) << np.uint64(2)
         good = ((entries & np.uint64(0xF)) == 1) & (entries >> np.uint64(54) == 0)
         for number in np.flatnonzero(good & (frames < np.uint64(end))).tolist():
-            yield number, mode
+            yield mode, number
 
 
 def _try_root(
