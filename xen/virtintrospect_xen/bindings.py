@@ -32,6 +32,11 @@ _PACKAGES = {
 PRIVCMD = Path("/dev/xen/privcmd")
 _HYPERVISOR_TYPE = Path("/sys/hypervisor/type")
 
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+_INT, _UINT, _U32, _U64 = ctypes.c_int, ctypes.c_uint, ctypes.c_uint32, ctypes.c_uint64
+#: What gives a handle of a library and what takes it back, in most of them.
+_OPEN, _CLOSE = (_POINTER, _POINTER, _UINT), (_INT, _POINTER)
+
 
 def not_here(doing: str) -> VirtIntrospectError:
     """Why Xen cannot be reached from here, after ``doing`` something failed."""
@@ -63,91 +68,90 @@ def not_here(doing: str) -> VirtIntrospectError:
 @cache
 def foreign_memory() -> Any:
     """Of libxenforeignmemory: frames of other domains."""
-    library = _load(_FOREIGN)
-    pointer, number = ctypes.c_void_p, ctypes.c_size_t
-    _declare(library.xenforeignmemory_open, pointer, pointer, ctypes.c_uint)
-    _declare(library.xenforeignmemory_close, ctypes.c_int, pointer)
-    _declare(library.xenforeignmemory_restrict, ctypes.c_int, pointer, ctypes.c_uint16)
-    _declare(
-        library.xenforeignmemory_map2,
-        pointer, pointer, ctypes.c_uint32, pointer, ctypes.c_int, ctypes.c_int, number, pointer,
-        pointer,
-    )  # fmt: skip
-    return library
+    return _declared(
+        _load(_FOREIGN),
+        "xenforeignmemory_",
+        open=_OPEN,
+        close=_CLOSE,
+        restrict=(_INT, _POINTER, ctypes.c_uint16),
+        map2=(_POINTER, _POINTER, _U32, _POINTER, _INT, _INT, _SIZE, _POINTER, _POINTER),
+    )
 
 
 @cache
 def hypercalls() -> Any:
     """Of libxencall: hypercalls."""
-    library = _load(_CALL)
-    pointer, number = ctypes.c_void_p, ctypes.c_uint64
-    _declare(library.xencall_open, pointer, pointer, ctypes.c_uint)
-    _declare(library.xencall_close, ctypes.c_int, pointer)
-    _declare(library.xencall1, ctypes.c_int, pointer, ctypes.c_uint, number)
-    _declare(library.xencall2, ctypes.c_int, pointer, ctypes.c_uint, number, number)
-    _declare(library.xencall2L, ctypes.c_long, pointer, ctypes.c_uint, number, number)
-    _declare(library.xencall_alloc_buffer_pages, pointer, pointer, ctypes.c_size_t)
-    _declare(library.xencall_free_buffer_pages, None, pointer, pointer, ctypes.c_size_t)
-    return library
+    return _declared(
+        _load(_CALL),
+        "xencall",
+        _open=_OPEN,
+        _close=_CLOSE,
+        **{
+            "1": (_INT, _POINTER, _UINT, _U64),
+            "2": (_INT, _POINTER, _UINT, _U64, _U64),
+            "2L": (ctypes.c_long, _POINTER, _UINT, _U64, _U64),
+        },
+        _alloc_buffer_pages=(_POINTER, _POINTER, _SIZE),
+        _free_buffer_pages=(None, _POINTER, _POINTER, _SIZE),
+    )
 
 
 @cache
 def xenstore() -> Any:
     """Of libxenstore: the names of domains."""
-    library = _load(_STORE)
-    pointer, text, count = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint)
-    _declare(library.xs_open, pointer, ctypes.c_ulong)
-    _declare(library.xs_close, None, pointer)
-    _declare(library.xs_read, pointer, pointer, ctypes.c_uint32, text, count)
-    _declare(library.xs_directory, pointer, pointer, ctypes.c_uint32, text, count)
-    _declare(library.xs_watch, ctypes.c_bool, pointer, text, text)
-    _declare(library.xs_fileno, ctypes.c_int, pointer)
-    _declare(library.xs_check_watch, pointer, pointer)
-    return library
+    text, count = ctypes.c_char_p, ctypes.POINTER(_UINT)
+    return _declared(
+        _load(_STORE),
+        "xs_",
+        open=(_POINTER, ctypes.c_ulong),
+        close=(None, _POINTER),
+        read=(_POINTER, _POINTER, _U32, text, count),
+        directory=(_POINTER, _POINTER, _U32, text, count),
+        watch=(ctypes.c_bool, _POINTER, text, text),
+        fileno=(_INT, _POINTER),
+        check_watch=(_POINTER, _POINTER),
+    )
 
 
 @cache
 def event_channels() -> Any:
     """Of libxenevtchn: to be told that another domain, or Xen, has something for us."""
-    library = _load(_CHANNEL)
-    pointer, number = ctypes.c_void_p, ctypes.c_uint32
-    _declare(library.xenevtchn_open, pointer, pointer, ctypes.c_uint)
-    _declare(library.xenevtchn_close, ctypes.c_int, pointer)
-    _declare(library.xenevtchn_fd, ctypes.c_int, pointer)
-    _declare(library.xenevtchn_bind_interdomain, ctypes.c_int, pointer, number, number)
-    _declare(library.xenevtchn_pending, ctypes.c_int, pointer)
-    for name in ("unmask", "notify"):
-        _declare(getattr(library, f"xenevtchn_{name}"), ctypes.c_int, pointer, number)
-    return library
+    return _declared(
+        _load(_CHANNEL),
+        "xenevtchn_",
+        open=_OPEN,
+        close=_CLOSE,
+        fd=(_INT, _POINTER),
+        bind_interdomain=(_INT, _POINTER, _U32, _U32),
+        pending=(_INT, _POINTER),
+        unmask=(_INT, _POINTER, _U32),
+        notify=(_INT, _POINTER, _U32),
+    )
 
 
 @cache
 def device_model() -> Any:
     """Of libxendevicemodel: exceptions for a vCPU."""
-    library = _load(_MODEL)
-    pointer, number = ctypes.c_void_p, ctypes.c_uint32
-    _declare(library.xendevicemodel_open, pointer, pointer, ctypes.c_uint)
-    _declare(library.xendevicemodel_close, ctypes.c_int, pointer)
-    _declare(
-        library.xendevicemodel_inject_event,
-        ctypes.c_int, pointer, ctypes.c_uint16, ctypes.c_int, ctypes.c_uint8, ctypes.c_uint8,
-        number, number, ctypes.c_uint64,
-    )  # fmt: skip
-    return library
+    byte = ctypes.c_uint8
+    return _declared(
+        _load(_MODEL),
+        "xendevicemodel_",
+        open=_OPEN,
+        close=_CLOSE,
+        inject_event=(_INT, _POINTER, ctypes.c_uint16, _INT, byte, byte, _U32, _U32, _U64),
+    )
 
 
 @cache
 def libc() -> Any:
     """The C library: ``free`` for what libxenstore has allocated, and mmap at an address."""
-    library = ctypes.CDLL(None, use_errno=True)
-    pointer, number = ctypes.c_void_p, ctypes.c_size_t
-    _declare(library.free, None, pointer)
-    _declare(
-        library.mmap,
-        pointer, pointer, number, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
-    )  # fmt: skip
-    _declare(library.munmap, ctypes.c_int, pointer, number)
-    return library
+    return _declared(
+        ctypes.CDLL(None, use_errno=True),
+        "",
+        free=(None, _POINTER),
+        mmap=(_POINTER, _POINTER, _SIZE, _INT, _INT, _INT, ctypes.c_int64),
+        munmap=(_INT, _POINTER, _SIZE),
+    )
 
 
 def _load(name: str) -> Any:
@@ -164,6 +168,9 @@ def _missing(name: str, error: OSError) -> NoReturn:
     ) from error
 
 
-def _declare(function: Any, result: Any, *arguments: Any) -> None:
-    function.restype = result
-    function.argtypes = arguments
+def _declared(library: Any, prefix: str, **functions: tuple[Any, ...]) -> Any:
+    """A library, told what its functions give and what they take, in this order."""
+    for name, (result, *arguments) in functions.items():
+        function = getattr(library, prefix + name)
+        function.restype, function.argtypes = result, arguments
+    return library
