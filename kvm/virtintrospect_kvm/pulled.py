@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from virtintrospect.errors import FaultError, MemoryAccessError
 from virtintrospect.memory import PhysicalMemory, Region
+from virtintrospect.memory.base import zeros_for
 
 #: Bytes of a block. A call of virDomainMemoryPeek takes 3.7 ms, and 2.7 ms more for a MiB; with
 #: blocks of 64 KiB `ps` of 305 processes took 346 calls and 59 MiB, with these 204 and 70 MiB.
@@ -78,11 +79,8 @@ class PulledMemory(PhysicalMemory):
                     parts.append(self._cut(index, paddr, size))
                 else:
                     parts.append(self.read(paddr, size))
-            except FaultError:
-                if faults is None:
-                    raise
-                faults.append(position)
-                parts.append(bytes(size))
+            except FaultError as fault:
+                parts.append(zeros_for(fault, position, size, faults))
         return b"".join(parts)
 
     def prefetch(self, paddrs: Sequence[int], size: int) -> None:  # noqa: D102 (inherited)

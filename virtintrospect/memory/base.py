@@ -194,11 +194,8 @@ class PhysicalMemory(abc.ABC):
         for position, paddr in enumerate(paddrs):
             try:
                 parts.append(self.read(paddr, size))
-            except FaultError:
-                if faults is None:
-                    raise
-                faults.append(position)
-                parts.append(bytes(size))
+            except FaultError as fault:
+                parts.append(zeros_for(fault, position, size, faults))
         return b"".join(parts)
 
     def view(self, paddr: int, size: int) -> memoryview | None:  # noqa: ARG002
@@ -314,6 +311,18 @@ class PhysicalMemory(abc.ABC):
     def end(self) -> int:
         """First guest-physical address above all memory."""
         return max((region.end for region in self.regions), default=0)
+
+
+def zeros_for(fault: FaultError, position: int, size: int, faults: list[int] | None) -> bytes:
+    """What :meth:`PhysicalMemory.gather` gives for a range without memory.
+
+    :param position: index of the range, which is appended to ``faults``.
+    :raises FaultError: that fault, where ``faults`` is not given.
+    """
+    if faults is None:
+        raise fault
+    faults.append(position)
+    return bytes(size)
 
 
 def merge(regions: Iterable[Region]) -> Iterator[Region]:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from virtintrospect.errors import FaultError
-from virtintrospect.memory.base import PhysicalMemory
+from virtintrospect.memory.base import PhysicalMemory, zeros_for
 
 
 class PagedMemory(PhysicalMemory):
@@ -62,9 +62,6 @@ class PagedMemory(PhysicalMemory):
                 continue
             try:
                 parts.append(self.read(paddr, size))
-            except FaultError:
-                if faults is None:
-                    raise
-                faults.append(position)
-                parts.append(bytes(size))
+            except FaultError as fault:
+                parts.append(zeros_for(fault, position, size, faults))
         return b"".join(parts)
