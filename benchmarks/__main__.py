@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,33 +26,19 @@ _MIB = 1 << 20
 _KERNEL = "6.1"
 #: Plain processes beside the workload's own: together a little over 256.
 _SLEEPERS = 170
-_MODES = ("small", "scale", "acquire", "pause", "whole", "transports", "modes", "hints")
 
 
 def main() -> None:
     """Boot the guests and print the figures as they come: of one mode, or of all."""
     asked = sys.argv[1:] or list(_MODES)
-    if not set(asked) <= set(_MODES):
+    if not set(asked) <= _MODES.keys():
         sys.exit(f"usage: python -m benchmarks [{'|'.join(_MODES)}]")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
           f"Python {platform.python_version()}; CPU time, medians")  # fmt: skip
     with libvirtd.connection():
-        if "small" in asked:
-            _small()
-        if "scale" in asked:
-            scale.main()
-        if "acquire" in asked:
-            acquire.main()
-        if "pause" in asked:
-            pause.main()
-        if "whole" in asked:
-            whole.main()
-        if "transports" in asked:
-            transports.main()
-        if "modes" in asked:
-            modes.main()
-        if "hints" in asked:
-            hints.main([])
+        for name, run in _MODES.items():
+            if name in asked:
+                run()
 
 
 def _small() -> None:
@@ -148,6 +134,18 @@ def _attach() -> Iterator[Figure]:
 def _once(name: str, store: Store) -> None:
     with open_session(name, store=store) as session:
         assert session.guest
+
+
+_MODES: dict[str, Callable[[], None]] = {
+    "small": _small,
+    "scale": scale.main,
+    "acquire": acquire.main,
+    "pause": pause.main,
+    "whole": whole.main,
+    "transports": transports.main,
+    "modes": modes.main,
+    "hints": lambda: hints.main([]),
+}
 
 
 if __name__ == "__main__":
