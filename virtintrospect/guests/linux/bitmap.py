@@ -7,13 +7,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from virtintrospect.guests.linux.guest import LinuxGuest
+    from virtintrospect.guests.linux.kernel import LinuxKernel
 
 #: CONFIG_NR_CPUS is at most this on x86-64 (arch/x86/Kconfig, NR_CPUS_RANGE_END).
 MAX_CPUS = 8192
 
 
-def read(guest: LinuxGuest, symbol: str) -> list[int]:
+def read(guest: LinuxKernel, symbol: str) -> list[int]:
     """Numbers of the bits that are set in a global ``struct cpumask``.
 
     Distributions build with 512 to 8192 CPUs, so the type says how long the mask is.
