@@ -24,7 +24,7 @@ nitpick_ignore_regex = [
         "py:.*",
         r"virtintrospect\.(symbols\.(btf|index|container)|insight\.columns|insight\.checks\.rule)\b.*",
     ),
-    ("py:class", r"virtintrospect\.guestview\.GuestView"),
+    ("py:class", r"virtintrospect\.(guestview\.GuestView|translation\.Translation)"),
     ("py:.*", r"_\w+|Table|Btf|Progress|Types\.node|Context|Hit|Trigger"),
     ("py:.*", r"(np|npt|numpy|time|collections|typing|pathlib|enum|abc|contextlib|threading)\..*"),
     ("py:.*", r"(Path|Any|Self|Callable|Iterator|Iterable|Sequence|Mapping|Collection|Protocol)"),

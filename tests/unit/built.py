@@ -17,11 +17,11 @@ from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.guests.linux.machine.arm64 import ARM64
 from virtintrospect.guests.linux.machine.x86 import X86_64
-from virtintrospect.space import LinearRange
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.index import build_index
 from virtintrospect.symbols.table import Symbols, SymbolTable
 from virtintrospect.symbols.types import Types
+from virtintrospect.translation import LinearRange
 
 #: All memory, by the direct map; the kernel's image is its beginning.
 BASE = 0xFFFF_8880_0000_0000

@@ -18,9 +18,10 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.capabilities import names
 from virtintrospect.guests.linux.cmdline import Arguments, command_line
 from virtintrospect.model import Process
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.layout import Layout
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 SIZE = 1 << 20

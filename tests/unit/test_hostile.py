@@ -14,9 +14,10 @@ from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import CorruptDataError, TypeNotFoundError, VirtIntrospectError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.lists import walk_list
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.layout import Layout
+from virtintrospect.translation import LinearRange
 
 
 def space(memory: BuiltMemory) -> AddressSpace:

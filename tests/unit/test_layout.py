@@ -10,9 +10,10 @@ from tests.unit.images import BuiltMemory
 from tests.unit.symbols.btf_blob import PTR, Blob
 from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import FaultError, TypeNotFoundError
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.layout import Layout
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 

@@ -11,7 +11,8 @@ from virtintrospect.arch.arm64 import aarch64
 from virtintrospect.arch.leaves import EXECUTABLE, PRESENT, USER, WRITABLE, leaves
 from virtintrospect.errors import CorruptDataError, FaultError, UsageError
 from virtintrospect.memory.base import MAX_READ
-from virtintrospect.space import AddressSpace, Run
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import Run
 
 LOW, HIGH = 0x40_0000, 0xFFFF_FFFF_8000_0000
 

@@ -7,7 +7,8 @@ import pytest
 from tests.unit.images import BuiltMemory
 from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.guests.linux.lists import walk_list
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 HEAD = BASE + 0x1000

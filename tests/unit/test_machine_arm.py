@@ -8,7 +8,7 @@ from tests.unit.images import BuiltMemory
 from virtintrospect.arch import PagingMode
 from virtintrospect.arch.arm import ARM_LPAE, ARM_SHORT
 from virtintrospect.guests.linux.machine.arm import ARM, by_page_table
-from virtintrospect.space import LinearRange
+from virtintrospect.translation import LinearRange
 
 RAM, SIZE = 1 << 30, 48 << 20
 MODES = [ARM_LPAE, ARM_SHORT]

@@ -9,7 +9,7 @@ from virtintrospect.arch import PagingMode
 from virtintrospect.arch.arm64 import aarch64
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.machine import KernelMapping, arm64
-from virtintrospect.space import LinearRange
+from virtintrospect.translation import LinearRange
 
 RAM = 1 << 30
 TEXT = 0xFFFF_C000_0801_0000

@@ -15,8 +15,8 @@ from virtintrospect.guests.linux.machine.i386 import TRAMPOLINE, by_trampoline
 from virtintrospect.guests.linux.machine.lowmem import image_range, page_offset
 from virtintrospect.guests.linux.unwind import Stack, State
 from virtintrospect.guests.linux.unwind_i386 import BasePointers
-from virtintrospect.space import LinearRange
 from virtintrospect.symbols.btf import Btf
+from virtintrospect.translation import LinearRange
 
 #: Where the image is, where it ends to be protected, and its top table.
 IMAGE, PROTECTED, ROOT = 0x0140_0000, 0x0160_1000, 0x0170_0000

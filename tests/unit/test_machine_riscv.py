@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.unit.images import BuiltMemory
 from virtintrospect.arch.riscv import SV39
 from virtintrospect.guests.linux.machine import riscv
-from virtintrospect.space import LinearRange
+from virtintrospect.translation import LinearRange
 
 #: Valid, readable, executable, accessed, dirty.
 CODE = 0xCB

@@ -18,9 +18,10 @@ from virtintrospect.guests.linux.dcache import Mounted, Names
 from virtintrospect.guests.linux.machine.x86 import X86_64
 from virtintrospect.guests.linux.pagecache import CachedFile, read_inode
 from virtintrospect.guests.linux.paths import FilePath
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.btf import Btf
 from virtintrospect.symbols.layout import Layout
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 SIZE = 4 << 20

@@ -8,7 +8,8 @@ import pytest
 from tests.unit.images import BuiltMemory, PageTables
 from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import FaultError, UsageError
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 DIRECT = 0xFFFF_8880_0000_0000
 USER = 0x40_0000

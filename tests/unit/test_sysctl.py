@@ -10,7 +10,8 @@ import pytest
 from tests.unit.images import BuiltMemory
 from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.guests.linux.sysctlvalues import _bitmap, _kind, _text
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 SIZE = 1 << 16

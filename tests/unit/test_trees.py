@@ -12,7 +12,8 @@ from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.environment import _entries
 from virtintrospect.guests.linux.rbtree import MAX_HEIGHT, walk_rbtree
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 SIZE = 1 << 16

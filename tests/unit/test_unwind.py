@@ -18,8 +18,9 @@ from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.orc import Entry, Format, Frame, Orc, Register
 from virtintrospect.guests.linux.unwind import Stack, State
 from virtintrospect.guests.linux.unwind_x86 import Unwinder
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.btf import Btf
+from virtintrospect.translation import LinearRange
 
 TEXT = 0xFFFF_FFFF_8100_0000
 DATA = 0xFFFF_8880_0000_0000

@@ -17,8 +17,9 @@ from virtintrospect.guests.linux.stack import TaskStack
 from virtintrospect.guests.linux.unwind import Frame, Stack
 from virtintrospect.guests.linux.waits import Wait, Waits
 from virtintrospect.memory.cpunotes import Note, registers
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.btf import Btf
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 STACK, LOCK, ME, HOLDER = BASE + 0x1000, BASE + 0x4000, BASE + 0x8000, BASE + 0x9000

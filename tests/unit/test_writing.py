@@ -27,7 +27,8 @@ from virtintrospect.imagetarget import ImageTarget, open_image_target
 from virtintrospect.memory import PhysicalMemory, Region
 from virtintrospect.memory.base import MAX_WRITE
 from virtintrospect.memory.image import open_image
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 MIB = 1 << 20
 IN_PLACE = Access(write=True, in_place=True)

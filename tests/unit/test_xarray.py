@@ -12,7 +12,8 @@ from virtintrospect.arch import X86_64_4LEVEL
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.xarray import LAST, Span, walk_spans, walk_xarray
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 BASE = 0xFFFF_8880_0000_0000
 SIZE = 1 << 20

@@ -11,7 +11,8 @@ from virtintrospect.insight.patterns import LONGEST, Pattern
 from virtintrospect.memory import PhysicalMemory, Region
 from virtintrospect.memory.base import merge
 from virtintrospect.model import Match
-from virtintrospect.space import AddressSpace, Run
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import Run
 
 #: Bytes that are searched at once.
 _PIECE = 1 << 20

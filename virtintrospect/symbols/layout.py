@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import CorruptDataError
-from virtintrospect.space import AddressSpace, as_addresses
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols.types import Field, Kind, Types
+from virtintrospect.translation import as_addresses
 
 if TYPE_CHECKING:
     import numpy as np

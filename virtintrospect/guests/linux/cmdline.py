@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.arch.paging import NOT_MAPPED, translate_many
 from virtintrospect.errors import FaultError
-from virtintrospect.space import as_addresses
+from virtintrospect.translation import as_addresses
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget

@@ -18,12 +18,13 @@ from virtintrospect.guests.linux import bitmap
 from virtintrospect.guests.linux.machine import KernelMapping
 from virtintrospect.memory import PhysicalMemory
 from virtintrospect.model import Problem
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
 from virtintrospect.symbols import vmcoreinfo
 from virtintrospect.symbols.layout import Layout
 from virtintrospect.symbols.table import Symbols
 from virtintrospect.symbols.types import Types
 from virtintrospect.symbols.vmcoreinfo import VmCoreInfo
+from virtintrospect.translation import LinearRange
 
 if TYPE_CHECKING:
     from virtintrospect.driver import SupportsRegisters

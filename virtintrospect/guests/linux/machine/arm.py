@@ -23,7 +23,8 @@ from virtintrospect.errors import CorruptDataError, FaultError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joined
 from virtintrospect.guests.linux.machine.scan import pieces
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest

@@ -10,7 +10,8 @@ from virtintrospect.arch import PagingMode
 from virtintrospect.driver import Target
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest

@@ -27,7 +27,8 @@ from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine
 from virtintrospect.guests.linux.machine.lowmem import image_range, page_offset
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from virtintrospect.arch import PagingMode
 from virtintrospect.arch.leaves import PRESENT
 from virtintrospect.arch.leaves import leaves as tables_of
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import LinearRange
+from virtintrospect.translation import LinearRange
 
 #: Tables that are read of one top table: enough for 16 GiB in pages of 4 KiB.
 _MOST_TABLES = 1 << 13

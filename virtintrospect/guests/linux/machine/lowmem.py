@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from virtintrospect.arch import PagingMode, walk
 from virtintrospect.guests.linux.machine.base import joined
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import LinearRange
+from virtintrospect.translation import LinearRange
 
 #: CONFIG_PAGE_OFFSET, the usual one first (arch/x86/Kconfig, VMSPLIT_…).
 _SPLITS = (0xC000_0000, 0xB000_0000, 0x8000_0000, 0x7800_0000, 0x4000_0000)

@@ -24,7 +24,8 @@ from virtintrospect.guests.linux.machine.base import KernelMapping, Machine, joi
 from virtintrospect.guests.linux.machine.leaves import leaves
 from virtintrospect.guests.linux.machine.scan import pages
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest

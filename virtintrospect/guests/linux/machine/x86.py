@@ -26,7 +26,8 @@ from virtintrospect.errors import CorruptDataError, FaultError, NotFoundError
 from virtintrospect.guests.linux.machine.base import KernelMapping, Machine
 from virtintrospect.guests.linux.machine.leaves import leaves
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.space import AddressSpace, LinearRange
+from virtintrospect.space import AddressSpace
+from virtintrospect.translation import LinearRange
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
