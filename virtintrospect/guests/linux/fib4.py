@@ -6,8 +6,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.errors import FaultError
-from virtintrospect.guests.linux import nexthops
-from virtintrospect.guests.linux.chains import heads, walk_chains
+from virtintrospect.guests.linux import fibtables, nexthops
+from virtintrospect.guests.linux.chains import walk_chains
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
@@ -70,22 +70,11 @@ def routes(guest: LinuxGuest, nets: list[int], budget: Budget) -> list[Row]:
 
 def _roots(guest: LinuxGuest, nets: list[int], budget: Budget) -> list[tuple[int, int]]:
     """Namespace and address of each trie; the tables local and main may share one."""
-    layout = guest.layout("net", {"hash": "ipv4.fib_table_hash"}, text=())
-    arrays = layout.lists(guest.kernel, nets, [])["hash"]
     count = _TABLES if guest.types.has("netns_ipv4", "rules_ops") else _FEW_TABLES
     node_at = guest.types.offsetof("fib_table", "tb_hlist")
     layout = guest.layout("fib_table", {"data": "tb_data"}, text=())
     found: dict[int, int] = {}
-    for net, array in zip(nets, arrays, strict=True):
-        if not array or budget.late():
-            continue
-        try:
-            chains = heads(guest, array, count, budget)
-        except FaultError as error:
-            guest.note("unreadable table of routes", error.address)
-            continue
-        links = walk_chains(guest, chains, budget)
-        tables = [link.node - node_at for link in links if link.node >= node_at]
+    for net, tables in fibtables.tables(guest, nets, "ipv4", count, node_at, budget):
         for trie in layout.lists(guest.kernel, tables, [])["data"]:
             if trie:
                 found.setdefault(trie, net)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtintrospect.errors import FaultError
-from virtintrospect.guests.linux import nexthops
-from virtintrospect.guests.linux.chains import heads, walk_chains
+from virtintrospect.guests.linux import fibtables, nexthops
+from virtintrospect.guests.linux.chains import walk_chains
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.budget import Budget
@@ -81,22 +80,12 @@ def routes(guest: LinuxGuest, nets: list[int], budget: Budget) -> list[Row]:
 
 def _roots(guest: LinuxGuest, nets: list[int], budget: Budget) -> list[tuple[int, int]]:
     """Namespace and top ``fib6_node`` of each table."""
-    layout = guest.layout("net", {"hash": "ipv6.fib_table_hash"}, text=())
-    arrays = layout.lists(guest.kernel, nets, [])["hash"]
     count = _TABLES if guest.types.has("netns_ipv6", "fib6_local_tbl") else _ONE_TABLE
     node_at = guest.types.offsetof("fib6_table", "tb6_hlist")
     root_at = guest.types.offsetof("fib6_table", "tb6_root")
     found = []
-    for net, array in zip(nets, arrays, strict=True):
-        if not array or budget.late():
-            continue
-        try:
-            chains = heads(guest, array, count, budget)
-        except FaultError as error:
-            guest.note("unreadable table of routes", error.address)
-            continue
-        links = walk_chains(guest, chains, budget)
-        found += [(net, link.node - node_at + root_at) for link in links if link.node >= node_at]
+    for net, tables in fibtables.tables(guest, nets, "ipv6", count, node_at, budget):
+        found += [(net, table + root_at) for table in tables]
     return found
 
 
