@@ -17,7 +17,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from virtintrospect.errors import ImageFormatError, MemoryAccessError
 from virtintrospect.memory.unpacked import Cache, folder, place
@@ -62,7 +62,22 @@ class _Decoder(Protocol):
     def unused_data(self) -> bytes: ...
 
 
-class _Gzip:
+class _Stream:
+    """What a decoder of the standard library says of itself."""
+
+    _stream: Any
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._stream.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        data: bytes = self._stream.unused_data
+        return data
+
+
+class _Gzip(_Stream):
     def __init__(self) -> None:
         self._stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
@@ -71,16 +86,8 @@ class _Gzip:
             yield self._stream.decompress(data, _PIECE)
             data = self._stream.unconsumed_tail
 
-    @property
-    def eof(self) -> bool:
-        return self._stream.eof
 
-    @property
-    def unused_data(self) -> bytes:
-        return self._stream.unused_data
-
-
-class _Limited:
+class _Limited(_Stream):
     """Decoders of the standard library that take the most that may come out."""
 
     def __init__(self, stream: bz2.BZ2Decompressor | lzma.LZMADecompressor) -> None:
@@ -90,14 +97,6 @@ class _Limited:
         yield self._stream.decompress(data, _PIECE)
         while not self._stream.eof and not self._stream.needs_input:
             yield self._stream.decompress(b"", _PIECE)
-
-    @property
-    def eof(self) -> bool:
-        return self._stream.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._stream.unused_data
 
 
 class _Zstd:
