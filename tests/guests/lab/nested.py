@@ -7,20 +7,15 @@ under KVM, and commands run beside it as on a host with KVM.
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import subprocess
-import time
 import uuid
 from pathlib import Path
-from typing import Self
 
 from .channel import Answer, Channel, GuestError
-from .domain import CHANNEL, PREFIX
+from .domain import CHANNEL
+from .emulator import Emulator
 from .initramfs import STOCK_MODULES, initramfs
 from .kernels import kernel
-from .paths import runtime
 
 #: The inner guest, as the outer machine sees it.
 INNER_NAME = "inner"
@@ -33,7 +28,6 @@ _OUTER_KERNEL = "6.12-full"
 _OUTER_MODULES = (*STOCK_MODULES[:2], ("9pnet_virtio", ""), ("9p", ""), ("kvm_amd", ""))
 _INNER_PORT = "lab.inner"
 _BOOT_PATIENCE = 150.0
-_SHARE = "security_model=none,readonly=on,multidevs=remap"
 _TREE = "/mnt/host"
 
 _PREPARE = f"""
@@ -49,26 +43,23 @@ mount -t tmpfs run {_TREE}/run
 """
 
 
-class Nested(Channel):
+class Nested(Emulator):
     """The outer machine, running, with the inner guest booted. A context manager.
 
     :param kernel_name: kernel of the inner guest.
     """
 
     def __init__(self, kernel_name: str = "6.12") -> None:
-        folder = runtime(f"{PREFIX}nested-{os.getpid()}-{time.time_ns():x}")
-        super().__init__("the outer machine", lambda: str(folder / CHANNEL), folder / "console.log")
-        self._folder = folder
+        super().__init__("the outer machine", "console.log")
+        folder = self._folder
         #: QMP socket of the outer machine.
         self.monitor = folder / "qmp"
         #: Of the outer machine.
         self.uuid = str(uuid.uuid4())
         #: Truth from the inner guest, through the outer machine.
         self.inner = Channel("the inner guest", lambda: str(folder / _INNER_PORT), folder / "none")
-        with (folder / "qemu.log").open("w") as log:
-            self._process = subprocess.Popen(self._outer(), stdin=subprocess.DEVNULL, stderr=log)
         try:
-            self._wait_for_socket()
+            self._start(self._outer(), {"host": Path("/")}, (CHANNEL, _INNER_PORT))
             self.wait_ready(_BOOT_PATIENCE)
             self.run(_PREPARE, 60)
             self._start_inner(kernel_name)
@@ -91,59 +82,25 @@ class Nested(Channel):
             "XDG_CACHE_HOME": "/run/cache",
             **(environment or {}),
         }
-        words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-        inside = f"cd {shlex.quote(str(Path.cwd()))} && {command}"
-        return self.execute(
-            f"chroot {_TREE} /usr/bin/env {' '.join(words)} /bin/sh -c {shlex.quote(inside)}",
-            timeout,
-        )
+        return self._execute_in(_TREE, settings, command, timeout)
 
     def close(self) -> None:
         """End the outer machine, and the inner guest with it; twice is harmless."""
-        self.disconnect()
         self.inner.disconnect()
-        self._process.kill()
-        self._process.wait(30)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        super().close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _outer(self) -> list[str]:
+    def _outer(self) -> dict[str, str]:
         image = kernel(_OUTER_KERNEL)
-        options = {
+        return {
             "-uuid": self.uuid,
-            "-M": "q35",
-            "-accel": "tcg",
             "-cpu": "max,+svm,+npt",
             "-m": "2048",
-            "-display": "none",
             "-kernel": str(image.vmlinuz),
             "-initrd": str(initramfs(image, _OUTER_MODULES)),
             "-append": "console=ttyS0 quiet panic=-1 lab.workload=0",
             "-serial": f"file:{self.console}",
             "-qmp": f"unix:{self.monitor},server=on,wait=off",
-            "-virtfs": f"local,path=/,mount_tag=host,{_SHARE}",
         }
-        flat = [word for option in options.items() for word in option]
-        ports = ["-device", "virtio-serial"]
-        for name in (CHANNEL, _INNER_PORT):
-            path = self._folder / name
-            ports += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
-            ports += ["-device", f"virtserialport,chardev={name},name={name}"]
-        # It must not outlive this process, however that ends.
-        qemu = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
-        return [*qemu, "-nodefaults", "-no-user-config", "-no-reboot", *flat, *ports]
-
-    def _wait_for_socket(self) -> None:
-        deadline = time.monotonic() + 30
-        while not (self._folder / _INNER_PORT).exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise GuestError((self._folder / "qemu.log").read_text(errors="replace"))
-            time.sleep(0.05)
 
     def _start_inner(self, kernel_name: str) -> None:
         image = kernel(kernel_name)

@@ -6,19 +6,12 @@ dom0 boots from the lab's own initramfs and sees this machine's files and Xen's 
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
-import time
 from pathlib import Path
-from typing import Self
 
-from tests.guests.lab.channel import Answer, Channel, GuestError
-from tests.guests.lab.domain import CHANNEL, PREFIX
+from tests.guests.lab.channel import Answer, GuestError
+from tests.guests.lab.emulator import Emulator
 from tests.guests.lab.initramfs import initramfs
 from tests.guests.lab.kernels import kernel
-from tests.guests.lab.paths import runtime
 
 from . import packages
 
@@ -36,7 +29,6 @@ _XEN_LINE = (
     "loglvl=warning guest_loglvl=all"
 )
 _BOOT_PATIENCE = 240.0
-_SHARE = "security_model=none,readonly=on,multidevs=remap"
 #: Where dom0 has the tree.
 TREE = "/mnt/tree"
 
@@ -79,7 +71,7 @@ $bin/xenconsoled --overflow-data=keep --log=all --log-dir=/var/log/xen/console \
 """
 
 
-class XenMachine(Channel):
+class XenMachine(Emulator):
     """The machine, running, with a dom0 whose toolstack is up. A context manager.
 
     :param hvm: HVM guests can be started.
@@ -87,13 +79,9 @@ class XenMachine(Channel):
 
     def __init__(self, *, hvm: bool = False) -> None:
         self._tree = packages.tree(hvm=hvm)
-        folder = runtime(f"{PREFIX}nested-{os.getpid()}-{time.time_ns():x}")
-        super().__init__("dom0", lambda: str(folder / CHANNEL), folder / "xen.log")
-        self._folder = folder
-        with (folder / "qemu.log").open("w") as log:
-            self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stderr=log)
+        super().__init__("dom0", "xen.log")
         try:
-            self._wait_for_socket()
+            self._start(self._options(), {"host": Path("/"), "xen": self._tree})
             self.wait_ready(_BOOT_PATIENCE)
             self.run(_PREPARE, 60)
             self.shell(_START, 120)
@@ -111,12 +99,7 @@ class XenMachine(Channel):
             "LC_ALL": "C.UTF-8",
             **(environment or {}),
         }
-        words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-        inside = f"cd {shlex.quote(str(Path.cwd()))} && {command}"
-        return self.execute(
-            f"chroot {TREE} /usr/bin/env {' '.join(words)} /bin/sh -c {shlex.quote(inside)}",
-            timeout,
-        )
+        return self._execute_in(TREE, settings, command, timeout)
 
     def shell(self, command: str, timeout: float = 60) -> str:
         """As :meth:`execute_in_tree`: standard output of a command that must succeed.
@@ -133,50 +116,15 @@ class XenMachine(Channel):
         """The end of what Xen and dom0 have said."""
         return self._tail()
 
-    def close(self) -> None:
-        """End the machine; twice is harmless."""
-        self.disconnect()
-        self._process.kill()
-        self._process.wait(30)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _command(self) -> list[str]:
+    def _options(self) -> dict[str, str]:
         image = kernel(DOM0_KERNEL)
         root = initramfs(image, [(module, "") for module in _DOM0_MODULES])
         dom0 = f"{packages.vmlinux(image)} console=hvc0 loglevel=4 panic=-1 lab.workload=0"
-        options = {
-            "-M": "q35",
-            "-accel": "tcg",
+        return {
             "-cpu": _PROCESSOR,
             "-m": str(_RAM_MIB),
-            "-display": "none",
             "-kernel": str(self._tree / "xen"),
             "-append": _XEN_LINE,
             "-initrd": f"{dom0},{root}",
             "-serial": f"file:{self.console}",
         }
-        flat = [word for option in options.items() for word in option]
-        for tag, path in (("host", "/"), ("xen", self._tree)):
-            flat += ["-virtfs", f"local,path={path},mount_tag={tag},{_SHARE}"]
-        port = ["-device", "virtio-serial"]
-        port += [
-            "-chardev",
-            f"socket,id={CHANNEL},path={self._folder / CHANNEL},server=on,wait=off",
-        ]
-        port += ["-device", f"virtserialport,chardev={CHANNEL},name={CHANNEL}"]
-        # It must not outlive this process, however that ends.
-        qemu = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
-        return [*qemu, "-nodefaults", "-no-user-config", "-no-reboot", *flat, *port]
-
-    def _wait_for_socket(self) -> None:
-        deadline = time.monotonic() + 30
-        while not (self._folder / CHANNEL).exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise GuestError((self._folder / "qemu.log").read_text(errors="replace"))
-            time.sleep(0.05)
