@@ -133,6 +133,16 @@ def test_a_look_that_fails_refutes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert ([hit.subject for hit in hits], context.notes) == ([b"b"], [])
 
 
+def test_no_look_begins_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_AGAIN", (0.0, 0.0))
+    fickle = Fickle(["a"], [])
+    guest: Any = Straw()
+    context = Context(guest, Options(), Budget(seconds=-1))
+    assert [hit.subject for hit in checks._confirmed(rule(fickle), context)] == [b"a"]
+    assert (guest.expired, len(fickle.looks)) == (0, 1)
+    assert "r: what it found could not be looked at again" in context.notes
+
+
 def test_a_number_that_makes_no_sense_ends_no_other_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (OverflowError("too large"), ValueError("negative"), ZeroDivisionError()):
         _, context = look(monkeypatch, Fickle(error), live=False)

@@ -137,25 +137,40 @@ def _tell(context: Context) -> None:
 
 def _confirmed(rule: Rule, context: Context) -> list[Hit]:
     """What a rule finds each time that it looks."""
-    guest = context.guest
     hits, unseen = _look(rule, context)
     for seconds in _AGAIN:
-        if not hits or not guest.live:
+        if not hits or not context.guest.live:
             break
-        for _ in range(_TRIES):
-            time.sleep(seconds)
-            guest.memory.expire()
-            fresh = Context(guest, context.options, context.budget)
-            found, missing = _look(rule, fresh)
-            if missing <= unseen:
-                break
-        else:  # a look that sees less than the first one refutes nothing
-            context.notes += fresh.notes
+        found = _look_again(rule, context, unseen, seconds)
+        if found is None:
             context.cannot(f"{rule.id}: what it found could not be looked at again")
             break
         again = {_about(hit) for hit in found}
         hits = [hit for hit in hits if _about(hit) in again]
     return hits
+
+
+def _look_again(rule: Rule, context: Context, unseen: set[str], seconds: float) -> list[Hit] | None:
+    """The hits of a further look; ``None`` where time is up, or none sees as much as the first did.
+
+    What sees less refutes nothing.
+
+    :param unseen: what the first look could not see.
+    :param seconds: to wait before each try.
+    """
+    notes: list[str] = []
+    for _ in range(_TRIES):
+        if context.budget.late():
+            break
+        time.sleep(seconds)
+        context.guest.memory.expire()
+        fresh = Context(context.guest, context.options, context.budget)
+        found, missing = _look(rule, fresh)
+        if missing <= unseen:
+            return found
+        notes = fresh.notes
+    context.notes += notes
+    return None
 
 
 def _about(hit: Hit) -> bytes:
