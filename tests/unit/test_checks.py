@@ -188,6 +188,14 @@ def test_what_may_listen(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(NoSuchTargetError):
         read_allowed(["./nothing"])
+    assert allowed("udp:[0:0::1]:323").fits("udp", "::1", 323)
+    assert allowed("tcp:[::FFFF:1.2.3.4]:1").fits("tcp", "::ffff:1.2.3.4", 1)
+    for text in ("tcp:65536", "tcp:80-22", "tcp:999.1.1.1:22", "tcp:[1.2.3.4]:22"):
+        with pytest.raises(UsageError, match="names no listening socket"):
+            allowed(text)
+    file.write_text("#" * ((1 << 20) + 1))
+    with pytest.raises(UsageError, match="too large"):
+        read_allowed([str(file)])
 
 
 @settings(deadline=None)
