@@ -10,7 +10,6 @@ once more, before it becomes a finding.
 from __future__ import annotations
 
 import re
-import struct
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -33,7 +32,7 @@ from virtintrospect.insight.checks import (
     programs,
     text,
 )
-from virtintrospect.insight.checks.context import Context, Options
+from virtintrospect.insight.checks.context import NONSENSE, Context, Options
 from virtintrospect.insight.checks.rule import Hit, Rule, rank
 from virtintrospect.model import Finding, Problem
 
@@ -195,7 +194,7 @@ def _look(rule: Rule, context: Context) -> tuple[list[Hit], set[str]]:
         context.cannot(f"{rule.id}: {error.message}")
     except VirtIntrospectError as error:
         context.cannot(f"{rule.id}: {error.message}")
-    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+    except NONSENSE as error:
         # No number of a guest's may keep the other rules from looking.
         context.cannot(f"{rule.id}: what the guest says makes no sense: {error!r}")
     if budget.problem:

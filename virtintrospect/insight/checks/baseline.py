@@ -15,6 +15,7 @@ from virtintrospect.errors import (
     VirtIntrospectError,
 )
 from virtintrospect.guests.linux.taints import letters
+from virtintrospect.insight.checks.context import NONSENSE
 from virtintrospect.insight.checks.entries import syscall_targets
 from virtintrospect.insight.checks.listening import listeners
 from virtintrospect.insight.checks.rule import Hit, Rule
@@ -107,8 +108,10 @@ def take(context: Context) -> dict[str, Any]:
             if isinstance(error, MemoryAccessError) and not hasattr(error, "address"):
                 raise  # the guest is gone
             context.cannot(f"drift: {name}: {error.message}")
-            continue
-        found[name] = value if isinstance(value, str) else sorted(set(value))
+        except NONSENSE as error:
+            context.cannot(f"drift: {name}: what the guest says makes no sense: {error!r}")
+        else:
+            found[name] = value if isinstance(value, str) else sorted(set(value))
     return found
 
 

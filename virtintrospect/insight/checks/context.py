@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from virtintrospect.insight.checks.allowed import Allowed
     from virtintrospect.insight.checks.code import Code
     from virtintrospect.model import Process
+
+#: What numbers that make no sense lead to.
+NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True)
