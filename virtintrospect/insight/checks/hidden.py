@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.errors import VirtIntrospectError
 from virtintrospect.guests.linux import taskviews
 from virtintrospect.guests.linux.ps import with_threads
-from virtintrospect.insight.checks.rule import Hit, Rule, process
+from virtintrospect.insight.checks.rule import Hit, Rule, known, process
 
 if TYPE_CHECKING:
     from virtintrospect.insight.checks.context import Context
@@ -62,14 +62,16 @@ def _hit(address: int, row: dict[str, Any], missing: list[str], seen: list[str])
     return Hit(
         subject,
         f"it is hidden from the {', '.join(missing)}, and known to the {', '.join(seen)}".encode(),
-        {
-            "pid": row["pid"],
-            "tid": row["tid"],
-            "uid": "?" if row["uid"] is None else row["uid"],
-            "missing": ",".join(missing),
-            "seen": ",".join(seen),
-            "address": hex(address),
-        },
+        known(
+            {
+                "pid": row["pid"],
+                "tid": row["tid"],
+                "uid": row["uid"],
+                "missing": ",".join(missing),
+                "seen": ",".join(seen),
+                "address": hex(address),
+            }
+        ),
     )
 
 

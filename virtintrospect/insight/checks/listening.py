@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from virtintrospect.insight.checks.context import Context
-from virtintrospect.insight.checks.rule import Hit, Rule
+from virtintrospect.insight.checks.rule import Hit, Rule, known
 from virtintrospect.model import Socket
 
 _FAMILIES = ("inet", "inet6")
@@ -43,7 +43,7 @@ def unexpected(context: Context) -> Iterator[Hit]:
         yield Hit(
             where.encode(),
             b"nobody allowed it to listen; " + (b"process " + who if who else b"no process has it"),
-            {"pids": ",".join(map(str, pids)) or "none", "net_namespace": first.net_namespace or 0},
+            known({"pids": ",".join(map(str, pids)) or None, "net_namespace": first.net_namespace}),
         )
 
 

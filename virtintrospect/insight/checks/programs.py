@@ -9,7 +9,7 @@ from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux.areas import VM_EXEC, VM_WRITE, areas_of
 from virtintrospect.guests.linux.ps import PF_KTHREAD
 from virtintrospect.insight.checks.context import Context
-from virtintrospect.insight.checks.rule import Hit, Rule, process, shortened
+from virtintrospect.insight.checks.rule import Hit, Rule, known, process, shortened
 
 _DELETED = b" (deleted)"
 #: Bytes of an environment that are looked at: more than programs start with.
@@ -31,7 +31,7 @@ def deleted(context: Context) -> Iterator[Hit]:
         yield Hit(
             process(row.pid, row.name),
             what + b": " + path.removesuffix(_DELETED),
-            {"pid": row.pid, "path": path, "start_time": row.start_time or 0},
+            known({"pid": row.pid, "path": path, "start_time": row.start_time}),
             "high" if memory else "",
         )
 

@@ -12,6 +12,8 @@ from virtintrospect.model.finding import SEVERITIES, Finding
 if TYPE_CHECKING:
     from virtintrospect.insight.checks.context import Context
 
+#: Bytes of an item of a list for people.
+_LONGEST = 256
 #: What a piece of evidence may be; numbers are decimal unless they are given as text.
 Value = int | str | bytes
 
@@ -69,6 +71,11 @@ def _pair(name: str, value: Value) -> bytes:
     return name.encode() + b"=" + raw.replace(b" ", b"\\x20")
 
 
+def known(evidence: Mapping[str, Value | None]) -> dict[str, Value]:
+    """Evidence without what is not known."""
+    return {name: value for name, value in evidence.items() if value is not None}
+
+
 def rank(severity: str) -> int:
     """Place of a severity, the most urgent one last.
 
@@ -85,6 +92,7 @@ def process(pid: int, name: bytes) -> bytes:
 
 
 def shortened(items: list[bytes], most: int = 8) -> bytes:
-    """A list for people, cut where it is long."""
+    """A list for people, cut where it is long, as are its items."""
+    items = [item if len(item) <= _LONGEST else item[:_LONGEST] + b" [...]" for item in items]
     more = b" and %d more" % (len(items) - most) if len(items) > most else b""
     return b", ".join(items[:most]) + more
