@@ -236,6 +236,21 @@ def test_baselines(tmp_path: Path) -> None:
         baseline.save(tmp_path / "no" / "b.json", good)
 
 
+def test_what_makes_no_sense_costs_its_part_of_a_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(_context: Context) -> str:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(baseline, "_TAKEN", {"release": odd, "build_id": lambda _: "0a"})
+    guest: Any = Straw()
+    context = Context(guest, Options(), Budget())
+    assert baseline.take(context) == {
+        "format": baseline.FORMAT,
+        "version": 1,
+        "build_id": "0a",
+    }
+    assert "drift: release: what the guest says makes no sense" in context.notes[0]
+
+
 @settings(deadline=None)
 @given(data=st.binary(max_size=600), elf=st.booleans())
 def test_damaged_kernel_images(
@@ -252,3 +267,10 @@ def test_damaged_kernel_images(
         kernelimage.load(path)
     except VirtIntrospectError:
         return
+
+
+def test_kernel_image_with_headers_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(b"\x7fELF\x02\x01".ljust(32, b"\0") + b"\xff" * 32)
+    with pytest.raises(UsageError, match="no kernel image"):
+        kernelimage.load(path)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Done with findings.
 FINDINGS = 6
-#: How a problem begins that says what was not checked.
-_NOTE = "not checked: "
 
 
 @click.command("check")
@@ -159,7 +157,9 @@ def _answer(settings: Settings, target: str, arguments: dict[str, Any], files: _
 
 def _report(settings: Settings, answer: Answer) -> None:
     """Say on standard error what was not checked, all of it, and what made no sense."""
-    notes = [what for what, _ in answer.problems if what.startswith(_NOTE)]
+    from virtintrospect.insight.checks import NOTE
+
+    notes = [what for what, _ in answer.problems if what.startswith(NOTE)]
     for note in notes:
         click.echo(f"note: {printable(note)}", err=True)
-    settings.warn([it for it in answer.problems if not it[0].startswith(_NOTE)])
+    settings.warn([it for it in answer.problems if not it[0].startswith(NOTE)])

@@ -66,7 +66,14 @@ def load(path: Path) -> KernelImage:
         if not content.startswith(_ELF):
             content = _unpacked(content)
         return _parse(path, content)
-    except (ValueError, struct.error, lzma.LZMAError, zlib.error, ImportError) as error:
+    except (
+        ValueError,
+        OverflowError,
+        struct.error,
+        lzma.LZMAError,
+        zlib.error,
+        ImportError,
+    ) as error:
         raise UsageError(
             f"{path} is no kernel image that can be read: {error}",
             hint="take the vmlinux, or the vmlinuz of an x86 kernel; LZ4 and Zstandard need "

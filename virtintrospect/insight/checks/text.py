@@ -50,11 +50,11 @@ def _differences(context: Context, image: KernelImage) -> Iterator[Hit]:
 
     guest = context.guest
     start, end = guest.symbols.address("_stext"), guest.symbols.address("_etext")
-    slide = guest.symbols.address("_text") - image.segments[0].vaddr
-    if not image.segments or not len(image.segments[0].data) // 8 < end - start <= _LARGEST_TEXT:
+    size = end - start
+    if not image.segments or not len(image.segments[0].data) // 8 < size <= _LARGEST_TEXT:
         context.cannot("kernel-text: the guest's symbols of its code do not fit the image")
         return
-    size = end - start
+    slide = guest.symbols.address("_text") - image.segments[0].vaddr
     ours = np.frombuffer(image.read(start - slide, size), dtype=np.uint8)
     theirs, there = _text(context, start, size)
     if not there.all():
