@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from virtintrospect.cli.main import run
 from virtintrospect.domain import Domain
 from virtintrospect.errors import TargetGoneError, UsageError
 from virtintrospect.insight.hints import Facts, hints
@@ -201,6 +202,25 @@ def test_before_a_reboot_counts_nothing() -> None:
 def test_figures_of_another_release_do_no_harm(odd: dict[str, Any]) -> None:
     judge(figures(10) | odd, figures(0) | odd)
     judge(figures(10), figures(0) | odd)
+
+
+@pytest.mark.parametrize("more", [["--all"], ["x", "--apply"], ["x", "--for", "5s"],
+                                  ["x", "--plot", "a.png"], ["x", "--explain"]])  # fmt: skip
+def test_undo_has_no_use_for_other_options(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["hints", "--undo", *more]) == 2
+    assert "--undo takes a TARGET" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("web01", "web01"), ("web 01", "'web 01'"), ("7", "u"), ("--config", "u"), ("7up", "7up"),
+     ("4c6b1b3a-1c1e-4a41-9a7d-6f7f7f3f1d11", "u"), ("$(reboot)", "'$(reboot)'")],
+)  # fmt: skip
+def test_a_domain_s_name_stays_a_name(name: str, taken: str) -> None:
+    facts = Facts(Window(()), load_policy("balanced"), dataclasses.replace(DOMAIN, name=name))
+    assert facts.virsh("setmem", "1024") == f"virsh -c qemu:///system setmem {taken} 1024"
 
 
 def test_no_samples_no_hints() -> None:

@@ -111,18 +111,19 @@ def hints(
     from virtintrospect.insight.policy import load_policy
     from virtintrospect.insight.tables import HINTS
 
-    if (target is None) != everything:
-        raise UsageError("name a TARGET, or --all", hint="virt-introspect hints --help")
-    if seconds and last:
-        raise UsageError("--for watches now, --last looks back: one of them")
-    if yes and not change:
-        raise UsageError("--yes goes with --apply")
-    if plot and everything:
-        raise UsageError("--plot draws one TARGET, not --all")
+    others = everything or change or explain or seconds or last or plot
+    for wrong, text in (
+        ((target is None) != everything, "name a TARGET, or --all"),
+        (seconds and last, "--for watches now, --last looks back: one of them"),
+        (yes and not change, "--yes goes with --apply"),
+        (plot and everything, "--plot draws one TARGET, not --all"),
+        (dry_run and not (change or back), "--dry-run goes with --apply or --undo"),
+        (back and others, "--undo takes a TARGET, and no other option of hints but --dry-run"),
+    ):
+        if wrong:
+            raise UsageError(text, hint="virt-introspect hints --help")
     picture.check(plot)
     choose(HINTS, settings.columns, settings.output)
-    if dry_run and not (change or back):
-        raise UsageError("--dry-run goes with --apply or --undo")
     chosen = load_policy(policy)
     if back:
         undo(settings, target or "", dry_run=dry_run)

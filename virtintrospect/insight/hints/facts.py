@@ -15,6 +15,9 @@ from virtintrospect.model import Hint
 
 MIB = 1 << 20
 
+#: Names that virsh takes for an id, a UUID or an option.
+_NOT_TAKEN_FOR_NAMES = re.compile(r"-|[0-9]+$|[0-9A-Fa-f -]{32,}$")
+
 #: Numbers that a hint comes from; those that are not known are left out.
 Evidence = dict[str, float | int | str | None]
 
@@ -143,8 +146,9 @@ class Facts:
         """The command line that an operator would type."""
         if self.domain is None:
             return None
-        # virsh takes a number for an id.
-        name = self.domain.uuid if self.domain.name.isdecimal() else self.domain.name
+        name = self.domain.name
+        if _NOT_TAKEN_FOR_NAMES.match(name):
+            name = self.domain.uuid
         words = ["virsh", "-c", self.domain.uri, command, name, *arguments]
         return shlex.join(words)
 
