@@ -35,9 +35,9 @@ def top(
     """Show all running guests as they change, or the processes of TARGET by CPU.
 
     `q` or Ctrl-C ends it. Percent of CPU are of one processor, pressure (PSI) is the share of
-    time that tasks waited. Where the output is no terminal, or with -o, it prints one look
-    (rates take an interval) or as many as -n says. How much CPU looking takes is shown; it is
-    at most a tenth of a core.
+    time that tasks waited. Where the output is no terminal, or with -o or --columns, it prints
+    one look (rates take an interval) or as many as -n says. How much CPU looking takes is shown;
+    it is at most a tenth of a core.
 
     \b
     virt-introspect top
@@ -53,7 +53,8 @@ def top(
         raise UsageError("--once is -n 1: one of them")
     table = TOP if target is None else TOP_PROCESSES
     choose(table, settings.columns, settings.output)
-    live = sys.stdout.isatty() and settings.output == "table" and not (once or count)
+    for_people = settings.output == "table" and settings.columns is None
+    live = sys.stdout.isatty() and for_people and not (once or count)
     with ExitStack() as stack:
         view: Guests | Processes
         if target is None:
