@@ -6,6 +6,7 @@ Documentation/admin-guide/mm/ksm.rst).
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from contextlib import suppress
@@ -19,6 +20,7 @@ from virtintrospect_kvm.process import QemuProcess
 _SECONDS, _SHARE = 10.0, 100
 #: Bytes of numa_maps: a line for each mapping.
 _MAX_FILE = 4 << 20
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _NODES = Path("/sys/devices/system/node/online")
 
 #: Our names of the lines of smaps_rollup; those of one name are added up.
@@ -64,7 +66,7 @@ class Placement:
             found |= parse_rollup(self._process.read_file("smaps_rollup", 8192))
         with suppress(OSError, ValueError):
             merged = int(self._process.read_file("ksm_merging_pages", 64))
-            found["merged"] = merged * 4096
+            found["merged"] = merged * _PAGE
         if _several_nodes():
             with suppress(OSError, ValueError):
                 if nodes := parse_nodes(self._process.read_file("numa_maps", _MAX_FILE)):
@@ -87,7 +89,7 @@ def parse_nodes(text: bytes) -> list[list[int]]:
     nodes: dict[int, int] = {}
     for line in text.splitlines():
         unit = _UNIT.search(line)
-        size = int(unit[1]) << 10 if unit else 4096
+        size = int(unit[1]) << 10 if unit else _PAGE
         for node, pages in _PAGES.findall(line):
             nodes[int(node)] = nodes.get(int(node), 0) + int(pages) * size
     return [[node, nodes[node]] for node in sorted(nodes)]

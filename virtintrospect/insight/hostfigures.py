@@ -17,7 +17,7 @@ _MEMINFO = {
 }
 _KSM = ("run", "pages_shared", "pages_sharing", "pages_unshared")
 _RESOURCES = ("cpu", "memory", "io")
-_PAGE = 4096
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _MAX_FILE = 65536
 
 
