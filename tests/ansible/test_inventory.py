@@ -103,11 +103,12 @@ def test_names_that_are_more_than_names(tmp_path: Path, fake: Fake, hostnames: s
     ]
     plain_ones = ["web01", "w_e.b+0-1"]
     names = odd + plain_ones
-    rows = [FIRST | {"name": name, "uuid": f"u-{n}"} for n, name in enumerate(names)]
+    uuids = [f"{n:08}{FIRST['uuid'][8:]}" for n in range(len(names))]
+    rows = [FIRST | {"name": name, "uuid": uuid} for name, uuid in zip(names, uuids, strict=True)]
     fake.answer("list", out=rows)
     found, _ = inventory(tmp_path, hypervisors=[of(fake, name="hv1")], hostnames=hostnames)
     end = ".hv1" if hostnames == "qualified" else ""
-    known = [f"u-{n}" for n in range(len(odd))] + [name + end for name in plain_ones]
+    known = uuids[: len(odd)] + [name + end for name in plain_ones]
     assert sorted(found["_meta"]["hostvars"]) == sorted(known)
 
 
@@ -145,6 +146,28 @@ def test_what_a_guest_calls_itself(
     )  # fmt: skip
     assert "lookup('pipe'" in done.stdout
     assert not pwned.exists()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"a": 1}, ["web01"], [{"name": "web01"}], [{"name": 1, "uuid": FIRST["uuid"]}],
+     [{"name": "!", "uuid": "localhost"}]],
+)  # fmt: skip
+def test_a_host_that_says_odd_things(tmp_path: Path, hypervisors: list[Fake], odd: Any) -> None:
+    """It costs its own guests, and writes nothing on a terminal but text."""
+    first, second = hypervisors
+    second.answer("list", out=odd)
+    first.answer("interfaces", out={"a": 1})
+    first.answer("info", rc=4, err="\x1b]0;pwned\x07\n")
+    found, complaint = inventory(
+        tmp_path,
+        hypervisors=[of(first, name="a"), of(second, name="b")],
+        tables=["info", "interfaces"],
+    )
+    assert len(found["_meta"]["hostvars"]) == len(GUESTS)
+    assert "b: its list of guests makes no sense" in " ".join(complaint.split())
+    assert "pwned" in complaint
+    assert "\x1b]0" not in complaint
 
 
 def test_the_cache_is_used_and_holds_no_half(tmp_path: Path, hypervisors: list[Fake]) -> None:

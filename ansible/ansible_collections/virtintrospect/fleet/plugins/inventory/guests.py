@@ -152,12 +152,14 @@ from fnmatch import fnmatchcase
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
 from ansible.utils.unsafe_proxy import wrap_var
+from ansible_collections.virtintrospect.fleet.plugins.plugin_utils.report.pack import printable
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 #: Names that mean something else to Ansible.
 _TAKEN = (*_LOCAL, "all", "ungrouped")
 #: Names that are no template, no pattern of hosts and no option of a command.
 _PLAIN = re.compile(r"\w[\w.+-]*")
+_GUEST_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _VARIABLES = (
     "name", "uuid", "id", "state", "os", "kernel", "session", "hypervisor", "tables",
 )  # fmt: skip
@@ -234,8 +236,11 @@ class Hypervisor:
                 problems.append(f"{row['name']}: {table}: {error}")
                 return {}
 
+        rows = self.ask(["list"])
+        if not isinstance(rows, list) or not all(map(is_guest, rows)):
+            raise HypervisorError(f"{self.name}: its list of guests makes no sense")
         found = []
-        for row in self.ask(["list"]):
+        for row in rows:
             if wanted(row["name"]):
                 guest = dict(row, hypervisor=self.name, tables={})
                 for table in tables:
@@ -244,9 +249,19 @@ class Hypervisor:
         return found, problems
 
 
+def is_guest(row):
+    """Whether a row of ``list`` can be a guest's; its UUID may become its name in the inventory."""
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("name"), str)
+        and _GUEST_UUID.fullmatch(str(row.get("uuid"))) is not None
+    )
+
+
 def addresses(guest):
     """Addresses of a guest that others can reach, as it says itself; not those of containers."""
-    rows = guest["tables"]["interfaces"]
+    table = guest["tables"]["interfaces"]
+    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
     first = [row for row in rows if row.get("net_namespace") == rows[0].get("net_namespace")]
     return [row["address"] for row in first if row.get("scope") == "global" and "address" in row]
 
@@ -303,9 +318,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
                 results = list(pool.map(look, hypervisors))
         errors = [error for _guests, _problems, error in results if error]
         if errors and self.get_option("unreachable") == "fail":
-            raise AnsibleParserError("; ".join(errors))
+            raise AnsibleParserError(printable("; ".join(errors)))
         for text in errors + [text for _guests, found, _error in results for text in found]:
-            self.display.warning(text)
+            self.display.warning(printable(text))  # hosts and domains wrote much of it
         return [guest for guests, _problems, _error in results for guest in guests], not errors
 
     def _hypervisors(self, folder):
