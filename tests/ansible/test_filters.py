@@ -127,6 +127,12 @@ def test_nonsense_is_refused(filters: Any, name: str, nonsense: Any) -> None:
         filters[name](nonsense)
 
 
+@pytest.mark.parametrize("name", ["to_sarif", "to_ocsf"])
+def test_findings_of_odd_shapes(filters: Any, name: str) -> None:
+    odd = {"rule": {}, "severity": [], "domain": "\ud800", "subject": 1, "uuid": None}
+    assert json.dumps(filters[name]([odd]))
+
+
 def test_the_schemas_are_the_published_ones() -> None:
     assert sarif_schema()["id"].startswith("https://docs.oasis-open.org/sarif/sarif/v2.1.0/")
     assert Path(str(resources.files("ocsf_json_schema"))).is_dir()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from .collection import plugin
+from .fake import recorded
 from .made import NOW, fleet
 
 fleets, pages, packs = plugin("report.fleet"), plugin("report.page"), plugin("report.pack")
@@ -244,7 +245,8 @@ def test_odd_parts(seed: int) -> None:
             return [bent(one, depth + 1) for one in value]
         return value
 
-    report = fleet_of(*(bent(part) for part in fleet(6, 5, hosts=3)))
+    given = [part | {"rules": recorded("rules")} for part in fleet(6, 5, hosts=3)]
+    report = fleet_of(*(bent(part) for part in given))
     content, _ = pages.page(report, "Odd", NOW)
     assert b"data-findings" in content
     for name, table in forms.tables(report).items():
@@ -266,6 +268,8 @@ def test_tables_that_must_not_be() -> None:
     report = fleet_of(part)
     assert list(report.more) == ["ps"]
     assert forms.tables(report)["findings"] is report.findings
+    part["guests"] = [{"name": "web01", "tables": {f"t{n}": rows for n in range(1000)}}]
+    assert len(fleet_of(part).more) == 64
 
 
 def test_a_severity_that_is_not_known_is_the_worst() -> None:

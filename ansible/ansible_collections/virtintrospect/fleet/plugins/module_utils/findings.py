@@ -27,7 +27,7 @@ OCSF_VERSION = "1.3.0"
 def fingerprint(finding):
     """What stays the same as long as the matter does: guest, rule and subject, hashed."""
     parts = [str(finding.get(key, "")) for key in ("uuid", "rule", "subject")]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def _text(finding):
@@ -37,7 +37,13 @@ def _text(finding):
 def _where(entry):
     """Host and domain, as a path."""
     names = [str(entry[key]) for key in ("host", "domain", "name") if entry.get(key)]
-    return "/".join(quote(name, safe="") for name in names[:2]) or "unknown"
+    return "/".join(quote(name, safe="", errors="replace") for name in names[:2]) or "unknown"
+
+
+def _level(entry):
+    """What stands for the severity of a finding or a rule, whatever that is."""
+    severity = entry.get("severity")
+    return _LEVELS.get(severity, _UNKNOWN) if isinstance(severity, str) else _UNKNOWN
 
 
 # -- SARIF 2.1.0 ----------------------------------------------------------------------------
@@ -83,7 +89,7 @@ def sarif(findings, failed_guests, version, rules=()):
 
 def _rule(name, rule):
     """A rule as SARIF describes one, from its own description or from a finding."""
-    level, score, _number, _name = _LEVELS.get(rule.get("severity"), _UNKNOWN)
+    level, score, _number, _name = _level(rule)
     tags = ["security", *(str(rule[key]) for key in ("reference",) if rule.get(key))]
     found = {
         "id": name,
@@ -107,7 +113,7 @@ def _result(finding, places):
     return {
         "ruleId": rule,
         "ruleIndex": places[rule],
-        "level": _LEVELS.get(finding.get("severity"), _UNKNOWN)[0],
+        "level": _level(finding)[0],
         "message": {"text": _plain(_text(finding)) or rule},
         "locations": [_location(finding)],
         "partialFingerprints": {"finding/v1": fingerprint(finding)},
@@ -145,7 +151,7 @@ def ocsf(findings, version, seconds):
 
 
 def _event(finding, version, milliseconds):
-    _level, _score, number, name = _LEVELS.get(finding.get("severity"), _UNKNOWN)
+    _sarif, _score, number, name = _level(finding)
     rule = str(finding.get("rule", "unknown"))
     product = {"name": NAME, "vendor_name": NAME}
     if version:

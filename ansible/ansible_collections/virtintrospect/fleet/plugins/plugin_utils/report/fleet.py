@@ -55,6 +55,8 @@ _HOST = (
 #: What a table of a guest may be called, and what is already called so.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _OWN = ("overview", "hosts", "guests", "findings", "hints")
+#: Tables of guests in a report: more than there are commands.
+_MOST_TABLES = 64
 #: Hints that say that a guest suffers: the action, and of ``watch`` the resource.
 _TROUBLE = {"grow", "host", "watch memory", "watch io", "watch tasks"}
 
@@ -267,6 +269,8 @@ class Fleet:
             if name in _OWN or not _NAME.fullmatch(name):
                 continue  # names of files and of the page's parts are made of it
             if name not in self.more:
+                if len(self.more) >= _MOST_TABLES:
+                    continue
                 columns = ("host", "guest", *COLUMNS[name]) if name in COLUMNS else ()
                 self.more[name] = Table(str(name), columns)
             table = self.more[name]
