@@ -14,7 +14,7 @@ import pytest
 
 from virtintrospect.cli.main import run
 from virtintrospect.domain import Domain
-from virtintrospect.errors import TargetGoneError, UsageError
+from virtintrospect.errors import OutputError, TargetGoneError, UsageError
 from virtintrospect.insight.hints import Facts, hints
 from virtintrospect.insight.history import Window, read_history
 from virtintrospect.insight.policy import load_policy
@@ -300,6 +300,19 @@ def test_a_guest_that_can_no_longer_be_watched_gets_its_last_step_back(tmp_path:
     assert asked == [3686, 4096]
     (change,) = changes(log, DOMAIN.uuid)
     assert (change.outcome, change.after) == ("stopped", 4096 * MIB)
+
+
+def test_what_cannot_be_noted_is_not_done(tmp_path: Path) -> None:
+    hint = judge(figures(60), figures(0))["memory", "shrink"]
+    asked: list[int] = []
+    host = cast(Any, _Host(asked))
+    (tmp_path / "file").touch()
+    log = tmp_path / "file" / "log"
+    with pytest.raises(OutputError, match="cannot write"):
+        follow(hint, DOMAIN, host, load_policy(), lambda: figures(0), log)
+    assert not asked
+    with pytest.raises(OutputError, match="cannot read"):
+        changes(log, DOMAIN.uuid)
 
 
 def test_a_balloon_that_somebody_else_sets_is_left_to_him(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtintrospect.domain import current_memory
-from virtintrospect.errors import UsageError
+from virtintrospect.errors import OutputError, UsageError
 from virtintrospect.insight.hints.facts import MIB, Facts, size
 from virtintrospect.insight.history import Window
 
@@ -230,9 +230,21 @@ def _watched(take: Sampler, policy: Policy) -> str:
 
 
 def note(log: Path, change: Change) -> None:
-    """Add a change to the log."""
+    """Add a change to the log.
+
+    :raises OutputError: that cannot be done; what cannot be undone is not to be done.
+    """
+    try:
+        _append(log, json.dumps(asdict(change), separators=(",", ":")).encode() + b"\n")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {log}: {error.strerror}",
+            hint="changes are made by root, so that they can be undone",
+        ) from error
+
+
+def _append(log: Path, line: bytes) -> None:
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    line = json.dumps(asdict(change), separators=(",", ":")).encode() + b"\n"
     if log.exists() and log.stat().st_size > _LARGEST:
         kept = log.read_bytes()[-_LARGEST // 2 :].partition(b"\n")[2]
         fresh = log.with_name(f".{log.name}")
@@ -247,12 +259,19 @@ def note(log: Path, change: Change) -> None:
 
 
 def changes(log: Path, uuid: str) -> list[Change]:
-    """The changes of a domain that have not been undone, oldest first."""
+    """The changes of a domain that have not been undone, oldest first.
+
+    :raises OutputError: the log cannot be read.
+    """
     found: list[Change] = []
     try:
         lines = log.read_bytes()[-_LARGEST:].splitlines()
     except FileNotFoundError:
         return found
+    except OSError as error:
+        raise OutputError(
+            f"cannot read {log}: {error.strerror}", hint="changes are undone by root"
+        ) from error
     for line in lines:
         try:
             change = Change(**json.loads(line))
