@@ -56,7 +56,8 @@ def test_list_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [[], ["--rule", "nonsense", "--list"], ["x", "--listening-allow", "ssh"],
-     ["x", "--baseline", "/dev/null"], ["x", "--severity", "awful"]],
+     ["x", "--baseline", "/dev/null"], ["x", "--severity", "awful"],
+     ["x", "--save-baseline", "."]],
 )  # fmt: skip
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", *arguments]) == 2

@@ -58,7 +58,7 @@ FINDINGS = 6
     help="Whatever differs from this file, made by --save-baseline, is a finding.",
 )  # fmt: skip
 @click.option(
-    "--save-baseline", "save", metavar="FILE", type=click.Path(path_type=Path),
+    "--save-baseline", "save", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
     help="Write down what TARGET is like now.",
 )  # fmt: skip
 @common

@@ -24,7 +24,7 @@ _FORMATS = ("elf", "raw", "lime")
 
 @click.command("dump")
 @target_argument
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--format", "format_", type=click.Choice(_FORMATS), default=_FORMATS[0], show_default=True,
     help="elf: with the kernel's own description of itself, and registers where they can be "
