@@ -144,6 +144,19 @@ def test_instructions_of_a_function(tables: Callable[[dict[int, int]], UnwindTab
     assert found.instructions(TEXT + 32) == b"\xb1\x08\x84\xff\xb0\xb0"
 
 
+def test_tables_of_a_hostile_guest_are_not_all_kept(
+    tables: Callable[[dict[int, int]], UnwindTables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtintrospect.guests.linux.exidx._MOST_READ", 4 * 8)
+    found = tables({})
+    (whole,) = found._tables
+    found._tables.append(whole._replace(code=(TEXT + 128, TEXT + 256), start=TABLE + 8))
+    assert found.instructions(TEXT) == b"\xa8\xb0\xb0"
+    with pytest.raises(Broken, match="unwinding tables of more than"):
+        found.instructions(TEXT + 128)
+    assert found.instructions(TEXT + 15) == b"\xa8\xb0\xb0"
+
+
 @pytest.mark.parametrize(
     ("words", "address", "message"),
     [

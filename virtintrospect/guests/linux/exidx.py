@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SP, LR, PC = 13, 14, 15
 #: A function that cannot be unwound through: entry code.
 _CANNOT = 1
-#: No kernel's table is larger; Debian's has 300 KiB.
-_LARGEST_TABLE = 8 << 20
+#: No kernel's table is larger, nor are all of its modules' together; Debian's has 300 KiB.
+_LARGEST_TABLE, _MOST_READ = 8 << 20, 32 << 20
 _WORD = 0xFFFF_FFFF
 
 
@@ -39,6 +39,8 @@ class UnwindTables:
         self._guest = guest
         self._tables = list(_tables(guest))
         self._read: dict[int, tuple[Any, Any]] = {}
+        #: Bytes of tables that may still be read, and kept.
+        self._left = _MOST_READ
 
     def instructions(self, address: int) -> bytes | None:
         """Those of the function that an address is in; ``None`` where it is entry code.
@@ -55,6 +57,9 @@ class UnwindTables:
 
     def _instructions(self, table: _Table, address: int) -> bytes | None:
         if table.start not in self._read:
+            self._left -= table.stop - table.start
+            if self._left < 0:
+                raise Broken(f"unwinding tables of more than {_MOST_READ >> 20} MiB")
             self._read[table.start] = self._entries(table)
         begins, entries = self._read[table.start]
         index = int(begins.searchsorted(address, side="right")) - 1
