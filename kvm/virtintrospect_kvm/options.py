@@ -114,11 +114,6 @@ def parse_size(text: str, *, unit: str = "b") -> int:
     return int(number) << shift
 
 
-def is_on(text: str) -> bool:
-    """Whether a boolean option is set."""
-    return text.lower() in ("on", "yes", "true", "y")
-
-
 def _is_scalar(value: object) -> bool:
     return isinstance(value, str | int | float | bool)
 

@@ -135,14 +135,6 @@ class PagingMode(NamedTuple):
         ones = (1 << (65 - self.virtual_bits)) - 1
         return (self.low and upper == 0) or (self.high and upper == ones)
 
-    def frame_of(self, entry: int) -> int:
-        """Physical address in an entry, or -1 where it holds none."""
-        if entry & self.present:
-            return entry & self.frame
-        if entry & self.none_bit:
-            return ~entry & self.frame
-        return -1
-
 
 #: No tables: for physical addresses, which an address space then has in a linear range.
 UNTRANSLATED = PagingMode(name="physical", levels=(), virtual_bits=64)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
 
 #: include/linux/mm.h
-VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8
+VM_WRITE, VM_EXEC = 0x2, 0x4
 
 _MEMBERS = {
     "mm": "vm_mm", "start": "vm_start", "end": "vm_end", "flags": "vm_flags", "file": "vm_file",

@@ -168,7 +168,8 @@ def _has_vsyscall(guest: LinuxGuest) -> bool:
 
 
 def _shows_vsyscall(guest: LinuxGuest, process: Row) -> bool:
-    there = not process["compat"] if process["context"] is None else process["context"] & 2
+    context = process["context"]
+    there = not process["compat"] if context is None else context & _HAS_VSYSCALL
     mode = guest.kernel.read(guest.symbols.address("vsyscall_mode"), 4)
     return bool(there) and int.from_bytes(mode, "little") != _NO_VSYSCALL
 

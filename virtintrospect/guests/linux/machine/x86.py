@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
     from virtintrospect.symbols.table import Symbols
 
-#: __START_KERNEL_map and KERNEL_IMAGE_SIZE (arch/x86/include/asm/page_64_types.h).
+#: __START_KERNEL_map (arch/x86/include/asm/page_64_types.h).
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
-KERNEL_MAP_SIZE = 1 << 30
 #: No x86-64 kernel image is larger; distributions' are 25 to 70 MiB.
 LARGEST_IMAGE = 256 << 20
 
