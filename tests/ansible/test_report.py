@@ -268,6 +268,9 @@ def test_tables_that_must_not_be() -> None:
     report = fleet_of(part)
     assert list(report.more) == ["ps"]
     assert forms.tables(report)["findings"] is report.findings
+    rows = [{"pid": 1, "=cmd()": 1, "a,b": 1, "x\n": 1, "Ä": 1}]
+    part["guests"] = [{"name": "web01", "tables": {"files": rows}}]
+    assert fleet_of(part).more["files"].columns == ("host", "guest", "pid")
     part["guests"] = [{"name": "web01", "tables": {f"t{n}": rows for n in range(1000)}}]
     assert len(fleet_of(part).more) == 64
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,8 @@ from typing import Any
 LONGEST = 1000
 _EXACT = 1 << 53
 _MOST_COLUMNS = 60
+#: Names of columns: no formula of a spreadsheet, and nothing that a line of CSV is cut at.
+_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
 def printable(text: str) -> str:
@@ -73,8 +76,10 @@ class Table:
         """Add a row; what it does not have stays empty."""
         if not self._fixed:
             for name in row:
-                if name not in self._columns and len(self._columns) < _MOST_COLUMNS:
-                    self._columns[str(name)] = [None] * self.rows
+                if name in self._columns or len(self._columns) >= _MOST_COLUMNS:
+                    continue
+                if _COLUMN.fullmatch(name):
+                    self._columns[name] = [None] * self.rows
         texts = self._texts
         for name, values in self._columns.items():
             value = row.get(name)
