@@ -221,6 +221,14 @@ def test_undo_has_no_use_for_other_options(
     assert "--undo takes a TARGET" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [["--all"], ["x", "--apply"], ["x", "--undo"]])
+def test_a_guest_in_a_guest_is_only_looked_at(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["hints", "--nested", "inner", *more]) == 2
+    assert "--nested looks into one guest only" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "taken"),
     [("web01", "web01"), ("web 01", "'web 01'"), ("7", "u"), ("--config", "u"), ("7up", "7up"),

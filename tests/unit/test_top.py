@@ -131,7 +131,9 @@ def test_a_page_fits_the_terminal(width: int) -> None:
         assert "16 more" in text
 
 
-@pytest.mark.parametrize("words", [["--once", "-n", "2"], ["-n", "0"], ["--interval", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--once", "-n", "2"], ["-n", "0"], ["--interval", "0"], ["--nested", "inner"]]
+)
 def test_refusals(words: list[str]) -> None:
     done = CliRunner().invoke(cli, ["top", *words])
     assert done.exit_code == 2 or isinstance(done.exception, UsageError)

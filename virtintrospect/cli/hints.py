@@ -118,6 +118,7 @@ def hints(
         (yes and not change, "--yes goes with --apply"),
         (plot and everything, "--plot draws one TARGET, not --all"),
         (dry_run and not (change or back), "--dry-run goes with --apply or --undo"),
+        (settings.nested and (everything or change or back), "--nested looks into one guest only"),
         (back and others, "--undo takes a TARGET, and no other option of hints but --dry-run"),
     ):
         if wrong:
@@ -159,7 +160,7 @@ def _of_one(
     from virtintrospect.session import open_session
 
     with open_session(target, settings.uri, access=settings.access) as session:
-        name = session.domain.name if session.domain else target
+        name = session.domain.name if session.domain else settings.nested or target
         samples = [] if seconds else _kept(session, last or _DAY)
         if len(samples) < _FEWEST:
             samples = next(iter(_watch([session], seconds or _LOOK)))

@@ -51,6 +51,8 @@ def top(
 
     if once and count:
         raise UsageError("--once is -n 1: one of them")
+    if settings.nested and target is None:
+        raise UsageError("--nested needs a TARGET that runs the guest")
     table = TOP if target is None else TOP_PROCESSES
     choose(table, settings.columns, settings.output)
     for_people = settings.output == "table" and settings.columns is None
