@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Blocks of a curve of the last minute, of a guest and of a process.
 _WIDE, _NARROW = 20, 10
+#: Seconds after which a signal is heeded at the latest.
+_MOST_WAIT = 0.5
 #: Lines that are no rows.
 _AROUND = 6
 
@@ -85,12 +87,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _quits(keyboard: int | None, seconds: float) -> bool:
     """Wait so long for a key; whether it was `q`."""
-    if keyboard is None:
-        time.sleep(seconds)
-        return False
+    watched = [] if keyboard is None else [keyboard]
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        if select.select([keyboard], [], [], left)[0]:
+        # A signal that comes right before select() does not end it: it is seen when that returns.
+        if keyboard in select.select(watched, [], [], min(left, _MOST_WAIT))[0]:
             typed = os.read(keyboard, 64)
             if not typed or b"q" in typed.lower():
                 return True
