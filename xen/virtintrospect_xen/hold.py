@@ -58,7 +58,7 @@ class Holder:
     def _start(self) -> None:
         """Start the other process, and wait until it is ready."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "virtintrospect_xen.hold", str(self._domid)],
+            [sys.executable, "-P", "-m", "virtintrospect_xen.hold", str(self._domid)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip

@@ -46,7 +46,8 @@ class EventStream:
     def __init__(self, domid: int, uuid: str, triggers: Sequence[Trigger]) -> None:
         self._rest = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "virtintrospect_xen.watching", str(domid), uuid],
+            # -P: nothing that lies in the current folder is taken for a module of ours.
+            [sys.executable, "-P", "-m", "virtintrospect_xen.watching", str(domid), uuid],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip
