@@ -226,6 +226,9 @@ def test_baselines(module: Module, fake: Fake, tmp_path: Path) -> None:
     assert result["guests"][0]["baseline"]
     assert ["--baseline", str(file)] == fake.asked[-1][-3:-1]
     assert not module("guest_audit", save_baseline=True, **arguments)["changed"]  # it is the same
+    result = module("guest_audit", save_baseline=True, baseline=str(file / "below"))
+    assert result["failed"]
+    assert result["msg"] == f"{file / 'below'}: Not a directory"
 
 
 # -- guest_hints ----------------------------------------------------------------------------

@@ -369,7 +369,11 @@ def main():
     with failing(module, **nothing):
         rules = command.ask(["check", "--list"]).data
     if params["save_baseline"] and not module.check_mode:
-        Path(params["baseline"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            Path(params["baseline"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            text = f"{params['baseline']}: {error.strerror}"
+            fail(module, CommandError("failed", text), **nothing)
     audit = Audit(module, command)
     results, lost = each(guests, audit.look, params["parallel"])
     old = [entry for entry in lost if entry["reason"] == "old_version"]
