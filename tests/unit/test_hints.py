@@ -308,6 +308,16 @@ def test_a_guest_that_can_no_longer_be_watched_gets_its_last_step_back(tmp_path:
     assert asked == [3686, 4096]
     (change,) = changes(log, DOMAIN.uuid)
     assert (change.outcome, change.after) == ("stopped", 4096 * MIB)
+    samples = iter([figures(0), figures(0)])
+
+    def later() -> Any:
+        return next(samples, None) or gone()
+
+    policy = dataclasses.replace(load_policy(), settle_seconds=0.0)
+    with pytest.raises(TargetGoneError):
+        follow(hint, DOMAIN, cast(Any, _Host(asked := [])), policy, later, log)
+    *_, change = changes(log, DOMAIN.uuid)
+    assert change.after // MIB == asked[-1] < 4096
 
 
 def test_what_cannot_be_noted_is_not_done(tmp_path: Path) -> None:

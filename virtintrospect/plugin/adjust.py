@@ -92,7 +92,8 @@ def follow(
             reached = wanted
             outcome = "done"
         else:
-            reached, outcome = _resize(hint.current, wanted, domain, host, policy, take)
+            for state in _resize(hint.current, wanted, domain, host, policy, take):
+                reached, outcome = state
     finally:
         final = Change(**(asdict(change) | {"after": reached, "outcome": outcome}))
         note(log, final)
@@ -101,15 +102,16 @@ def follow(
 
 def _resize(
     current: int, wanted: int, domain: Domain, host: Host, policy: Policy, take: Sampler
-) -> tuple[int, str]:
-    """Go from one size to another; where it ended, and why.
+) -> Iterator[tuple[int, str]]:
+    """Go from one size to another: after each step where it is, and how that would have ended.
 
     A guest that can no longer be watched gets its last step back, too.
     """
     before = current
     for size_now in _steps(current, wanted, policy):
         if other := _other(host, domain, before, *(() if before == current else (current,))):
-            return other, f"stopped: somebody else set its balloon to {size(other)}"
+            yield other, f"stopped: somebody else set its balloon to {size(other)}"
+            return
         host.set_memory(domain.uuid, size_now >> 10)
         try:
             trouble = _watched(take, policy) if wanted < current else ""
@@ -118,9 +120,10 @@ def _resize(
             raise
         if trouble:
             host.set_memory(domain.uuid, before >> 10)
-            return before, f"stopped at {size(before)}: {trouble}"
+            yield before, f"stopped at {size(before)}: {trouble}"
+            return
         before = size_now
-    return wanted, "done"
+        yield before, "done" if before == wanted else "stopped"
 
 
 def _refuse_stale(hint: Hint, domain: Domain) -> None:
