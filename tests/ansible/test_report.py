@@ -263,7 +263,7 @@ def test_tables_that_must_not_be() -> None:
     """A host names its tables: none gets out of the folder, or takes the place of the fleet's."""
     (part,) = fleet(1, 0)
     rows = [{"pid": 1}]
-    names = ("../../x", "/tmp/x", "findings", "overview", "Ps", "a" * 42, "", "ps\n")
+    names = ("../../x", "/tmp/x", "findings", "overview", "Ps", "a" * 42, "", "ps\n", "constructor")
     part["guests"] = [{"name": "web01", "tables": dict.fromkeys((*names, "ps"), rows)}]
     report = fleet_of(part)
     assert list(report.more) == ["ps"]

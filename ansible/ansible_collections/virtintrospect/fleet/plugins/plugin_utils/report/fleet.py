@@ -14,13 +14,12 @@ Guests wrote much of it. Whatever has another shape than it should costs its row
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .pack import Table
+from .pack import NAME, Table
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 
@@ -52,8 +51,7 @@ _HOST = (
     "host", "status", "message", "guests", "not_looked_into", "worst", "findings", "trouble",
     "memory_total", "gives_back", "version", "collected",
 )  # fmt: skip
-#: What a table of a guest may be called, and what is already called so.
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+#: Parts of the page that are not of one table of guests.
 _OWN = ("overview", "hosts", "guests", "findings", "hints")
 #: Tables of guests in a report: more than there are commands.
 _MOST_TABLES = 64
@@ -266,7 +264,7 @@ class Fleet:
         for name, rows in tables.items():
             if name in _RECORDS or name == "pressure" or not isinstance(rows, list):
                 continue
-            if name in _OWN or not _NAME.fullmatch(name):
+            if name in _OWN or not NAME.fullmatch(name):
                 continue  # names of files and of the page's parts are made of it
             if name not in self.more:
                 if len(self.more) >= _MOST_TABLES:

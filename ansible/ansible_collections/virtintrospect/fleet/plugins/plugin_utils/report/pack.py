@@ -21,8 +21,9 @@ from typing import Any
 LONGEST = 1000
 _EXACT = 1 << 53
 _MOST_COLUMNS = 60
-#: Names of columns: no formula of a spreadsheet, and nothing that a line of CSV is cut at.
-_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,40}")
+#: Names of tables and columns: no formula of a spreadsheet, nothing that a line of CSV is cut at,
+#: nothing that every object of JavaScript has.
+NAME = re.compile(r"(?!constructor$)[a-z][a-z0-9_]{0,40}")
 
 
 def printable(text: str) -> str:
@@ -78,7 +79,7 @@ class Table:
             for name in row:
                 if name in self._columns or len(self._columns) >= _MOST_COLUMNS:
                     continue
-                if _COLUMN.fullmatch(name):
+                if NAME.fullmatch(name):
                     self._columns[name] = [None] * self.rows
         texts = self._texts
         for name, values in self._columns.items():
