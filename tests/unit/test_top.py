@@ -139,6 +139,24 @@ def test_refusals(words: list[str]) -> None:
     assert done.exit_code == 2 or isinstance(done.exception, UsageError)
 
 
+def test_each_look_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count()
+    written = []
+
+    class View:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def look(self) -> list[dict[str, Any]]:
+            written.append(cast(Any, sys.stdout.buffer).getvalue())
+            return [{"domain": f"d{next(looks)}", "state": "running"}]
+
+    monkeypatch.setattr(topviews, "Guests", View)
+    words = ["top", "-n", "2", "--interval", "0.1", "-o", "csv", "--columns", "domain"]
+    assert CliRunner().invoke(cli, words).stdout.split() == ["domain", "d1", "d2"]
+    assert [len(text.split()) for text in written] == [0, 0, 2]
+
+
 def test_an_image_does_not_change(tmp_path: Any) -> None:
     image = tmp_path / "raw"
     image.write_bytes(bytes(1 << 20))

@@ -45,7 +45,7 @@ def top(
     virt-introspect top --once -o json | jq 'max_by(.pressure_memory).domain'
     virt-introspect top web01 -n 10 --interval 1 -o csv
     """
-    from virtintrospect.cli.output import choose
+    from virtintrospect.cli.output import Stream, choose
     from virtintrospect.cli.topviews import Guests, Processes, paced
     from virtintrospect.insight.tables import TOP, TOP_PROCESSES
 
@@ -73,4 +73,12 @@ def top(
         with suppress(KeyboardInterrupt):
             next(looks)
             chosen = itertools.islice(looks, 1 if once else count or 1)
-            settings.show(table, (row for look in chosen for row in look.rows))
+            if settings.output in (
+                "csv",
+                "jsonl",
+            ):  # who reads them need not wait for the last look
+                stream = Stream(table, output=settings.output, columns=settings.columns)
+                for look in chosen:
+                    stream.write(look.rows)
+            else:
+                settings.show(table, (row for look in chosen for row in look.rows))
