@@ -10,6 +10,7 @@ import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 from virtintrospect.domain import Domain
@@ -18,6 +19,8 @@ from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageErro
 from virtintrospect.memory import PhysicalMemory
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from virtintrospect.model.event import Event, Trigger
 
 ENTRY_POINT_GROUP = "virtintrospect.drivers"
@@ -419,9 +422,7 @@ def refuse_unknown(access: Access, transports: Sequence[str], whose: str) -> Non
 
 def installed_drivers() -> Iterator[Driver]:
     """Every driver that this installation has, in the order of their entry points' names."""
-    from importlib.metadata import entry_points
-
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+    for entry in _entry_points():
         driver = entry.load()()
         if not isinstance(driver, Driver):
             raise MemoryAccessError(
@@ -429,6 +430,14 @@ def installed_drivers() -> Iterator[Driver]:
                 hint=f"remove or update the package that provides {entry.value}",
             )
         yield driver
+
+
+@cache
+def _entry_points() -> list[EntryPoint]:
+    """Looked up once: a file of each package that is installed has to be read."""
+    from importlib.metadata import entry_points
+
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
 
 
 def driver_for(domain: Domain) -> Driver:
