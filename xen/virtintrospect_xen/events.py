@@ -19,6 +19,7 @@ from typing import Self
 
 from virtintrospect.errors import (
     MemoryAccessError,
+    NoSuchTargetError,
     TargetGoneError,
     UnsupportedError,
     UsageError,
@@ -52,6 +53,8 @@ _ACCESS, _GLA_VALID = "rwx", 1 << 3
 #: An instruction of x86 is at most so long, and Xen wants so much of it.
 _INSTRUCTION = 16
 _INT3 = b"\xcc"
+#: Seconds without an event after which no vCPU has one to put any more, and how often to look.
+_SILENCE, _ROUNDS = 0.05, 100
 _NAMES = {number: name for name, number in _REGISTERS.items()}
 
 
@@ -75,14 +78,17 @@ class Watch:
         self._watched: dict[int, set[str]] = {}
         #: First bytes of each breakpoint's place, before it was one.
         self._original: dict[int, bytes] = {}
-        with contextlib.ExitStack() as stack:
-            self._require(triggers)
+        self._resources, self._started = contextlib.ExitStack(), contextlib.ExitStack()
+        self._require(triggers)
+        try:
             with self._paused():
-                self._open_ring(stack)
-            stack.callback(self._drain)
+                self._open_ring(self._resources)
+            self._started.callback(self.take)
             for trigger in triggers:
-                self._start(trigger, stack)
-            self._resources = stack.pop_all()
+                self._start(trigger, self._started)
+        except BaseException:
+            self.close()
+            raise
 
     def _require(self, triggers: Sequence[Trigger]) -> None:
         can = self._monitor.capabilities()
@@ -135,6 +141,7 @@ class Watch:
         self._port = stack.enter_context(EventChannel(monitor.domid, remote))
         page = memoryview((ctypes.c_char * _PAGE).from_address(address)).cast("B")
         self._ring = ring.Ring(page)
+        stack.callback(self._drain)
 
     def _start(self, trigger: Trigger, stack: contextlib.ExitStack) -> None:
         """Have Xen report it, from now until the stack ends."""
@@ -224,21 +231,28 @@ class Watch:
         return None
 
     def _drain(self) -> None:
-        """Let vCPUs go on whose last event nobody has read."""
-        for _ in self._taken():
-            pass
+        """Let vCPUs go on that waited for room in the ring, until no event comes any more.
+
+        Xen would free the ring while they still look at it (vm_event_wait_slot in
+        xen/common/vm_event.c).
+        """
+        for _ in range(_ROUNDS):
+            if not select.select([self._port], [], [], _SILENCE)[0]:
+                break
+            self.take()
 
     def close(self) -> None:
         """Watch no more; the guest is as it was. Twice is harmless.
 
-        It is paused meanwhile: a vCPU that has met a breakpoint of ours has said so by then, and
-        executes what stood there before when it goes on.
+        It is paused while Xen is told to report no more: a vCPU that has met a breakpoint of ours
+        has said so by then, and executes what stood there before when it goes on.
         """
+        started, self._started = self._started, contextlib.ExitStack()
         resources, self._resources = self._resources, contextlib.ExitStack()
         try:
-            with self._paused(), resources:
+            with resources, self._paused(), started:
                 pass
-        except TargetGoneError:
+        except (NoSuchTargetError, TargetGoneError):
             pass
 
     def __enter__(self) -> Self:

@@ -99,9 +99,10 @@ class EventStream:
 
     def close(self) -> None:
         """Watch no more: the guest is as it was. Twice is harmless."""
-        if self._process.poll() is None:
+        process = self._process
+        if process.stdin is not None and not process.stdin.closed:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                self._process.communicate(timeout=_PATIENCE)
+                process.communicate(timeout=_PATIENCE)
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +121,10 @@ def _event(line: bytes) -> Event | None:
         if not said:
             return None
         name, message, hint = said
-        raise getattr(errors, name, MemoryAccessError)(message, hint=hint)
+        kind = getattr(errors, name, MemoryAccessError)
+        if kind.__init__ is not VirtIntrospectError.__init__:  # it is made of more than a message
+            kind = MemoryAccessError
+        raise kind(message, hint=hint)
     return Event(**{**said, "kind": EventKind(said["kind"])})
 
 
@@ -139,17 +143,24 @@ def main(domid: int, uuid: str) -> None:
         ):
             print("[]", flush=True)
             with contextlib.suppress(BrokenPipeError):
-                _pass_on(watch)
+                _pass_on(target, watch)
     except VirtIntrospectError as error:
         print(json.dumps([type(error).__name__, error.message, error.hint]), flush=True)
 
 
-def _pass_on(watch: Any) -> None:
+def _pass_on(target: Any, watch: Any) -> None:
+    """Until standard input ends.
+
+    :raises TargetGoneError: the guest has ended, of which no bell tells. What is left of it stays
+        for as long as its ring is mapped.
+    """
     while True:
         # Once a second without being rung: nothing is lost by a bell that was not heard.
         ready = select.select([watch, sys.stdin], [], [], 1.0)[0]
         if sys.stdin in ready:
             return
+        if not ready:
+            target.check()
         for event in watch.take():
             print(json.dumps(asdict(event)))
         sys.stdout.flush()

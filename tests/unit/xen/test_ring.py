@@ -16,13 +16,17 @@ class Xen:
     """The other end."""
 
     def __init__(self) -> None:
-        self.page = memoryview(bytearray(_PAGE))
+        self.memory = bytearray(_PAGE)
+        self.page = memoryview(self.memory)
         self.put_so_far = 0
 
-    def put(self, vcpu: int, *, version: int = 7, flags: int = 1, detail: bytes = b"") -> None:
-        entry = struct.pack("<4IH6x", version, flags, 4, vcpu, 0) + detail.ljust(32, b"\0")
+    def put(
+        self, vcpu: int, *, version: int = 7, flags: int = 1, reason: int = 4,
+        detail: bytes = b"", rip: int = 0,
+    ) -> None:  # fmt: skip
+        entry = struct.pack("<4IH6x", version, flags, reason, vcpu, 0) + detail.ljust(32, b"\0")
         registers = bytearray(344)
-        struct.pack_into("<Q", registers, 152, 0xFFFFFFFF81000000 + vcpu)
+        struct.pack_into("<Q", registers, 152, rip or 0xFFFFFFFF81000000 + vcpu)
         struct.pack_into("<Q", registers, 176, 0x1000 * vcpu)
         start = _ENTRIES + self.put_so_far % _COUNT * _SIZE
         self.page[start : start + _SIZE] = entry + bytes(registers)

@@ -16,9 +16,14 @@ import pytest
 from virtintrospect_xen.driver import XenDriver
 from virtintrospect_xen.target import XenTarget
 
-from tests.xen.lab.guest import XenGuest
-from virtintrospect.driver import Access, Capability
-from virtintrospect.errors import MemoryAccessError, UnsupportedError, UsageError
+from tests.xen.lab.guest import XenGuest, xl
+from virtintrospect.driver import Access, Capability, EventStream
+from virtintrospect.errors import (
+    MemoryAccessError,
+    TargetGoneError,
+    UnsupportedError,
+    UsageError,
+)
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.model.event import (
     Event,
@@ -114,6 +119,30 @@ def test_who_watches_is_killed(target: XenTarget, guest: XenGuest) -> None:
             assert time.monotonic() < deadline
             time.sleep(1)
     guest.run("rm /tmp/go")
+
+
+def test_a_guest_that_ends(guest: XenGuest) -> None:
+    """Who watches hears of it, and nothing is left of the guest."""
+    if guest.config.kind == "pv":
+        pytest.skip("Xen reports nothing of PV guests")
+    with (
+        XenGuest(guest.config, wait=False) as other,
+        XenDriver().open_url("xen", str(other.domid), Access(write=True)) as target,
+        target.watch(RegisterWrite("cr0")) as stream,
+    ):
+        other.destroy()
+        with pytest.raises(TargetGoneError):
+            _read_on(stream)
+    deadline = time.monotonic() + _PATIENCE
+    while str(other.domid) in [line.split()[1] for line in xl("list").splitlines()[1:]]:
+        assert time.monotonic() < deadline, xl("list")
+        time.sleep(0.2)
+
+
+def _read_on(stream: EventStream) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        stream.read(1.0)
 
 
 def test_wrong_triggers(target: XenTarget) -> None:
