@@ -20,6 +20,7 @@ _PAGE = 4096
 _BATCHES = (256, 1024)
 #: Frames in the middle of a guest's memory: 64 MiB.
 _FRAMES = range(16384, 32768)
+_Say = Callable[[str], None]
 
 
 def _bare(target: XenTarget, mapper: Mapper, batch: int) -> float:
@@ -34,6 +35,7 @@ def _bare(target: XenTarget, mapper: Mapper, batch: int) -> float:
 
 
 def _ours(target: XenTarget) -> float:
+    """MiB/s of reading; what was read stays mapped."""
     memory = target.memory
     memory.forget()
     start = time.perf_counter()
@@ -42,7 +44,18 @@ def _ours(target: XenTarget) -> float:
     return (len(_FRAMES) * _PAGE >> 20) / (time.perf_counter() - start)
 
 
-def test_a_scan_is_as_fast_as_mapping_allows(session: Session, guest: XenGuest) -> None:
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> _Say:
+    """Print a figure, also of a test that passes."""
+
+    def one(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n{text}")
+
+    return one
+
+
+def test_a_scan_is_as_fast_as_mapping_allows(session: Session, guest: XenGuest, say: _Say) -> None:
     target = session.target
     assert isinstance(target, XenTarget)
     mapper = Mapper(guest.domid)
@@ -50,7 +63,7 @@ def test_a_scan_is_as_fast_as_mapping_allows(session: Session, guest: XenGuest) 
     mapper.close()
     *bare, ours = (max(column) for column in zip(*rounds, strict=True))
     ratio = ours / max(bare)
-    print(
+    say(
         f"{guest.config.id}: scan {ours:.0f} MiB/s, bare loop "
         f"{bare[0]:.0f} with {_BATCHES[0]} frames a call, {bare[1]:.0f} with {_BATCHES[1]}: "
         f"{ratio:.2f} of the better"
@@ -58,7 +71,7 @@ def test_a_scan_is_as_fast_as_mapping_allows(session: Session, guest: XenGuest) 
     assert ratio >= 0.7
 
 
-def test_a_list_again_is_fast(session: Session) -> None:
+def test_a_list_again_is_fast(session: Session, say: _Say) -> None:
     """The second list costs no call for mapping."""
     session.processes()
     target = session.target
@@ -78,7 +91,7 @@ def test_a_list_again_is_fast(session: Session) -> None:
         took = time.perf_counter() - start
     finally:
         target.memory._window._mapper.map = original  # type: ignore[method-assign]
-    print(f"{count} processes again in {took * 1000:.0f} ms, {calls} calls for mapping")
+    say(f"{count} processes again in {took * 1000:.0f} ms, {calls} calls for mapping")
     assert calls <= 10
 
 
@@ -87,7 +100,7 @@ _MANY, _SLEEPERS = 256, "lab.oddities=0 lab.sleepers=230"
 
 
 @pytest.mark.timeout(2700)
-def test_ps_of_256_processes_beside_the_kvm_driver(guest: XenGuest) -> None:
+def test_ps_of_256_processes_beside_the_kvm_driver(guest: XenGuest, say: _Say) -> None:
     """The same work on the same machine: a Xen guest, and one of QEMU with anonymous RAM."""
     kernel = guest.config.kernel
     if kernel != "6.1":
@@ -98,7 +111,7 @@ def test_ps_of_256_processes_beside_the_kvm_driver(guest: XenGuest) -> None:
         many.domain.suspend()
         for name, work in (("again in a session", _again), ("session and all", _whole)):
             xen, kvm = _alternately(lambda: open_session(many.name), other.open, work)
-            print(
+            say(
                 f"{guest.config.id}: ps of {_MANY}, {name}: {xen * 1000:.0f} ms, "
                 f"kvm-process {kvm * 1000:.0f} ms: {xen / kvm:.2f}"
             )
