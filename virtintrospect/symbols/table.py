@@ -26,6 +26,8 @@ _MOST_COMPARED, _LENGTH_SLACK = 50_000, 3
 
 #: Searches for similar names that errors of one table may cost.
 _MOST_HINTS = 16
+#: Names whose number is kept.
+_MOST_FOUND = 1 << 12
 
 #: An address this far above the last symbol is no longer "in" it.
 _LAST_SYMBOL_SIZE = 4096
@@ -74,6 +76,7 @@ class Symbols:
         "_bias",
         "_count",
         "_first",
+        "_found",
         "_hints",
         "_index",
         "_last",
@@ -98,6 +101,8 @@ class Symbols:
         self._index = NameIndex(table.index)
         self._more: Callable[[str], int | None] = _none
         self._hints = _MOST_HINTS
+        #: Numbers by name: a sample of a guest asks for the same ones each second.
+        self._found: dict[str, int] = {}
 
     def slid(self, base: int) -> Symbols:
         """The same symbols with the kernel image at ``base``; nothing is copied."""
@@ -206,7 +211,13 @@ class Symbols:
                 yield number
 
     def _find(self, name: str) -> int:
-        return next(self._numbers(name), -1)
+        """Number of the first symbol of that name, below zero where there is none."""
+        number = self._found.get(name)
+        if number is None:
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+            number = self._found[name] = next(self._numbers(name), -1)
+        return number
 
     def _name(self, number: int) -> bytes:
         offsets = self._offsets

@@ -157,6 +157,8 @@ class Types(abc.ABC):
     def __init__(self) -> None:
         self._flat: dict[int, dict[str, Member]] = {}
         self._resolved: dict[tuple[str, str], tuple[Field, ...]] = {}
+        #: What :meth:`_find` has found, below zero what it has not.
+        self._found: dict[tuple[str, str], int] = {}
         #: What :meth:`has` has looked for in vain.
         self._absent: set[tuple[str, str]] = set()
         self._hints = _MOST_HINTS
@@ -198,12 +200,17 @@ class Types(abc.ABC):
 
     def _find(self, tag: str, bare: str) -> int:
         """Id of a type, below zero where there is none: no search for similar names."""
+        known = self._found.get((tag, bare))
+        if known is not None:
+            return known
         best, best_rank = -1, len(_PREFERENCE)
         for type_id in islice(self.candidates(bare), MAX_NAMESAKES):
             kind = self.node(type_id).kind
             rank = _PREFERENCE.get(kind, best_rank)
             if rank < best_rank and (not tag or kind == tag):
                 best, best_rank = type_id, rank
+        if len(self._found) < MAX_MEMBERS:
+            self._found[tag, bare] = best
         return best
 
     def __contains__(self, name: object) -> bool:
