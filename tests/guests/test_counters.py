@@ -202,6 +202,9 @@ def test_every_counter_of_vmstat(linux: LinuxGuest, loaded: Guest, setting: str)
     assert mine["pgfault"] > 1_000
     assert mine["pswpout"] > 0
     assert mine["pgpgout"] > 0
+    some = {row.name.decode(): row.value for row in linux.vmstat([b"pswp", b"numa_", b"nr_uns"])}
+    assert list(some) == [name for name in mine if name.startswith(("pswp", "numa_", "nr_uns"))]
+    assert some["pswpout"] >= mine["pswpout"]
 
 
 _KINDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")

@@ -136,8 +136,11 @@ class Guest(abc.ABC):
         """Load averages, and how many tasks run, wait for I/O, and are there."""
 
     @abc.abstractmethod
-    def vmstat(self) -> list[Counter]:
-        """Every counter of /proc/vmstat, in its order."""
+    def vmstat(self, names: Collection[bytes] | None = None) -> list[Counter]:
+        """Every counter of /proc/vmstat, in its order.
+
+        :param names: only those whose names begin with one of these.
+        """
 
     @abc.abstractmethod
     def slabs(self) -> list[SlabCache]:

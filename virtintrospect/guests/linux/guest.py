@@ -110,11 +110,11 @@ class LinuxGuest(LinuxKernel):
 
         return load(self)
 
-    def vmstat(self) -> list[Counter]:
+    def vmstat(self, names: Collection[bytes] | None = None) -> list[Counter]:
         """Counters: :mod:`~virtintrospect.guests.linux.vmstat`."""
         from virtintrospect.guests.linux.vmstat import vmstat
 
-        return vmstat(self)
+        return vmstat(self, names)
 
     def slabs(self) -> list[SlabCache]:
         """Slab caches: :mod:`~virtintrospect.guests.linux.slabs`."""
