@@ -163,6 +163,32 @@ def test_what_was_freed_is_still_held_by_the_host(loads: Guest, session: Session
     assert hint.current < free + (1024 // 8 + 32) * MIB
 
 
+def test_free_pages_that_cpus_keep(loads: Guest, session: Session) -> None:
+    """Of a list's length /proc/zoneinfo says how long it is, and what it always may be."""
+
+    def beyond() -> int:
+        found = 0
+        for zone in loads.get("/proc/zoneinfo").decode().split("Node ")[1:]:
+            low = int(re.search(r" low +(\d+)", zone)[1])  # type: ignore[index]
+            lists = re.findall(r" count: +(\d+)\s+high: +\d+\s+batch: +(\d+)", zone)
+            for count, batch in lists:  # zone_highsize() of mm/page_alloc.c
+                found += max(0, int(count) - max(low // len(lists), 4 * int(batch)))
+        return found << 12
+
+    usual = loads.run("cat /proc/sys/vm/min_free_kbytes; echo 8192 > /proc/sys/vm/min_free_kbytes")
+    try:
+        for _ in range(10):
+            with load(loads, "touch", "400"):
+                pass
+            before, mine, after = beyond(), session.guest.cache_use().on_cpus, beyond()
+            assert min(before, after) - 4 * MIB <= mine <= max(before, after) + 4 * MIB
+            if mine > 8 * MIB:
+                break
+    finally:
+        loads.run(f"echo {int(usual)} > /proc/sys/vm/min_free_kbytes")
+    assert mine > 8 * MIB
+
+
 def test_a_guest_that_runs_short_needs_more(loads: Guest, session: Session) -> None:
     with load(loads, "touch", "800"):
         found = hints(watch(session))

@@ -10,7 +10,10 @@ import numpy as np
 from virtintrospect.guests.linux import filecache
 
 #: Bits of enum pageflags as Debian's 6.12 has them.
-BITS = {"PG_referenced": 2, "PG_lru": 5, "PG_active": 8, "PG_workingset": 9, "__NR_PAGEFLAGS": 23}
+BITS = {
+    "PG_referenced": 2, "PG_lru": 5, "PG_active": 8, "PG_workingset": 9, "PG_unevictable": 18,
+    "__NR_PAGEFLAGS": 23,
+}  # fmt: skip
 GUEST = cast(Any, SimpleNamespace(types=SimpleNamespace(enumerators=lambda _: BITS)))
 LRU, REFERENCED = 1 << 5, 1 << 2
 #: Node, zone and last CPU of any page; as seen in a guest of 6.12.
@@ -33,6 +36,14 @@ def test_counts_are_below_the_generation() -> None:
 def test_without_generations_there_are_no_counts() -> None:
     """A page on a list that has none: these bits mean something else here."""
     assert references(PLACE | LRU, TWICE | LRU) == [False, False]
+
+
+def test_what_may_not_be_evicted_has_no_generation() -> None:
+    assert references(TWICE | LRU, PLACE | LRU | 1 << 18) == [True, False]
+
+
+def test_what_waits_for_a_list_has_no_generation_yet() -> None:
+    assert references(TWICE | LRU, PLACE | REFERENCED | 1 << 25) == [True, True]
 
 
 def test_a_generation_that_cannot_be() -> None:

@@ -61,6 +61,21 @@ def test_cache_counts_as_needed_where_it_is_used_again() -> None:
     assert wanted(used_again=1280 * MIB, total=1280 * MIB, kept=64 * MIB) == 2464
 
 
+def test_what_cpus_keep_free_is_not_needed() -> None:
+    """1 GiB in use, as MemAvailable has it."""
+
+    def wanted(*kept: int | None) -> int:
+        caches = [{"used_again": 0, "total": 0} | ({} if n is None else {"on_cpus": n * MIB})
+                  for n in kept]  # fmt: skip
+        samples = [figures(60 - at) | {"cache": cache} for at, cache in enumerate(caches)]
+        return (judge(*samples)["memory", "shrink"].recommended or 0) // MIB
+
+    assert wanted(0, 0) == 1127
+    assert wanted(40, 80) == 1083  # what they kept all the time, and a tenth less
+    assert wanted(None, 80) == 1127  # nobody had looked
+    assert wanted(1 << 20, 1 << 20) == 564  # no more than an eighth of 4 GiB
+
+
 def test_cache_that_was_used_once_can_be_had_back() -> None:
     cache = {"used_again": 256 * MIB, "total": 1024 * MIB}
     hint = judge(*(figures(at) | {"cache": cache} for at in (60, 0)))["memory", "reclaim"]

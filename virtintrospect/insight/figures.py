@@ -108,7 +108,7 @@ def _pressure(guest: Guest) -> Sample:
 
 def _events(guest: Guest) -> Sample:
     found: dict[str, int] = {}
-    for row in guest.vmstat():
+    for row in guest.vmstat([prefix.encode() for prefix in EVENTS.values()]):
         for name in _events_of(row.name):
             found[name] = found.get(name, 0) + row.value
     return found
@@ -151,9 +151,14 @@ def _slabs(guest: Guest) -> list[list[Any]]:
 
 
 def _cache(guest: Guest) -> Sample:
-    """Page cache: used more than once, all of it, not among what is available; bytes."""
+    """Page cache: used more than once, all of it, not among what is available; bytes.
+
+    Besides, free pages of the CPUs' own, which are not among what is available either.
+    """
     use = guest.cache_use()
-    return {"used_again": use.used_again, "total": use.total, "kept": use.kept}
+    return {
+        "used_again": use.used_again, "total": use.total, "kept": use.kept, "on_cpus": use.on_cpus,
+    }  # fmt: skip
 
 
 def _signs(guest: Guest) -> list[list[Any]]:

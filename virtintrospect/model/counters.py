@@ -120,7 +120,7 @@ class CpuTimes:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """How much of the page cache is in use; bytes."""
+    """How much of the page cache is in use, and what MemAvailable lacks; bytes."""
 
     #: Pages of files that the kernel may evict, by its own count.
     total: int
@@ -129,6 +129,9 @@ class CacheUse:
     #: Those that MemAvailable does not count as available: half of them, or as many as the zones'
     #: low watermarks (si_mem_available() of mm/show_mem.c).
     kept: int
+    #: Free pages that CPUs keep for themselves, which MemAvailable does not count either; without
+    #: those that each of them always may keep.
+    on_cpus: int
     #: Pages of the cache in the sample that the estimate is made from.
     sampled: int
 

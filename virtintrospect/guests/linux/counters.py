@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.errors import CorruptDataError, NotFoundError
+from virtintrospect.guests.linux import percpu
 
 if TYPE_CHECKING:
     from virtintrospect.guests.linux.guest import LinuxGuest
@@ -31,6 +32,8 @@ class Zone(NamedTuple):
     low: int
     #: Per-CPU address of its ``struct per_cpu_zonestat``; 0 before 5.14.
     stats: int
+    #: Per-CPU address of its ``struct per_cpu_pages``; 0 before 5.14.
+    pages: int
 
 
 def number(guest: LinuxGuest, symbol: str, size: int = 0, *, signed: bool = False) -> int:
@@ -120,12 +123,35 @@ class Counters:
             "low": f"_watermark[{low}]|watermark[{low}]",
             "boost": "watermark_boost?",
             "stats": "per_cpu_zonestats?",
+            "pages": "per_cpu_pageset?",
         }
         columns = guest.layout("zone", members, text=()).lists(guest.kernel, addresses)
         return [
-            Zone(address, low + (boost or 0), stats or 0)
-            for address, low, boost, stats in zip(addresses, *columns.values(), strict=True)
+            Zone(address, low + (boost or 0), stats or 0, pages or 0)
+            for address, low, boost, stats, pages in zip(addresses, *columns.values(), strict=True)
         ]
+
+    def on_cpus(self) -> int:
+        """Free pages that CPUs keep for themselves beyond what each always may.
+
+        Since 6.7 a CPU that allocates and frees much keeps up to an eighth of a zone
+        (zone_highsize() of mm/page_alloc.c), and while it sleeps it gives nothing back. Such pages
+        are in neither MemFree nor MemAvailable; the kernel takes them before it runs short
+        (nr_pcp_high(), drain_all_pages()). Before 6.7 there are none.
+        """
+        guest = self._guest
+        if not guest.types.has("per_cpu_pages", "high_min"):
+            return 0
+        cpus = list(percpu.online(guest).values())
+        lists = [
+            place
+            for zone in self.zones
+            if zone.pages
+            for place in percpu.addresses(guest, zone.pages, cpus)
+        ]
+        members = ["count", "high_min"]
+        columns = guest.layout("per_cpu_pages", members, text=()).lists(guest.kernel, lists)
+        return sum(max(0, count - least) for count, least in zip(*columns.values(), strict=True))
 
     @cached_property
     def _high(self) -> list[dict[str, int]]:

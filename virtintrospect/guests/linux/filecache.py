@@ -32,6 +32,8 @@ _GENERATION_BITS, _GENERATIONS = 3, 4
 _REFERENCE_BITS = 2
 #: Pages on lists that make sure of where those bits are.
 _ENOUGH = 16
+#: Pages with one of these hold data of files or programs.
+_OF_USERS = ("PG_referenced", "PG_workingset", "PG_uptodate", "PG_swapbacked")
 
 
 def cache_use(guest: LinuxGuest) -> CacheUse:
@@ -52,6 +54,7 @@ def cache_use(guest: LinuxGuest) -> CacheUse:
         total=total,
         used_again=total * used // found if found else 0,
         kept=min(total // 2, low),
+        on_cpus=counters.on_cpus() * guest.page_size,
         sampled=found,
     )
 
@@ -121,23 +124,28 @@ def _references(guest: LinuxGuest, flags: Array, listed: Array) -> Array:
     """Pages that were used more than once, by the count that kernels with generations keep.
 
     No table says where in the flags it is: the generation lies below all that tells a page's
-    place (node, zone, last CPU), and the count below the generation. Every page on a list has a
-    generation; where that is not so there are none, and no counts.
+    place (node, zone, last CPU), and the count below the generation. Every page on a list that
+    may be evicted has a generation; where that is not so there are none, and no counts.
     """
     import numpy as np
 
     none = np.zeros(len(flags), dtype=bool)
+    evictable = listed & ~_flag(guest, flags, "PG_unevictable")
     known = guest.types.enumerators("pageflags").get("__NR_PAGEFLAGS", 64)
     if not 0 <= known < 64:
         return none
-    others = np.bitwise_or.reduce(flags[~listed], initial=np.uint64(0)) >> np.uint64(known)
-    if not int(others) or np.count_nonzero(listed) < _ENOUGH:
+    # What waits to be put on a list (folio_batch) has no generation yet, but is counted already.
+    kernel = ~listed
+    for name in _OF_USERS:
+        kernel &= ~_flag(guest, flags, name)
+    others = np.bitwise_or.reduce(flags[kernel], initial=np.uint64(0)) >> np.uint64(known)
+    if not int(others) or np.count_nonzero(evictable) < _ENOUGH:
         return none
     lowest = known + (int(others) & -int(others)).bit_length() - 1
     first = lowest - _GENERATION_BITS
     if first - _REFERENCE_BITS < known:
         return none
-    generations = flags[listed] >> np.uint64(first) & np.uint64((1 << _GENERATION_BITS) - 1)
+    generations = flags[evictable] >> np.uint64(first) & np.uint64((1 << _GENERATION_BITS) - 1)
     if not ((generations > 0) & (generations <= _GENERATIONS)).all():
         return none
     mask = ((1 << _REFERENCE_BITS) - 1) << first - _REFERENCE_BITS

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from virtintrospect.insight.hints.facts import MIB, Evidence, Facts, size
+from virtintrospect.insight.history import figure
 from virtintrospect.model import Hint
 
 #: Seconds that a guest may take to fill its balloon: at least, and for each GiB.
@@ -38,7 +39,7 @@ def need(facts: Facts) -> Need | None:
     MemTotal less MemAvailable is what could not be had back without swapping: it counts clean
     page cache as free (si_mem_available() of mm/show_mem.c). Of that cache what was used more than
     once is needed. Some of it counts as used already (``cache.kept``): it must not count twice.
-    What is in swap had to leave.
+    What CPUs keep free for themselves counts as used, and is not. What is in swap had to leave.
     """
     window, policy = facts.window, facts.policy
     totals, used = window.values("memory", "memory_total"), _used(facts)
@@ -46,7 +47,7 @@ def need(facts: Facts) -> Need | None:
         return None
     swapped = (window.last("memory", "swap_total") or 0) - (window.last("memory", "swap_free") or 0)
     twice = min(window.values("cache", "kept"), default=0.0)
-    most = max(0.0, max(used) - twice + max(0.0, swapped))
+    most = max(0.0, max(used) - twice - _on_cpus(facts) + max(0.0, swapped))
     cache = max(_used_again(facts), default=0.0) * policy.keep_active_cache_percent / 100
     reserve = (most + cache) * policy.reserve_percent / 100
     # What was low before the guest was given more says nothing of what it has now.
@@ -115,6 +116,20 @@ def _used(facts: Facts) -> list[float]:
     return [total - available for total, available in pairs]
 
 
+def _on_cpus(facts: Facts) -> float:
+    """Free pages that the CPUs kept for themselves all the time.
+
+    No more than an eighth of all: zone_highsize() of mm/page_alloc.c.
+    """
+    totals = facts.window.values("memory", "memory_total")
+    kept = [
+        figure(taken, "cache", "on_cpus") or 0.0
+        for taken in facts.window.samples
+        if "cache" in taken
+    ]
+    return min(*kept, totals[-1] / 8) if kept and totals else 0.0
+
+
 def _used_again(facts: Facts) -> list[float]:
     """Page cache that was used more than once; all of it where pages were not looked at.
 
@@ -142,6 +157,7 @@ def _evidence(facts: Facts, found: Need) -> Evidence:
     return {
         "used_at_most": found.used,
         "cache_used_again_at_most": found.cache,
+        "free_on_cpus_at_least": _on_cpus(facts),
         "reserve": found.reserve,
         "memory_available_at_least": found.trough,
         "memory_total": found.total,
