@@ -44,8 +44,8 @@ def _sizes(rows: list[Row]) -> Iterator[str]:
     names = list(ADVISORS)
     yield (
         f"Guests of 1 GiB, kernels {', '.join(kernels)}, {len(rows)} runs, {', '.join(days)}; "
-        f"load of the machine {min(loads):.0f} to {max(loads):.0f} on 2 CPUs, which sizes do not "
-        f"depend on. MiB, medians, and the error in percent of true need."
+        f"load of the machine {min(loads):.0f} to {max(loads):.0f} on 2 CPUs. "
+        f"MiB, medians, and the error in percent of true need."
     )
     yield ""
     yield "| guest | need | " + " | ".join(names) + " |"
@@ -69,7 +69,56 @@ def _sizes(rows: list[Row]) -> Iterator[str]:
     yield "| **of what could be given back, found** | | " + " | ".join(found) + " |"
     yield "| **of that beyond a tenth as reserve, found** | | " + " | ".join(beyond) + " |"
     yield ""
+    yield from _missing(rows)
+    yield from _by_kernel(rows)
     yield f"![recommended and needed]({CHART.name})"
+    yield ""
+
+
+def _missing(rows: list[Row]) -> Iterator[str]:
+    """Where the rest is of what could be given back: MiB of the medians, largest first."""
+    left, reserve = {}, 0.0
+    for scenario in SCENARIOS:
+        mine = [row for row in rows if row["scenario"] == scenario.name]
+        if not mine:
+            continue
+        said, need = (
+            statistics.median(values) / MIB
+            for values in zip(*((row["said"]["ours"], row["need"]) for row in mine), strict=True)
+        )
+        kept = said - said / (1 + POLICY.reserve_percent / 100)
+        reserve += kept
+        left[scenario.name] = said - kept - need
+    worst = max(left, key=lambda name: left[name])
+    yield (
+        f"What is not found, in MiB over all {len(left)} guests: {reserve:.0f} are the policy's "
+        f"reserve, {left[worst]:.0f} the cache of the guest *{worst}*, and "
+        f"{sum(left.values()) - left[worst]:.0f} what the others' needs were taken for too much."
+    )
+    yield ""
+
+
+def _by_kernel(rows: list[Row]) -> Iterator[str]:
+    kernels = sorted({row["kernel"] for row in rows}, key=lambda name: [*map(int, name.split("."))])
+    if len(kernels) < 2:
+        return
+    yield "| ours, by kernel | " + " | ".join(kernels) + " |"
+    yield "|---|" + "---|" * len(kernels)
+    groups = [[row for row in rows if row["kernel"] == kernel] for kernel in kernels]
+    cells = {
+        "runs": [f"{len(group)}" for group in groups],
+        "told to go below need": [
+            str(sum(row["said"]["ours"] < min(row["need"], row["current"]) for row in group))
+            for group in groups
+        ],
+        "within 15 % and the dead band": [
+            str(sum(_close(row, "ours") for row in group)) for group in groups
+        ],
+        "found": [_found(group, "ours") for group in groups],
+        "found beyond a tenth": [_found(group, "ours", POLICY.reserve_percent) for group in groups],
+    }
+    for name, values in cells.items():
+        yield f"| {name} | " + " | ".join(values) + " |"
     yield ""
 
 
@@ -143,14 +192,13 @@ def _squeeze(rows: list[Row]) -> Iterator[str]:
 
 def _slowdown(rows: list[Row]) -> Iterator[str]:
     for row in rows:
-        changes = ", ".join(f"{change:+.1f}" for change in row["changes_percent"])
-        before, after, _ = row["outcomes"][0]
+        low, high = row["interval_percent"]
         yield (
-            f"* The guest that {row['scenario']}, {before} → {after} MiB as recommended: a pass of "
-            f"its work then took {abs(row['change_percent']):.1f} % "
-            f"{'more' if row['change_percent'] > 0 else 'less'} CPU time of the host than before "
-            f"(pairs of before and after: {changes}; load {row['load']:.0f}: on a busy machine "
-            f"these differ by themselves)."
+            f"* The guest that {row['scenario']}, {row['before_mib']} → {row['after_mib']} MiB "
+            f"({row['recommended_mib']} were recommended; {row['outcome']}): a pass of its work "
+            f"took {row['change_percent']:+.1f} % CPU time of the host with the smaller size, "
+            f"median of {len(row['pairs_ms'])} pairs, with 95 % certainty between {low:+.1f} and "
+            f"{high:+.1f} % (load {row['load']:.0f})."
         )
     yield ""
 
@@ -158,8 +206,8 @@ def _slowdown(rows: list[Row]) -> Iterator[str]:
 def _cost(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         yield (
-            f"* Sampling in {row['sessions']} sessions, on {row['guests']} running guests of "
-            f"{row['processes']} processes once a second "
+            f"* Sampling {row['guests']} running guests of {row['processes']} processes once a "
+            f"second, in {row['sessions']} sessions "
             f"({row['samples_a_second']:.1f} samples a second were reached) took "
             f"{row['percent_of_a_core']:.1f} % of a core, {row['ms_a_sample']:.2f} ms a sample; "
             f"load {row['load']:.0f}."

@@ -19,8 +19,9 @@ from virtintrospect.insight.history import Window
 from virtintrospect.session import Session
 
 RAM_MIB = 1024
-#: Seconds within which a guest must boot: no test, so it may take its time on a busy machine.
-_BOOT_PATIENCE = 900.0
+#: Seconds within which a guest must boot, and come into a state: no test, so it may take its time
+#: on a busy machine.
+BOOT_PATIENCE, _STATE_PATIENCE = 900.0, 600.0
 #: A file of holes on a block device, read again and again: its pages stay in the page cache.
 _DISK = """
 rm -f /tmp/holes; truncate -s {mib}M /tmp/holes; losetup /dev/loop4 /tmp/holes; exec 3</dev/loop4
@@ -37,7 +38,7 @@ done
 """
 _READY = "echo > /tmp/load.ready\n"
 _WORK = "sh /tmp/work.sh >/dev/null 2>&1"
-_WAIT = "for i in $(seq 1800); do [ -e /tmp/load.ready ] && exit; usleep 50000; done; exit 1"
+_WAIT = "for i in $(seq 12000); do [ -e /tmp/load.ready ] && exit; usleep 50000; done; exit 1"
 
 
 class Scenario(NamedTuple):
@@ -104,11 +105,11 @@ def config(kernel: str, vcpus: int = 2) -> Config:
 @contextmanager
 def guest_of(kernel: str, vcpus: int = 2) -> Iterator[Guest]:
     """A guest with the lab's load program, and a driver for its balloon."""
-    lab.BOOT_PATIENCE = _BOOT_PATIENCE
+    lab.BOOT_PATIENCE = BOOT_PATIENCE
     with Guest(config(kernel, vcpus)) as guest:
         guest.put("/tmp/load", program("load").read_bytes(), 0o755)
         guest.put("/tmp/virtio_balloon.ko", loose_module(kernel, "virtio_balloon"))
-        guest.run("insmod /tmp/virtio_balloon.ko; sleep 1")
+        guest.run("insmod /tmp/virtio_balloon.ko; sleep 1", _STATE_PATIENCE)
         yield guest
 
 
@@ -121,7 +122,7 @@ def state(guest: Guest, scenario: Scenario) -> Iterator[None]:
     try:
         if scenario.touch or scenario.read:
             guest.put("/tmp/work.sh", scenario.script.encode())
-            guest.run(f"rm -f /tmp/load.ready /tmp/passes; {_WORK} & {_WAIT}", 120)
+            guest.run(f"rm -f /tmp/load.ready /tmp/passes; {_WORK} & {_WAIT}", _STATE_PATIENCE)
         yield
     finally:
         still(guest)
@@ -133,16 +134,37 @@ def still(guest: Guest) -> None:
         "kill -9 $(cat /tmp/work.pid); killall -9 load dd; while pidof load; do usleep 50000; done;"
         "losetup -d /dev/loop4; rm -f /tmp/holes /tmp/work.pid; sync;"
         "echo 3 > /proc/sys/vm/drop_caches; sleep 1",
-        60,
+        _STATE_PATIENCE,
         check=False,
     )
 
 
+def settle(guest: Guest, mib: int) -> None:
+    """Wait until the guest's balloon is where it was told to be."""
+    for _ in range(300):
+        if abs((guest.domain.memoryStats()["actual"] >> 10) - mib) <= 1:
+            return
+        time.sleep(0.1)
+
+
 def used(guest: Guest) -> int:
     """MemTotal less MemAvailable, by the guest's own word; bytes."""
-    lines = guest.get("/proc/meminfo").decode().splitlines()
-    words = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    words = _meminfo(guest)
     return words["MemTotal"] - words["MemAvailable"]
+
+
+def shared(guest: Guest) -> int:
+    """Bytes in file systems in memory, by the guest's own word.
+
+    On older kernels (5.10) a loop device that reads a hole of a file there has its pages
+    allocated (SGP_CACHE in shmem_file_read_iter()), and the guest needs those, too.
+    """
+    return _meminfo(guest)["Shmem"]
+
+
+def _meminfo(guest: Guest) -> dict[str, int]:
+    lines = guest.get("/proc/meminfo").decode().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
 
 
 def true_need(facts: Facts, idle: int, scenario: Scenario) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.hints.advisors import ADVISORS
-from benchmarks.hints.scenarios import SCENARIOS, guest_of, state, true_need, used, watch
+from benchmarks.hints.scenarios import SCENARIOS, guest_of, shared, state, true_need, used, watch
 from benchmarks.hints.store import Store
 from virtintrospect.session import open_session
 
@@ -25,15 +25,16 @@ def main(store: Store) -> None:
 
 def _run(store: Store, kernel: str, keys: list[dict[str, object]]) -> None:
     with guest_of(kernel) as guest:
-        idle = used(guest)
+        idle, before = used(guest), shared(guest)
         for key, scenario in zip(keys, SCENARIOS, strict=True):
             if store.has(**key):
                 continue
             with state(guest, scenario), open_session(guest.name) as session:
                 facts = watch(session, scenario.samples)
+                more = shared(guest) - before
             store.add(
                 key,
-                need=true_need(facts, idle, scenario),
+                need=true_need(facts, idle + more, scenario),
                 current=facts.current,
                 said={name: advisor(facts) for name, advisor in ADVISORS.items()},
             )

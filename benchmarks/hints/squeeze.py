@@ -9,6 +9,7 @@ from benchmarks.hints.scenarios import (
     SCENARIOS,
     Scenario,
     guest_of,
+    settle,
     state,
     true_need,
     used,
@@ -47,22 +48,15 @@ def _squeezed(guest: Guest, scenario: Scenario) -> dict[str, object]:
         good = size
         while size > 80:
             host.set_memory(guest.uuid, size << 10)
-            _settle(guest, size)
+            settle(guest, size)
             trouble = _trouble(session)
             trace.append([size, trouble])
             if trouble:
                 break
             good, size = size, size - _STEP
         host.set_memory(guest.uuid, 1024 << 10)
-        _settle(guest, 1024)
+        settle(guest, 1024)
     return {"need": need, "suffers_below": good * MIB, "trace": trace}
-
-
-def _settle(guest: Guest, mib: int) -> None:
-    for _ in range(100):
-        if guest.domain.memoryStats()["actual"] >> 10 <= mib:
-            return
-        time.sleep(0.1)
 
 
 def _trouble(session: Session) -> str:
