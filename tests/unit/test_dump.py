@@ -112,7 +112,7 @@ def memory_of(origin: Origin) -> Memory:
 def test_every_format(tmp_path: Path, origin: Origin, name: str) -> None:
     path, before, seen = tmp_path / "out", descriptors(), []
     done = dump(origin, path, name, progress=lambda *progress: seen.append(progress))
-    assert descriptors() == before
+    assert descriptors() - before == set()
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert (done.format, done.resident, done.holes) == (name, 4 * PAGE, 6 * MIB - 4 * PAGE)
@@ -279,7 +279,7 @@ def test_interrupted_and_resumed(tmp_path: Path, origin: Origin, name: str) -> N
     before = descriptors()
     with pytest.raises(KeyboardInterrupt):
         dump(origin, path, name, pause=True)
-    assert descriptors() == before
+    assert descriptors() - before == set()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.part", "out.part.state"]
     assert origin.target.calls == ["pause", "resume"]  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="was not finished"):

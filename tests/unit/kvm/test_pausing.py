@@ -188,10 +188,10 @@ def test_guardian_does_what_is_left_undone(
     for what in said:
         started._say(what)
     started.close()
-    started._process.wait(20)
+    started._process.wait(120)
     assert witness.exists() == lets_go
     assert not lets_go or witness.read_text() == "web01"
-    assert descriptors() == before
+    assert descriptors() - before == set()
 
 
 def test_guardian_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_guardian_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
             Pauser(brake, {}).pause()
         assert "the guest is not stopped" in caught.value.hint
     assert brake.calls == []
-    assert descriptors() == before
+    assert descriptors() - before == set()
 
 
 # -- sessions ----------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_raw_and_elf(tmp_path: Path, name: str) -> None:
     head = elf([(0x5000, MIB, 4096, MIB)]).ljust(4096, b"\0")
     with open_image(write(tmp_path, PACK[name](head + RAW[:MIB]))) as image:
         assert image.read(0x5000, MIB) == RAW[:MIB]
-    assert descriptors() == before
+    assert descriptors() - before == set()
 
 
 @pytest.mark.parametrize("name", PACK)
@@ -77,7 +77,7 @@ def test_truncated_and_damaged(tmp_path: Path, name: str) -> None:
     broken = packed[:200] + bytes(200) + packed[400:]
     with pytest.raises(ImageFormatError, match=f"damaged {name}|truncated"):
         open_image(write(tmp_path, broken if name != "zstd" else packed[:6] + b"\xff" * 99))
-    assert descriptors() == before
+    assert descriptors() - before == set()
 
 
 @pytest.mark.parametrize("name", ["xz", "bzip2", "zstd"])
