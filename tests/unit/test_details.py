@@ -135,9 +135,9 @@ def test_bitmaps_are_spelled_as_the_kernel_does() -> None:
     assert spell(0) == ""
     assert spell(0b1) == "0"
     assert spell(0b1011_0111) == "0-2,4-5,7"
-    start = time.monotonic()
+    start = time.process_time()
     assert len(spell(int("5" * 2048, 16))) > 10_000
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_capabilities_by_name() -> None:

@@ -39,9 +39,9 @@ def test_cycle_of_100000_entries(memory: BuiltMemory) -> None:
     for node, following in zip(nodes, [*nodes[1:], nodes[0]], strict=True):
         memory.write_u64(node - BASE, following, nodes[0])
     memory.write_u64(0, nodes[0], nodes[0])
-    start = time.monotonic()
+    start = time.process_time()
     found, problem = walk_list(space(memory), BASE)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert found == nodes
     assert problem is not None
     assert "cycle" in problem.what
@@ -118,9 +118,9 @@ def test_types_that_take_for_ever_to_spell() -> None:
         inner = blob.add(PTR, word=blob.proto(inner, [inner] * 32))
     blob.struct("bomb", 8, [(f"m{number}", inner, 0, 0) for number in range(8000)])
     types = Btf.parse(blob.build())
-    start = time.monotonic()
+    start = time.process_time()
     described = types.describe("bomb")
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert all(len(member.type) <= 4096 for member in described.members)
 
 
@@ -142,10 +142,10 @@ def test_many_types_of_one_name() -> None:
     name = blob.string("task_struct")
     blob.types += struct.pack("<3I", name, STRUCT << 24, 0) * 300_000
     types = Btf.parse(blob.build())
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(TypeNotFoundError):
         types.offsetof("task_struct", "tasks")
-    assert time.monotonic() - start < 3
+    assert time.process_time() - start < 3
 
 
 # -- the direct map -------------------------------------------------------------------------
