@@ -11,8 +11,14 @@ import pytest
 # start would inherit that, and could not be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long one example takes says more of the machine than of what is tested.
-hypothesis.settings.register_profile("lab", deadline=None)
+# How long examples take says more of the machine than of what is tested. They are the same in each
+# run: a failure is of the change that is tested. `make fuzz` looks for others.
+hypothesis.settings.register_profile(
+    "lab",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("lab")
 
 LANES = ("matrix", "rest")
