@@ -2,6 +2,7 @@
  * A process with sockets of every kind that a socket table must get right; a child shares them.
  *
  * Needs an interface dummy0 with the address 10.99.0.1/16, up: what is sent there goes nowhere.
+ * With the argument "closed" it only leaves two connections in TIME_WAIT, which last a minute.
  */
 #include "lab.h"
 #include <arpa/inet.h>
@@ -134,6 +135,20 @@ static void tcp(void)
 	connect(silent, (struct sockaddr *)&nowhere, sizeof nowhere);
 	half_open(7001);
 	half_open(7002);
+}
+
+static void closed(void)
+{
+	int listener = bound(AF_INET, SOCK_STREAM, 0, "127.0.0.1", 7040);
+
+	MUST(listen(listener, 2));
+	for (int i = 0; i < 2; i++) {
+		int client = connected(AF_INET, SOCK_STREAM, "127.0.0.1", 7040);
+		int server = MUST(accept(listener, NULL, NULL));
+
+		close(client);
+		close(server);
+	}
 }
 
 static void datagrams(void)
@@ -276,6 +291,10 @@ static void others(void)
 int main(int argc, char **argv)
 {
 	(void)argc;
+	if (!strcmp(argv[1], "closed")) {
+		closed();
+		return 0;
+	}
 	tcp();
 	datagrams();
 	unix_sockets(argv[1]);
