@@ -32,7 +32,7 @@ def install(guest: Guest) -> None:
 def ask(guest: Guest, requests: list[bytes], *, protocol: int = 0, pid: int = 1) -> list[Message]:
     """Send requests in the network namespace of a process; all that came back, errors raised."""
     guest.put("/tmp/request", b"".join(requests))
-    said = guest.run(f"nsenter -t {pid} -n /tmp/netlink {protocol} < /tmp/request", timeout=60)
+    said = guest.run(f"nsenter -t {pid} -n /tmp/netlink {protocol} < /tmp/request", timeout=180)
     found = []
     position = 0
     while position < len(said):

@@ -24,7 +24,7 @@ unshare -n -u -i -m sh -c 'touch /tmp/ns/held; exec sleep 99999' & holder=$!
 until test -e /tmp/ns/pids -a -e /tmp/ns/users -a -e /tmp/ns/held; do usleep 100000; done
 for kind in net uts ipc; do
     touch /tmp/ns/$kind; mount --bind /proc/$holder/ns/$kind /tmp/ns/$kind; done
-kill -9 $holder
+kill -9 $holder; wait $holder || true  # it has left them then
 """
 
 Key = tuple[str, int]
@@ -33,14 +33,14 @@ Key = tuple[str, int]
 @pytest.fixture(scope="module")
 def spaces(guest: Guest) -> Guest:
     guest.install("nsinfo", "/tmp/nsinfo")
-    guest.run(WORKLOAD, 60)
+    guest.run(WORKLOAD, 180)
     return guest
 
 
 def theirs(guest: Guest) -> dict[Key, set[int]]:
     """Who is in each namespace, by the links of all processes."""
     found: dict[Key, set[int]] = {}
-    listing = guest.run("ls -l /proc/[0-9]*/ns/ 2>/dev/null", 60, check=False).decode()
+    listing = guest.run("ls -l /proc/[0-9]*/ns/ 2>/dev/null", 180, check=False).decode()
     pid = 0
     for line in listing.splitlines():
         if match := re.fullmatch(r"/proc/(\d+)/ns/:", line):
@@ -73,7 +73,7 @@ def test_owners_and_parents(linux: LinuxGuest, spaces: Guest) -> None:
     rows = {(row.type, row.inode): row for row in linux.namespaces()}
     files = [f"/proc/{row.pid}/ns/{row.type}" for row in rows.values() if row.pid]
     seen = set()
-    for line in spaces.run("/tmp/nsinfo " + " ".join(files), 60).decode().splitlines():
+    for line in spaces.run("/tmp/nsinfo " + " ".join(files), 180).decode().splitlines():
         file, *words = line.split()
         user, parent, owner = (None if word == "-" else int(word) for word in words)
         row = next(r for r in rows.values() if file == f"/proc/{r.pid}/ns/{r.type}")

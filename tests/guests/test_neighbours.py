@@ -25,13 +25,15 @@ MANY = 300
 
 #: From gc_thresh1 on the kernel throws away what failed (neigh_periodic_work()).
 _SETUP = """
+rm -f /tmp/other
 for family in ipv4 ipv6; do for limit in 1 2 3; do
 echo 100000 > /proc/sys/net/$family/neigh/default/gc_thresh$limit; done; done
 ip link set lo up; ip link set dummy0 up; ip link set dummy1 up
 ip addr add 10.4.0.1/16 dev dummy0; ip -6 addr add fd04::1/64 dev dummy0
 ping -c 1 -W 1 10.4.9.9; ping -c 1 127.0.0.1; ping6 -c 1 ::1
 unshare -n sleep 100000 >/dev/null 2>&1 & other=$!
-usleep 500000; echo $other > /tmp/other
+until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/1/ns/net)" ]; do usleep 50000; done
+echo $other > /tmp/other
 nsenter -t $other -n sh -c 'ip link set lo up; ip link add dummy0 type dummy
 ip link set dummy0 up; ip addr add 10.4.0.1/16 dev dummy0'
 """

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.once_a_kernel(pti=False)
 MANY = 1200
 
 _SETUP = """
+rm -f /tmp/other
 echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
 ip link set lo up; ip link set dummy0 up; ip link set dummy1 up
 ip addr add 10.1.2.3/24 dev dummy0; ip addr add 10.1.9.3/32 dev dummy0
@@ -42,7 +43,8 @@ ip -6 route add 2001:db8::1/128 dev dummy1 table 300
 ip -6 route add unreachable 2001:db8:f::/48; ip -6 route add blackhole 2001:db8:e::/48
 ip rule add from 10.77.0.0/16 table 200
 unshare -n sleep 100000 >/dev/null 2>&1 & other=$!
-usleep 500000; echo $other > /tmp/other
+until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/1/ns/net)" ]; do usleep 50000; done
+echo $other > /tmp/other
 nsenter -t $other -n sh -c '
 echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad; ip link set lo up
 ip link add dummy0 type dummy; ip link set dummy0 up; ip addr add 172.16.0.1/12 dev dummy0

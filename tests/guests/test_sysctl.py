@@ -17,8 +17,10 @@ _SETUP = """
 echo 12345-12350,12360 > /proc/sys/net/ipv4/ip_local_reserved_ports
 echo "some host" > /proc/sys/kernel/domainname; ip link add eth0.100 type dummy
 echo -n 17 > /proc/sys/net/ipv4/conf/dummy0/tag
-unshare -n sleep 100000 >/dev/null 2>&1 & echo $! > /tmp/other; usleep 500000
-nsenter -t $! -n sh -c "cd /proc/sys/net/ipv4; echo 1 > ip_forward; echo 7 > ip_default_ttl"
+unshare -n sleep 100000 >/dev/null 2>&1 & other=$!
+until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/1/ns/net)" ]; do usleep 50000; done
+echo $other > /tmp/other
+nsenter -t $other -n sh -c "cd /proc/sys/net/ipv4; echo 1 > ip_forward; echo 7 > ip_default_ttl"
 """
 #: One process each for all names and all values: to start one a file takes a minute.
 _ASK = "find /proc/sys%s -type f; echo ==; grep -rHs '' /proc/sys%s"
