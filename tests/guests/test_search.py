@@ -23,9 +23,13 @@ def secret() -> str:
 
 @pytest.fixture
 def holder(one_guest: Guest, secret: str) -> int:
-    """A process of the guest that has the secret in its memory, alone."""
-    start = f"sh -c 'x={secret[:10]}{{}}; sleep 900; : $x' & echo $!".replace("{}", secret[10:])
-    return int(one_guest.run(start).split()[0])
+    """A process of the guest that has the secret in its memory, alone; it waits for another."""
+    own = f"x={secret}; : > /tmp/needle; sleep 900; : $x"
+    started = one_guest.run(
+        f"rm -f /tmp/needle; sh -c '{own}' >/dev/null 2>&1 & echo $!;"
+        "until [ -e /tmp/needle ] && grep -q '^State:.S' /proc/$!/status; do usleep 50000; done"
+    )
+    return int(started.split()[0])
 
 
 def test_of_one_process(one_guest: Guest, holder: int, secret: str) -> None:

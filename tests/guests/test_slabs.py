@@ -58,11 +58,13 @@ def test_every_cache(linux: LinuxGuest, guest: Guest) -> None:
 def test_a_guest_that_runs(linux: LinuxGuest, guest: Guest) -> None:
     """Nothing is paused: what rests is equal, and nothing is taken for damage."""
     guest.run("cd /tmp; touch slabs; (while test -e slabs; do cp slabs s2; rm s2; done) & true")
-    for _ in range(3):
-        theirs, mine = slabinfo(guest), our_slabinfo(linux)
-        assert list(mine) == list(theirs)
-        for name, value in theirs.items():
-            still = name.endswith(("objsize", "perslab"))
-            assert abs(mine[name] - value) <= (0 if still else SLACK), name
-    guest.run("rm /tmp/slabs")
+    try:
+        for _ in range(3):
+            theirs, mine = slabinfo(guest), our_slabinfo(linux)
+            assert list(mine) == list(theirs)
+            for name, value in theirs.items():
+                still = name.endswith(("objsize", "perslab"))
+                assert abs(mine[name] - value) <= (0 if still else SLACK), name
+    finally:
+        guest.run("rm /tmp/slabs")
     assert linux.take_problems() == []

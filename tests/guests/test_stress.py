@@ -31,12 +31,14 @@ pytestmark = pytest.mark.once_a_kernel(pti=False)
 #: How long the tables are read, and what one of them may take on a busy machine.
 SECONDS = float(os.environ.get("STRESS_SECONDS", "6"))
 PATIENCE = 30.0
+#: As many rows of ps are read in any case.
+_ROWS = 300
 _KERNELS = os.environ.get("STRESS_KERNELS", "5.10 6.12").split()
 _START = """
-rm -rf /tmp/stress; echo 3000 > /proc/sys/kernel/pid_max
+rm -rf /tmp/stress /tmp/stress.out; echo 3000 > /proc/sys/kernel/pid_max
 ifconfig lo up
 /tmp/stress-program </dev/null >/tmp/stress.out 2>&1 &
-for i in $(seq 200); do [ -s /tmp/stress.out ] && break; usleep 50000; done
+until [ -s /tmp/stress.out ]; do usleep 50000; done
 """
 _STOP = """
 rm -f /tmp/stress/run
@@ -110,7 +112,6 @@ def test_nothing_is_invented(linux: LinuxGuest, guest: Guest) -> None:
     print(seen.rows, {name: round(took, 2) for name, took in seen.slowest.items()})
     print(Counter(re.sub(r"\d+", "N", problem.what) for problem in linux.take_problems()))
     assert "\n".join(found + seen.wrong) == ""
-    assert seen.rows["ps"] > 300
     assert max(seen.slowest.values()) < PATIENCE
 
 
@@ -124,7 +125,7 @@ def _look(linux: LinuxGuest) -> Seen:
     chance = random.Random(7)
     mine: list[int] = []
     end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
+    while time.monotonic() < end or seen.rows["ps"] <= _ROWS:
         rows = _timed(seen, "ps", linux.processes)
         mine = [row.pid for row in rows if row.name in _WORKERS or row.name.startswith(b"s")]
         there = {row.pid for row in rows}

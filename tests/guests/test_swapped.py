@@ -12,17 +12,17 @@ from .lab.truth import Stat
 _ARG_START, _ENV_START = 48, 50
 
 _START = """
-dd if=/dev/zero of=/tmp/swapped.area bs=1M count=8 2>/dev/null
+rm -f /tmp/swapped.out; dd if=/dev/zero of=/tmp/swapped.area bs=1M count=8 2>/dev/null
 losetup /dev/loop6 /tmp/swapped.area; mkswap /dev/loop6 >/dev/null; swapon /dev/loop6
 /tmp/swapped </dev/null >/tmp/swapped.out 2>/tmp/swapped.log &
-for i in $(seq 200); do [ $(wc -l < /tmp/swapped.out) = 3 ] && break; usleep 50000; done
+until [ $(cat /tmp/swapped.out | wc -l) = 3 ]; do usleep 50000; done
 cat /tmp/swapped.log >&2; cat /tmp/swapped.out
 """
 
 
 def test_what_is_in_memory_is_shown_and_the_rest_said(linux: LinuxGuest, guest: Guest) -> None:
     guest.install("swapped", "/tmp/swapped")
-    answer = guest.execute(_START)
+    answer = guest.execute(_START, 120)
     pid, start, end, pages, low, high, env_pages = map(int, answer.stdout.split())
     assert pages == (end - start) // 4096 >= 2, answer
     assert env_pages == (high - low) // 4096 >= 2, answer
