@@ -11,6 +11,7 @@ import pytest
 from virtintrospect.guests.linux.guest import LinuxGuest
 
 from .lab.guest import Guest
+from .test_counters import paused
 
 #: What the tables read does not depend on page tables or on how the host holds RAM.
 pytestmark = pytest.mark.once_a_kernel(pti=False)
@@ -73,10 +74,14 @@ def test_owners(linux: LinuxGuest, busy: Guest) -> None:
     assert all(60_000 < (row.expires_in or 0) < 81_000 for row in rows)
 
 
-def test_wheel(linux: LinuxGuest) -> None:
-    """The guest does not list them: functions must be some, and times in the future."""
-    pids = {process.pid for process in linux.processes(threads=True)}
-    rows = [row for row in linux.timers() if row.kind == "wheel"]
+def test_wheel(linux: LinuxGuest, busy: Guest) -> None:
+    """The guest does not list them: functions must be some, and times in the future.
+
+    It is paused, so that none is moved while we read, from where we were to where we will be.
+    """
+    with paused(busy):
+        pids = {process.pid for process in linux.processes(threads=True)}
+        rows = [row for row in linux.timers() if row.kind == "wheel"]
     linux.take_problems()
     assert len(rows) > 5
     assert len({row.address for row in rows}) == len(rows)
