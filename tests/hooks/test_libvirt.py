@@ -21,7 +21,18 @@ import pytest
 from tests.guests.lab.private import PATIENCE, Private
 from virtintrospect.plugin import source
 
-PROGRAM = str(Path(sys.executable).with_name("virt-introspect"))
+from .script import patient
+
+#: The command; the hook that it installs has more time to tell than it has in use.
+PROGRAM = (sys.executable, "-c", """
+import sys
+from tests.hooks.script import patient
+from virtintrospect.cli.main import run
+from virtintrospect.plugin import source
+text = patient(source.shipped())
+source.shipped = lambda: text
+sys.exit(run(sys.argv[1:]))
+""")  # fmt: skip
 
 
 class Host:
@@ -36,8 +47,8 @@ class Host:
         """``virt-introspect hooks COMMAND`` as on this libvirtd's host."""
         folders = [f"--run-dir={self.run}", f"--spool-dir={self.spool}"]
         done = self.private.run(
-            PROGRAM, "hooks", command, "-o", "json", *folders, *options,
-            capture_output=True, text=True, timeout=60, check=False,
+            *PROGRAM, "hooks", command, "-o", "json", *folders, *options,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
         found = json.loads(done.stdout)
@@ -217,7 +228,8 @@ def test_hook_that_libvirt_does_not_know_of(host: Host) -> None:
     """One put there by hand is found out, and libvirtd reloaded; an update needs no reload."""
     path = host.private.hooks / "qemu.d/50-virtintrospect"
     path.parent.mkdir()
-    path.write_bytes(source.with_places(source.shipped(), source.Places(host.run, host.spool)))
+    text = patient(source.shipped())
+    path.write_bytes(source.with_places(text, source.Places(host.run, host.spool)))
     path.chmod(0o755)
     (status,) = host.hooks("status", code=6)
     assert (status["state"], status["seen"]) == ("installed", False)
