@@ -26,7 +26,7 @@ COMMAND = Path(sys.executable).with_name("virt-introspect")
 
 def ended(process: subprocess.Popen[str], folder: Path) -> tuple[int, str]:
     process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=30)
+    _, complaint = process.communicate(timeout=120)
     assert not os.path.ismount(folder)
     return process.returncode, complaint
 
@@ -37,7 +37,7 @@ def mounted(one_guest: Guest, tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     command = [str(COMMAND), "mount", one_guest.name, str(folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not os.path.ismount(folder):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,11 @@ def sshd(tmp_path: Path) -> Iterator[str]:
         "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n"
     )
     server = subprocess.Popen([program, "-D", "-e", "-f", str(config)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not _listens(port):
+        assert server.poll() is None, server.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     uri = (
         f"qemu+ssh://root@127.0.0.2:{port}/system"
         f"?keyfile={tmp_path}/user&no_verify=1&no_tty=1&known_hosts={tmp_path}/known"
@@ -249,12 +255,18 @@ def sshd(tmp_path: Path) -> Iterator[str]:
         yield uri
     finally:
         server.terminate()
-        server.communicate(timeout=20)
+        server.communicate(timeout=60)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.2", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as listener:
         listener.bind(("127.0.0.2", 0))
         port: int = listener.getsockname()[1]
