@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -24,7 +26,10 @@ class Browser:
     def __init__(self, size: tuple[int, int] = (1400, 1000)) -> None:
         program = shutil.which("chromium")
         assert program is not None, "chromium is missing: make browser installs it"
-        self._profile = tempfile.TemporaryDirectory(prefix="vi-lab-chromium-")
+        # Its helpers may write there for a moment after it has ended.
+        self._profile = tempfile.TemporaryDirectory(
+            prefix="vi-lab-chromium-", ignore_cleanup_errors=True
+        )
         to_it, ours = os.pipe()
         its, from_it = os.pipe()[::-1]
         command = [
@@ -37,6 +42,7 @@ class Browser:
         self._process = subprocess.Popen(
             ["bash", "-c", script, "bash", *command], pass_fds=(to_it, its),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
         os.close(to_it)
         os.close(its)
@@ -90,6 +96,8 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._from.close()
         self._profile.cleanup()
 

@@ -125,8 +125,10 @@ def test_baseline_twice(fleet: Fleet) -> None:
 def test_audit_while_things_break(fleet: Fleet, tmp_path: Path) -> None:
     """A guest is stopped and a host goes silent while they are audited; the rest is found."""
     web = fleet.guests["web01"]
-    web.run("cp /bin/busybox /tmp/sleep; /tmp/sleep 100000 >/dev/null 2>&1 & sleep 1;"
-            " rm /tmp/sleep; nc -ll -p 4444 -e cat >/dev/null 2>&1 &")  # fmt: skip
+    web.run("cp /bin/busybox /tmp/sleep; /tmp/sleep 100000 >/dev/null 2>&1 &"
+            " until [ \"$(readlink /proc/$!/exe)\" = /tmp/sleep ]; do usleep 50000; done;"
+            " rm /tmp/sleep; nc -ll -p 4444 -e cat >/dev/null 2>&1 &"
+            " until grep -q :115C /proc/net/tcp /proc/net/tcp6; do usleep 50000; done")  # fmt: skip
     app = fleet.guests["app01"]
     stops = f"virsh -c qemu:///system destroy {app.name} >/dev/null"
     silent = fleet.hosts["hv3"]
