@@ -89,7 +89,8 @@ def test_map_and_full_scan(machine: str, mib: int, backing: str) -> None:
                 for paddr in range(region.start, region.end, MIB):
                     target.memory.read(paddr, min(MIB, region.end - paddr))
             after = guest.resident_kib(), guest.allocated_kib()
-        assert all(abs(a - b) < 1024 for a, b in zip(before, after, strict=True)), (before, after)
+        # It may be less: QEMU gives back what is its own when it likes.
+        assert all(b - a < 1024 for a, b in zip(before, after, strict=True)), (before, after)
         assert "tainted" not in Path(f"/var/log/libvirt/qemu/{guest.name}.log").read_text()
 
 
@@ -152,7 +153,7 @@ def test_the_dump_says_the_same(guest: SmallGuest, tmp_path: Path) -> None:
 
 
 def _read_until_gone(memory: PhysicalMemory, at: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         memory.read(at, 8)
         memory.gather([at, at + 8], 8)
@@ -309,4 +310,4 @@ def _reads_without_growing(backing: str) -> None:
         guest.handle.suspend()
         before = guest.resident_kib()
         sweep(target.memory)
-        assert abs(guest.resident_kib() - before) < 1024
+        assert guest.resident_kib() - before < 1024

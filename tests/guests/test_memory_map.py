@@ -55,7 +55,7 @@ class BareQemu:
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.socket = socket.socket(socket.AF_UNIX)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             try:
                 self.socket.connect(str(path))
