@@ -15,7 +15,7 @@ echo content > /tmp/lower/file
 insmod /tmp/overlay.ko
 mount -t overlay over /tmp/over -o lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work
 /tmp/holder </dev/null >/dev/null 2>/tmp/holder.log &
-for i in $(seq 200); do [ -e /tmp/holder.pids ] && break; usleep 50000; done
+for i in $(seq 1200); do [ -e /tmp/holder.pids ] && break; usleep 50000; done
 cat /tmp/holder.pids
 """
 

@@ -30,7 +30,7 @@ _INIT = f"""#!/bin/busybox sh
 mount -t proc proc /proc; mount -t devtmpfs dev /dev
 cat /proc/iomem
 env -i {PATTERN.decode()} sleep 1000000 &
-sleep 1
+until grep -q '(sleep) S' /proc/$!/stat; do usleep 20000; done
 environment=$(cut -d' ' -f50 /proc/$!/stat)
 echo PATTERN $environment $(dd if=/proc/$!/pagemap bs=8 skip=$((environment / 4096)) count=1 \
   2>/dev/null | hexdump -v -e '8/1 "%02x"')

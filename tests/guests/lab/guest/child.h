@@ -28,7 +28,8 @@ static inline void rest(void)
 
 /*
  * Start a process called name that runs body and then sleeps for ever. Returns when it is
- * ready: at ready(), at the end of body, or at its exit.
+ * ready: at ready(), at the end of body, or at its exit. On a busy machine that takes its time, and
+ * a guest that answers before all are in place is no guest to look at.
  */
 static inline pid_t spawn(const char *name, void (*body)(void))
 {
@@ -54,7 +55,7 @@ static inline pid_t spawn(const char *name, void (*body)(void))
 	}
 	close(ends[1]);
 	answer.fd = ends[0];
-	if (pid < 0 || poll(&answer, 1, 10000) != 1)
+	if (pid < 0 || poll(&answer, 1, 300000) != 1)
 		fprintf(stderr, "lab: %s does not get ready: %m\n", name);
 	close(ends[0]);
 	return pid;

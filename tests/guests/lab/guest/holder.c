@@ -195,7 +195,7 @@ static pid_t start(void (*body)(void))
 	}
 	close(ends[1]);
 	answer.fd = ends[0];
-	poll(&answer, 1, 10000);
+	poll(&answer, 1, 300000);
 	close(ends[0]);
 	return pid;
 }

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 static void copy_program(const char *path)
 {
@@ -115,14 +116,21 @@ static void in_odd_group(void)
 
 static void in_removed_group(void)
 {
+	siginfo_t info;
+	pid_t pid;
+
 	/* its zombie child stays in a group that can be removed all the same: "(deleted)" */
 	TRY(mkdir("/sys/fs/cgroup/brief", 0755));
 	join_group("/sys/fs/cgroup/brief");
-	if (fork() == 0)
+	pid = fork();
+	if (pid == 0)
 		_exit(0);
-	usleep(50000);
+	TRY(waitid(P_PID, pid, &info, WEXITED | WNOWAIT));
 	join_group("/sys/fs/cgroup");
-	TRY(rmdir("/sys/fs/cgroup/brief"));
+	/* who has ended may leave the group only when its CPU goes on to another */
+	for (int i = 0; i < 5000 && rmdir("/sys/fs/cgroup/brief"); i++)
+		usleep(2000);
+	TRY(access("/sys/fs/cgroup/brief", F_OK) ? 0 : -1);
 }
 
 static void container_init(void)
