@@ -13,6 +13,9 @@ from pathlib import Path
 
 from .truth import Snapshot
 
+#: The end of an answer: a record without a name, status and data.
+_END = bytes(16)
+
 
 class GuestError(Exception):
     """The guest did not do as it was told; the text has the end of its console."""
@@ -46,6 +49,8 @@ class Channel:
         self._path = path
         self._socket: socket.socket | None = None
         self._buffer = b""
+        #: A question was given up: its answer may come after the connection was opened anew.
+        self._owed = False
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the guest has booted, its workload is in place, and it answers."""
@@ -55,7 +60,7 @@ class Channel:
         """Open the channel now instead of at the first question."""
         self._connected(time.monotonic() + timeout)
 
-    def run(self, command: str, timeout: float = 30, *, check: bool = True) -> bytes:
+    def run(self, command: str, timeout: float = 120, *, check: bool = True) -> bytes:
         """Run a shell command in the guest; its standard output, byte for byte.
 
         :raises GuestError: it failed (unless ``check`` is false) or took too long.
@@ -65,7 +70,7 @@ class Channel:
             raise GuestError(f"{command!r}: status {answer.status}: {answer.stderr!r}")
         return answer.stdout
 
-    def execute(self, command: str, timeout: float = 30) -> Answer:
+    def execute(self, command: str, timeout: float = 120) -> Answer:
         """As :meth:`run`, with everything that came back."""
         payload = struct.pack("<I", int(timeout) or 1) + command.encode()
         got = {name: (status, data) for name, status, data in self._ask("R", payload, timeout + 20)}
@@ -99,13 +104,32 @@ class Channel:
     def _ask(self, op: str, payload: bytes, timeout: float) -> list[tuple[bytes, int, bytes]]:
         deadline = time.monotonic() + timeout
         try:
-            channel = self._connected(deadline)
-            channel.settimeout(max(0.1, deadline - time.monotonic()))
-            channel.sendall(op.encode() + struct.pack("<I", len(payload)) + payload)
+            if self._owed:
+                self._settle(deadline)
+            self._send(op, payload, deadline)
             return list(self._records(deadline))
-        except OSError as error:
+        except BaseException as error:  # a test's time limit, too, ends in the middle of an answer
             self.disconnect()
+            self._owed = True
+            if not isinstance(error, OSError):
+                raise
             raise GuestError(f"{self.name} does not answer: {error!r}\n{self._tail()}") from error
+
+    def _send(self, op: str, payload: bytes, deadline: float) -> None:
+        channel = self._connected(deadline)
+        channel.settimeout(max(0.1, deadline - time.monotonic()))
+        channel.sendall(op.encode() + struct.pack("<I", len(payload)) + payload)
+
+    def _settle(self, deadline: float) -> None:
+        """Drop what comes late, up to the answer to a question that nobody asked before."""
+        word = os.urandom(16)
+        self._send("H", word, deadline)
+        came = b""
+        while word + _END not in came:
+            came = came[-len(word + _END) :] + self._exactly(1, deadline) + self._buffer
+            self._buffer = b""
+        self._buffer = came.partition(word + _END)[2]
+        self._owed = False
 
     def _records(self, deadline: float) -> Iterator[tuple[bytes, int, bytes]]:
         while True:

@@ -6,7 +6,7 @@
  * u32 name length, name, u32 status (an errno, or an exit status), u64 data length, data;
  * a record with an empty name ends the answer. All integers little-endian.
  *
- *   'H'  hello
+ *   'H'  hello: what was sent comes back       → "hello", where anything was sent
  *   'R'  u32 seconds, shell command          → "stdout", "stderr", "status"
  *   'P'  u32 mode, path, NUL, content        → "put"
  *   'G'  path                                → that path
@@ -355,6 +355,10 @@ int main(void)
 		receive(payload, size);
 		payload[size] = 0;
 		switch (op) {
+		case 'H':
+			if (size)
+				record("hello", 0, payload, size);
+			break;
 		case 'R': run(payload); break;
 		case 'P': put(payload, size); break;
 		case 'G': send_file(payload); break;
