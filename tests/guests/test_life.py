@@ -35,7 +35,7 @@ PROGRAM = str(Path(sys.executable).with_name("virt-introspect"))
 def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run ``virt-introspect``; its exit code must be ``code``."""
     done = subprocess.run(
-        [PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [PROGRAM, *arguments], capture_output=True, text=True, timeout=140, check=False
     )
     assert "Traceback" not in done.stderr
     assert done.returncode == code, done.stderr
@@ -80,8 +80,7 @@ def test_session_survives_a_reboot(boot: Callable[[Config], Guest]) -> None:
         first = session.guest
         assert len(first.processes()) > 20
         guest.run("(sleep 1; reboot -f) </dev/null >/dev/null 2>&1 &")
-        time.sleep(3)  # so that the question goes to the new kernel, not to the dying one
-        guest.wait_ready()
+        guest.wait_rebooted()
         second = _again(session, first)
         before = guest.snapshot()
         ours = second.processes()
@@ -89,7 +88,7 @@ def test_session_survives_a_reboot(boot: Callable[[Config], Guest]) -> None:
 
 
 def _again(session: Session, first: object) -> Any:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             guest = session.guest

@@ -197,8 +197,9 @@ def sweep(connection: Any) -> list[str]:
         nested = re.match(rf"{PREFIX}nested-(\d+)-", folder.name)
         if nested and start_time(int(nested[1])):
             continue
-        if folder.name not in known and time.time() - folder.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # somebody else's, ended just now
+            if folder.name not in known and time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
     for domain in connection.listAllDomains(0):
         name = domain.name()
         if not name.startswith(PREFIX):

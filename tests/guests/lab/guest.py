@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ __all__ = ["Answer", "Guest", "GuestError"]
 
 #: Seconds within which a guest must have booted, on a loaded machine without KVM; of another
 #: architecture, which is emulated everywhere, and costs more.
-BOOT_PATIENCE, FOREIGN_PATIENCE = 120.0, 280.0
+BOOT_PATIENCE, FOREIGN_PATIENCE = 180.0, 280.0
 
 _SOCKET = re.compile(
     rf"<source mode='bind' path='([^']+)'/>\s*<target type='virtio' name='{re.escape(CHANNEL)}'"
@@ -97,6 +98,23 @@ class Guest(Channel):
         """The live domain XML."""
         xml: str = self.domain.XMLDesc(0)
         return xml
+
+    @property
+    def destroyed(self) -> bool:
+        """Whether :meth:`destroy` has ended it."""
+        return self._connection is None
+
+    def wait_rebooted(self, boots: int = 2, timeout: float = BOOT_PATIENCE) -> None:
+        """Wait until the same QEMU has booted so often, then as :meth:`wait_ready`.
+
+        A question that comes to the kernel that is about to end is never answered.
+        """
+        deadline = time.monotonic() + timeout
+        while self.console.read_bytes().count(b"lab: ready") < boots:
+            if time.monotonic() > deadline:
+                raise GuestError(f"{self.name} does not reboot\n{self._tail()}")
+            time.sleep(0.1)
+        self.wait_ready()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the guest has booted, its workload is in place, and it answers."""

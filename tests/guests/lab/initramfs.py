@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -125,7 +126,8 @@ def store(kind: str, content: bytes) -> Path:
     path = cache() / "built" / f"{kind}-{hashlib.sha256(content).hexdigest()[:20]}"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        # Threads of one process make it at the same time, too.
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         fresh.write_bytes(content)
         fresh.chmod(0o644)
         fresh.rename(path)

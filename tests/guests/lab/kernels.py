@@ -243,7 +243,7 @@ def loose_module(name: str, module: str) -> bytes:
     :raises FileNotFoundError: the package has no such module.
     """
     source = KERNELS[name]
-    for package in apt.download(source.suite, [source.image, source.modules], source.architecture):
+    for package in _packages(name):
         # The lock: another process may be about to fetch the package anew.
         with locked(apt.lock_name(source.suite, source.architecture)):
             unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
@@ -256,6 +256,20 @@ def loose_module(name: str, module: str) -> bytes:
         if found:
             return lzma.decompress(found) if found.startswith(b"\xfd7zXZ") else found
     raise FileNotFoundError(f"{name}: no module {module}")
+
+
+def _packages(name: str) -> list[Path]:
+    """Those that a kernel was unpacked from; fetched anew when they are there no longer.
+
+    Debian may have a newer one meanwhile, whose modules that kernel does not take.
+    """
+    source = KERNELS[name]
+    kernel(name)
+    about = json.loads((cache() / "kernels" / name / "kernel.json").read_text())
+    packages = [cache() / "packages" / package for package in about["packages"]]
+    if all(package.exists() for package in packages):
+        return packages
+    return apt.download(source.suite, [source.image, source.modules], source.architecture)
 
 
 def _wanted(target: Path) -> list[str] | None:
@@ -338,7 +352,8 @@ def _depends(content: bytes) -> list[str]:
 
 
 def main() -> None:
-    """Fetch every kernel that the tests use, and runc, so that no test waits for a download."""
+    """Fetch what the tests use, and compile, so that no test waits for it."""
+    from .planted import KERNELS_OF_IT, planted
     from .runc import runc
 
     for name in KERNELS:
@@ -346,6 +361,11 @@ def main() -> None:
             print(f"kernel {name}: {kernel(name).release}", flush=True)
         except apt.NoSuchPackageError as error:
             print(f"kernel {name}: {error}; its tests will be skipped", flush=True)
+    for name in KERNELS_OF_IT:
+        try:
+            planted(name)
+        except apt.NoSuchPackageError as error:
+            print(f"a module for kernel {name}: {error}; its test will be skipped", flush=True)
     try:
         runc()
     except apt.NoSuchPackageError as error:

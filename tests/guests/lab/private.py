@@ -62,6 +62,12 @@ def sweep() -> None:
                 _clear(owner.parent)
 
 
+def _copy_if_there(source: str, target: str) -> None:
+    """Copy a file that its daemon may replace or remove at any time."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+
+
 def _clear(folder: Path) -> None:
     """Kill the processes that have their PID files in a private folder, and remove it."""
     for path in [*folder.glob("*.pid"), *folder.glob("run/qemu/*.pid")]:
@@ -193,7 +199,8 @@ class Private:
         # Without it the first look at QEMU's capabilities takes a minute.
         known = Path("/var/cache/libvirt")
         if (known / "qemu/capabilities").is_dir():
-            shutil.copytree(known, self.folder / "cache", dirs_exist_ok=True)
+            ours = self.folder / "cache"
+            shutil.copytree(known, ours, dirs_exist_ok=True, copy_function=_copy_if_there)
 
     def enter(self) -> list[str]:
         """The words in front of a command that is to see the private folders."""
