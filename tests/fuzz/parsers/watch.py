@@ -10,7 +10,7 @@ from tests.fuzz.parsers.target import Target
 from virtintrospect.cli.escape import printable
 from virtintrospect.errors import VirtIntrospectError
 
-#: Seconds of the processor for one input; inputs have some 100 KiB at most.
+#: Seconds of CPU time for one input; inputs have some 100 KiB at most.
 SECONDS = 5.0
 #: Bytes by which the process may grow meanwhile.
 GROWTH = 256 << 20
