@@ -33,7 +33,7 @@ _SETUP = """
 ip link set lo up; cd /tmp; mkdir -p fs; mount -t tmpfs -o size=1m,noexec small fs
 nc -l -p 8080 </dev/null >/dev/null 2>&1 &
 sleep 3000 < /etc/passwd > /tmp/fs/out 2>/dev/null & echo $!
-for i in 1 2 3 4 5 6 7 8 9; do netstat -ltn 2>/dev/null | grep -q :8080 && break; sleep 1; done
+until netstat -ltn 2>/dev/null | grep -q :8080; do usleep 100000; done
 """
 
 

@@ -64,7 +64,7 @@ def state(guest: Guest) -> str:
     return {1: "running", 3: "paused"}.get(guest.domain.state()[0], "?")
 
 
-def wait_running(guest: Guest, seconds: float = 20) -> None:
+def wait_running(guest: Guest, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while state(guest) != "running":
         assert time.monotonic() < deadline, f"{guest.name} is still {state(guest)}"
@@ -114,7 +114,8 @@ def test_a_process_sees_what_is_written(changeable: tuple[Guest, Access]) -> Non
     size = 6000
     pid = int(guest.run(f"X=$(head -c {size} /dev/zero | tr '\\0' a) sleep 1000 >&- & echo $!"))
     try:
-        status = guest.run(f"sleep 0.2; cat /proc/{pid}/stat")
+        stat = f"/proc/{pid}/stat"  # when it is the program
+        status = guest.run(f"until grep -q '(sleep) S' {stat}; do usleep 50000; done; cat {stat}")
         place = int(status.split()[49])  # env_start, proc(5)
         environment = guest.get(f"/proc/{pid}/environ")
         at = environment.index(b"X=aaa") + 2
@@ -208,8 +209,8 @@ def test_the_guest_stands_still(one_guest: Guest) -> None:
     """Its clock does, as it says itself, and so do its jiffies."""
     with opened(one_guest, Access()) as session:
         jiffies = session.symbols.address("jiffies_64")
-        uptime = float(one_guest.run("cat /proc/uptime").split()[0])
         started = time.monotonic()
+        uptime = float(one_guest.run("cat /proc/uptime").split()[0])
         with session.paused() as pause:
             assert state(one_guest) == "paused"
             first = session.kernel.read_u64(jiffies)
@@ -219,7 +220,7 @@ def test_the_guest_stands_still(one_guest: Guest) -> None:
         assert state(one_guest) == "running"
         assert pause.seconds >= 1.5
         passed = float(one_guest.run("cat /proc/uptime").split()[0]) - uptime
-        assert passed < time.monotonic() - started - 1.2
+        assert passed < time.monotonic() - started - 1.4
         assert session.kernel.read_u64(jiffies) > first
         with pytest.raises(ZeroDivisionError), session.paused():
             _ = 1 / 0
@@ -263,7 +264,7 @@ def test_the_guest_goes_on_when_we_die(ours: Guest, transport: str, number: sign
         assert process.stdout.readline() == b"paused\n"
         assert state(ours) == "paused"
         process.send_signal(number)
-        process.wait(10)
+        process.wait(60)
         wait_running(ours)
         assert ours.run("echo alive") == b"alive\n"
         if transport:
@@ -494,7 +495,7 @@ def test_registers_of_every_architecture(
     arguments += ["-qmp", f"unix:{path},server=on,wait=off"]
     with subprocess.Popen([program, *machine, *arguments]) as qemu:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while not path.is_socket() and time.monotonic() < deadline:
                 time.sleep(0.02)
             with SocketMonitor(str(path)) as monitor:

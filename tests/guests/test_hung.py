@@ -29,15 +29,16 @@ def hanging(guest: Guest) -> Iterator[Guest]:
     guest.run(
         "cd /tmp/frozen; touch file; ln -s /tmp/go file.go; rm -f /tmp/go;"
         "/tmp/hang write /tmp/frozen/file </dev/null >/dev/null 2>&1 &"
-        " sleep 1; /tmp/hang freeze /tmp/frozen; touch /tmp/go;"
-        "(mkdir /tmp/frozen/made </dev/null >/dev/null 2>&1 &) ; sleep 3",
-        60,
+        " until ls -l /proc/$!/fd | grep -q /tmp/frozen/file; do usleep 50000; done;"
+        "/tmp/hang freeze /tmp/frozen; touch /tmp/go;"
+        "(mkdir /tmp/frozen/made </dev/null >/dev/null 2>&1 &) ;"
+        "until [ $(cat /proc/[0-9]*/stat 2>/dev/null | grep -c -E '[(](hang|mkdir)[)] D') = 3 ];"
+        "do usleep 100000; done; sleep 2"
     )
     yield guest
     guest.run(
-        "/tmp/hang thaw /tmp/frozen; sleep 1; umount /tmp/frozen; losetup -d /dev/loop1;"
-        "rm /tmp/disk",
-        60,
+        "/tmp/hang thaw /tmp/frozen; until umount /tmp/frozen 2>/dev/null; do usleep 100000; done;"
+        "losetup -d /dev/loop1; rm /tmp/disk"
     )
 
 
@@ -127,14 +128,13 @@ def test_a_task_that_keeps_its_cpu(boot: Callable[[Config], Guest]) -> None:
     """A real-time loop: its guest answers to nobody meanwhile."""
     guest = boot(Config("6.1"))
     guest.install("hang", "/tmp/hang")
-    guest.run(
-        "echo -1 > /proc/sys/kernel/sched_rt_runtime_us;"
-        "(sleep 1; exec /tmp/hang spin 12) </dev/null >/dev/null 2>&1 &"
-    )
-    guest.run("sleep 0.5")
     with open_session(guest.name) as session:
         linux = session.guest
         assert isinstance(linux, LinuxGuest)
+        guest.run(
+            "echo -1 > /proc/sys/kernel/sched_rt_runtime_us;"
+            "(sleep 3; exec /tmp/hang spin 14) </dev/null >/dev/null 2>&1 &"
+        )
         found = wait_for_the_loop(linux)
         # It is gone before the guest answers again.
         guest.run("sleep 1", 120)

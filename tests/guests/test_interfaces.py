@@ -50,7 +50,9 @@ ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ping -c 3 -s 1000 -W 2 1
 brctl addbr %s
 unshare -n sleep 100000 >/dev/null 2>&1 & first=$!
 unshare -n sleep 100000 >/dev/null 2>&1 & second=$!
-usleep 500000
+here=$(readlink /proc/1/ns/net)
+for pid in $first $second; do
+    while [ "$(readlink /proc/$pid/ns/net)" = "$here" ]; do usleep 50000; done; done
 ip link add type veth; ip link set veth1 netns $first; ip link set veth0 up
 nsenter -t $first -n ip link set veth1 up; nsenter -t $first -n ip addr add 10.7.0.1/16 dev veth1
 nsenter -t $first -n ip link set lo up
@@ -95,7 +97,7 @@ def busy(guest: Guest) -> Iterator[Guest]:
     name = ODD.decode("latin-1").replace("'", "'\\''")
     netlink.install(guest)
     guest.put("/tmp/setup.sh", (_SETUP % f"'{name}'").encode("latin-1"))
-    guest.run("sh /tmp/setup.sh", timeout=60, check=False)
+    guest.run("sh /tmp/setup.sh", timeout=150, check=False)
     yield guest
     guest.run("kill $(cut -d' ' -f2- /tmp/namespaces); ip link del veth0", check=False)
     guest.run("ip addr flush dev eth0; rmmod virtio_net", check=False)

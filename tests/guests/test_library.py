@@ -37,7 +37,10 @@ def image(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     path = tmp_path_factory.mktemp("library") / "guest.core"
     guest = lab.guest(matrix.DEFAULT)
-    guest.run("nc -l -p 8089 </dev/null >/dev/null 2>&1 &")  # for the example of who listens
+    guest.run(  # for the example of who listens
+        "nc -l -p 8089 </dev/null >/dev/null 2>&1 &"
+        "until netstat -ltn 2>/dev/null | grep -q :8089; do usleep 100000; done"
+    )
     guest.domain.coreDumpWithFormat(str(path), 0, 0x10)
     yield path
     path.unlink()
@@ -94,7 +97,7 @@ def test_example(
             with virtintrospect.open(target) as guest:
                 shown = str(guest.symbols.address("linux_banner"))
         command = [sys.executable, str(path), target, *shlex.split(shown)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
 
