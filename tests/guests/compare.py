@@ -132,9 +132,15 @@ def _state(subject: str, mine: Process, first: Task, last: Task) -> list[str]:
     states = {first.stat.state, last.stat.state}
     if len(states) > 1 or mine.state in states:
         return []
-    if mine.state in "RS" and states <= set("RSID"):
-        return []  # it ran just then
+    # It ran just then, or waited for something else.
+    if mine.state in ("RSDI" if _has_run(first, last) else "RS") and states <= set("RSID"):
+        return []
     return [f"{subject}: state is {mine.state}, the guest says {first.stat.state}"]
+
+
+def _has_run(first: Task, last: Task) -> bool:
+    names = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+    return any(first.status[name] != last.status[name] for name in names)
 
 
 def _name(subject: str, mine: Process, first: Task, last: Task) -> list[str]:
