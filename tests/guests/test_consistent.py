@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,11 +39,13 @@ def command(*arguments: str | Path) -> tuple[object, str]:
 
 @pytest.mark.parametrize("table", ["ps", "modules", "files", "memory", "guestinfo", "info"])
 def test_how_long_is_told(busy: Guest, table: str) -> None:
+    start = time.monotonic()
     found, said = command(table, busy.name, "--snapshot")
+    took = time.monotonic() - start
     assert found
     match = re.match(r"the guest stood still for (\d+\.\d) ms\n", said)
     assert match, said
-    assert 0 < float(match[1]) < 2000
+    assert 0 < float(match[1]) < took * 1000
     assert busy.domain.state()[0] == 1  # it runs again
     assert "tainted" not in busy.log
 
@@ -59,7 +62,9 @@ def test_two_reads_in_one_pause_agree(busy: Guest) -> None:
         first, second, processes, again = at_one_moment(session, twice).found
         assert first == second
         assert processes == again
-        assert any(guest.cpu() != first for _ in range(100))
+        deadline = time.monotonic() + 60
+        while guest.cpu() == first:
+            assert time.monotonic() < deadline
 
 
 def test_dump_of_one_moment(busy: Guest, tmp_path: Path) -> None:
