@@ -389,8 +389,9 @@ def comes_to(guest: Guest, mib: int) -> bool:
 
 def settled(guest: Guest) -> int:
     """What the balloon leaves the guest once it no longer moves, MiB."""
+    end = time.monotonic() + 60
     before, now = -1, guest.domain.memoryStats()["actual"]
-    while now != before:
+    while now != before and time.monotonic() < end:
         time.sleep(0.5)
         before, now = now, guest.domain.memoryStats()["actual"]
     return int(now) >> 10

@@ -243,33 +243,42 @@ def loose_module(name: str, module: str) -> bytes:
     :raises FileNotFoundError: the package has no such module.
     """
     source = KERNELS[name]
-    for package in _packages(name):
+    if kept := _kept(name):
+        found = _member(kept, module)
+    else:
+        packages = apt.download(source.suite, [source.image, source.modules], source.architecture)
         # The lock: another process may be about to fetch the package anew.
         with locked(apt.lock_name(source.suite, source.architecture)):
-            unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
-            with subprocess.Popen(unpack, stdout=subprocess.PIPE) as process:
-                names = [f"*/{module}.ko", f"*/{module}.ko.xz"]
-                found = subprocess.run(
-                    ["tar", "-xO", "--wildcards", *names],
-                    stdin=process.stdout, capture_output=True, check=False,
-                ).stdout  # fmt: skip
-        if found:
-            return lzma.decompress(found) if found.startswith(b"\xfd7zXZ") else found
-    raise FileNotFoundError(f"{name}: no module {module}")
+            found = _member(packages, module)
+    if not found:
+        raise FileNotFoundError(f"{name}: no module {module}")
+    return found
 
 
-def _packages(name: str) -> list[Path]:
-    """Those that a kernel was unpacked from; fetched anew when they are there no longer.
+def _kept(name: str) -> list[Path]:
+    """The packages that a kernel was unpacked from, where they are still there.
 
     Debian may have a newer one meanwhile, whose modules that kernel does not take.
     """
-    source = KERNELS[name]
     kernel(name)
     about = json.loads((cache() / "kernels" / name / "kernel.json").read_text())
     packages = [cache() / "packages" / package for package in about["packages"]]
-    if all(package.exists() for package in packages):
-        return packages
-    return apt.download(source.suite, [source.image, source.modules], source.architecture)
+    return packages if all(package.exists() for package in packages) else []
+
+
+def _member(packages: list[Path], module: str) -> bytes:
+    """A module's .ko out of one of these packages; empty where none has it."""
+    for package in packages:
+        unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
+        with subprocess.Popen(unpack, stdout=subprocess.PIPE) as process:
+            names = [f"*/{module}.ko", f"*/{module}.ko.xz"]
+            found = subprocess.run(
+                ["tar", "-xO", "--wildcards", *names],
+                stdin=process.stdout, capture_output=True, check=False,
+            ).stdout  # fmt: skip
+        if found:
+            return lzma.decompress(found) if found.startswith(b"\xfd7zXZ") else found
+    return b""
 
 
 def _wanted(target: Path) -> list[str] | None:
