@@ -535,7 +535,9 @@ def test_a_host_that_is_short_governs_itself(ballooned: Guest, tmp_path: Path) -
 
         shrunk = given()
         tried = []
-        for spared in (12, 12, 14, 16):  # a busy machine's guest may need a little more to live
+        # The kernel finds some more when it has to, and then the guest is not short; or it kills
+        # the program, and then it was too much.
+        for spared in (12, 8, 4, 0, 14, 16):
             wanted = available(ballooned) - spared
             try:
                 with load(ballooned, "touch", str(wanted)):
