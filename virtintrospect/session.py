@@ -25,7 +25,7 @@ from virtintrospect.driver import (
 )
 from virtintrospect.errors import (
     GuestNotRecognisedError,
-    MemoryAccessError,
+    TargetGoneError,
     UsageError,
 )
 from virtintrospect.guests import identify
@@ -380,7 +380,7 @@ def open_domain(domain: Domain, store: Store | None = None, access: Access = REA
     if not domain.active:
         from shlex import quote
 
-        raise MemoryAccessError(
+        raise TargetGoneError(
             f"domain {domain.name!r} is {domain.state}: it has no memory to look at",
             hint=f"virsh -c {domain.uri} start {quote(domain.name)}",
         )

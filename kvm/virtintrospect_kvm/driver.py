@@ -227,8 +227,8 @@ class KvmDriver(Driver):
         :raises UsageError: the transport needs what is not allowed.
         :raises EncryptedMemoryError: a SEV, SEV-SNP or TDX guest.
         :raises AccessDeniedError: privileges are missing.
-        :raises TargetGoneError: the guest ended meanwhile.
-        :raises MemoryAccessError: it is shut off, is elsewhere, or has an unknown machine.
+        :raises TargetGoneError: it is shut off, or ended meanwhile.
+        :raises MemoryAccessError: it is elsewhere, or has an unknown machine.
         """
         if access.transport == PEEK:
             return open_peek(domain, access)

@@ -82,11 +82,11 @@ class QemuProcess:
         libvirt's PID file is asked first (``virPidFileReadPath``), in system and in session
         mode; without one every process whose command line carries the domain's UUID counts.
 
-        :raises MemoryAccessError: the domain is shut off, runs on another host, or no process
-            or several carry its UUID.
+        :raises TargetGoneError: the domain is shut off.
+        :raises NotHereError: it runs on another host, or no process or several carry its UUID.
         """
         if not domain.active:
-            raise MemoryAccessError(
+            raise TargetGoneError(
                 f"domain {domain.name!r} is {domain.state}: it has no memory",
                 hint=f"virsh -c {domain.uri} start {shlex.quote(domain.name)}",
             )

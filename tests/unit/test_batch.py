@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from virtintrospect.cli.kept import Kept
 from virtintrospect.cli.main import run
 
 NOWHERE = ["-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock"]
@@ -64,11 +65,11 @@ def test_a_domain_may_be_called_as_a_command_is(
 def test_a_mistake_of_ours_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     from virtintrospect.cli import batch, main
 
-    def broken(_words: list[str], **_options: Any) -> int:
+    def broken(_words: list[str], _settings: Any) -> int:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(main, "run", broken)
-    assert batch._answer(["list"])["rc"] == 1
+    assert batch._answer(["list"], Kept())["rc"] == 1
 
 
 @pytest.mark.parametrize("line", [{}, "ps", [1], [["ps"]], None])

@@ -26,6 +26,7 @@ from virtintrospect.insight import checks
 from virtintrospect.insight.checks import RULES, baseline, kernel
 from virtintrospect.insight.checks.allowed import allowed, read_allowed
 from virtintrospect.insight.checks.context import Context, Options
+from virtintrospect.insight.checks.probes import Ranges
 from virtintrospect.insight.checks.rule import Hit, Rule
 from virtintrospect.model.finding import SEVERITIES
 from virtintrospect.symbols import kernelimage
@@ -275,3 +276,9 @@ def test_kernel_image_with_headers_nowhere(tmp_path: Path) -> None:
     path.write_bytes(b"\x7fELF\x02\x01".ljust(32, b"\0") + b"\xff" * 32)
     with pytest.raises(UsageError, match="no kernel image"):
         kernelimage.load(path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12), st.integers(0, 64))
+def test_ranges(ranges: list[tuple[int, int]], address: int) -> None:
+    """As if each were compared: they may overlap, lie in each other, or be empty."""
+    assert (address in Ranges(ranges)) == any(a <= address < b for a, b in ranges)

@@ -62,17 +62,19 @@ def _from_daemon(settings: Settings, *, everything: bool) -> _Found | None:
         if row.get("session") == "detached":
             unknown.append((row["name"], "it is detached"))
         elif "id" in row and "os" not in row:
-            rows[index] = _completed(row, str(answer.get("uri")), unknown)
+            rows[index] = _completed(settings, row, str(answer.get("uri")), unknown)
     return rows, unknown
 
 
-def _completed(row: dict[str, Any], uri: str, unknown: list[tuple[str, str]]) -> dict[str, Any]:
+def _completed(
+    settings: Settings, row: dict[str, Any], uri: str, unknown: list[tuple[str, str]]
+) -> dict[str, Any]:
     from virtintrospect.errors import VirtIntrospectError
     from virtintrospect.host import connect
 
     try:
         with connect(uri) as host:
-            return _row(host.domain(row["uuid"]), unknown) | row
+            return _row(settings, host.domain(row["uuid"]), unknown) | row
     except VirtIntrospectError as error:
         unknown.append((row["name"], error.message))
         return row
@@ -85,20 +87,19 @@ def _from_libvirt(settings: Settings, *, everything: bool) -> _Found:
     unknown: list[tuple[str, str]] = []
     with connect(settings.uri) as host:
         domains = list(host.domains(active_only=not everything))
-    return [_row(domain, unknown) for domain in domains], unknown
+    return [_row(settings, domain, unknown) for domain in domains], unknown
 
 
-def _row(domain: Any, unknown: list[tuple[str, str]]) -> dict[str, Any]:
+def _row(settings: Settings, domain: Any, unknown: list[tuple[str, str]]) -> dict[str, Any]:
     """A domain's row; what could not be found out about its guest is left out, and noted."""
     from virtintrospect.errors import VirtIntrospectError
-    from virtintrospect.session import open_domain
 
     row = {"name": domain.name, "uuid": domain.uuid, "state": domain.state}
     if not domain.active:
         return row
     row["id"] = domain.id
     try:
-        with open_domain(domain) as session:
+        with settings.session_of(domain) as session:
             info = session.guest.info()
     except VirtIntrospectError as error:
         unknown.append((domain.name, error.message))

@@ -132,13 +132,12 @@ def main() -> None:
     os._exit(code)
 
 
-def run(arguments: list[str], *, batch: bool = False) -> int:
+def run(arguments: list[str], settings: Settings | None = None) -> int:
     """Run a command line and give its exit code.
 
-    :param batch: it is one of many, and must come to an end.
+    :param settings: of a command that is one of many, and must come to an end.
     """
-    settings = Settings()
-    settings.batch = batch
+    settings = settings or Settings()
     debug = "--debug" in arguments
     log_to_stderr(debug=debug)
     try:
@@ -149,7 +148,8 @@ def run(arguments: list[str], *, batch: bool = False) -> int:
     except click.Abort:
         return 130
     except VirtIntrospectError as error:
-        if debug and not batch:
+        settings.error = error
+        if debug and settings.kept is None:
             raise
         _complain(error, verbose="-v" in arguments or "--verbose" in arguments)
         return error.exit_code

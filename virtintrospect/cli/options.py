@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,7 +13,9 @@ from virtintrospect.cli.output import FORMATS
 from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
+    from virtintrospect.cli.kept import Kept
     from virtintrospect.client import Answer, Client
+    from virtintrospect.domain import Domain
     from virtintrospect.driver import Access
     from virtintrospect.guests.base import Guest
     from virtintrospect.insight.columns import Record, Table
@@ -35,15 +38,17 @@ class Settings:
         self.transport: str | None = None
         self.nested = ""
         self.allow_taint = self.allow_write = self.in_place = False
-        #: One of many commands of a process (cli/batch.py).
-        self.batch = False
+        #: One of many commands of a process (cli/batch.py): what stays open between them.
+        self.kept: Kept | None = None
+        #: Why the command failed, once it has.
+        self.error: VirtIntrospectError | None = None
 
     def not_in_batch(self, what: str) -> None:
         """Refuse what has no end, or writes what is not text, among other commands.
 
         :raises UsageError: this is one of many commands.
         """
-        if self.batch:
+        if self.kept is not None:
             raise UsageError(f"{what} is not possible in a batch")
 
     @property
@@ -59,13 +64,26 @@ class Settings:
             nested=self.nested,
         )
 
-    def open(self, target: str, table: Table) -> Session:
+    def open(self, target: str, table: Table) -> AbstractContextManager[Session]:
         """Open a session on a TARGET, after checking that ``table`` has the columns asked for."""
         from virtintrospect.cli.output import choose
-        from virtintrospect.session import open_session
 
         choose(table, self.columns, self.output)
+        return self.session(target)
+
+    def session(self, target: str) -> AbstractContextManager[Session]:
+        """Open a session on a TARGET; in a batch maybe one of a command before."""
+        from virtintrospect.session import open_session
+
+        if self.kept is not None and not self.snapshot:
+            return self.kept.session(target, self.uri, self.access)
         return open_session(target, self.uri, access=self.access)
+
+    def session_of(self, domain: Domain) -> AbstractContextManager[Session]:
+        """The same, read-only, of a domain that is already known."""
+        from virtintrospect.session import open_domain
+
+        return open_domain(domain) if self.kept is None else self.kept.of(domain)
 
     def chosen(self, table: Table) -> list[str]:
         """Names of the columns that will be shown."""

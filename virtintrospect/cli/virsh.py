@@ -43,10 +43,9 @@ def guestinfo(settings: Settings, /, target: str, **chosen: bool) -> None:
     """
     from virtintrospect.domain import disk_aliases
     from virtintrospect.insight.tables import guestinfo_table
-    from virtintrospect.session import open_session
 
     kinds = [kind for kind, wanted in chosen.items() if wanted]
-    with open_session(target, settings.uri, access=settings.access) as session:
+    with settings.session(target) as session:
         aliases = disk_aliases(session.domain.xml) if session.domain else {}
         values = settings.read(session, lambda guest: guest.guestinfo(kinds, aliases))
         settings.show(guestinfo_table(values), [values], single=True)

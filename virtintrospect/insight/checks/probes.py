@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from virtintrospect.guests.linux.chains import heads, walk_chains
@@ -30,6 +31,25 @@ _KPROBE = {
     "pre": "pre_handler",
     "post": "post_handler",
 }
+
+
+class Ranges:
+    """Many ranges of addresses, of which one may lie in another.
+
+    :param ranges: first address and the one behind it.
+    """
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._starts: list[int] = []
+        #: The highest end of all ranges that begin there or before.
+        self._ends: list[int] = []
+        for start, end in sorted(ranges):
+            self._starts.append(start)
+            self._ends.append(max(end, self._ends[-1]) if self._ends else end)
+
+    def __contains__(self, address: int) -> bool:
+        index = bisect_right(self._starts, address) - 1
+        return index >= 0 and address < self._ends[index]
 
 
 def ftrace(context: Context) -> Iterator[Hit]:
@@ -111,7 +131,7 @@ def kprobes(context: Context) -> Iterator[Hit]:
     if "kprobe_table" not in guest.symbols:
         context.cannot("kprobe: this kernel has no kprobes, or no symbols of its data")
         return
-    code, forbidden = context.code, _blacklist(context)
+    code, forbidden = context.code, Ranges(_blacklist(context))
     for probe in _probes(context):
         where = code.shown(probe["addr"])
         name = b"probe of " + where
@@ -124,7 +144,7 @@ def kprobes(context: Context) -> Iterator[Hit]:
         if outside is not None:
             yield outside
             continue
-        bad = any(start <= probe["addr"] < end for start, end in forbidden)
+        bad = probe["addr"] in forbidden
         handlers = [code.shown(pointer.target) for pointer in pointers]
         owners = sorted({code.owner(pointer.target) or "?" for pointer in pointers} - {"kernel"})
         text = b"the kernel runs code there for somebody: " + (b", ".join(handlers) or b"nothing")
