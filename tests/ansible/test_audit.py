@@ -102,13 +102,22 @@ def test_limit(
     known: bool,
     report: bool,
 ) -> None:
-    """A limit without localhost is an error, not a run without a report."""
+    """A limit without localhost is an error, not a run without a report.
+
+    Hosts outside of it were not asked, which is no failure of theirs.
+    """
     inventory = hosts(hv1=fake.path, **({"localhost": fake.path} if known else {}))
     words = ["ansible-playbook", "-i", str(inventory), "virtintrospect.fleet.inventory",
              "-e", f"virtintrospect_report={tmp_path}", "--limit", limit]  # fmt: skip
     done = ansible(words, bin_=release, good=(0 if report else 2,))
     assert ("add localhost to --limit" in done.stdout) is not report
     assert (tmp_path / "report.html").exists() is report
+    if report:
+        found = json.loads((tmp_path / "report.json").read_text())
+        away = "unreachable" if limit == "all" else "unasked"
+        said = {row["host"]: row["status"] for row in found["hosts"]}
+        assert said == {"hv1": "ok", "away": away}
+        assert found["counts"]["hosts_failed"] == (away != "unasked")
 
 
 def test_check_mode_of_a_playbook(

@@ -129,6 +129,20 @@ def test_silent_hosts() -> None:
     assert report.counts()["hosts_failed"] == 1
 
 
+def test_hosts_that_were_not_asked() -> None:
+    """They have not failed, and one that left something all the same was asked."""
+    report = fleets.Fleet(("hv1", "hv2", "hv3"), ("hv1", "hv2"))
+    report.add(parts.part("hv1", {"guest_info": INFO}, NOW))
+    report.finish()
+    rows = {row["host"]: row["status"] for row in report.hosts.records()}
+    assert rows == {"hv1": "ok", "hv2": "unasked", "hv3": "silent"}
+    assert (report.counts()["hosts_failed"], report.counts()["hosts_unasked"]) == (1, 1)
+    log = json.loads(forms.as_sarif(report))["runs"][0]
+    notes = json.dumps(log["invocations"])
+    assert "hv3" in notes
+    assert "hv2" not in notes
+
+
 def test_memory_is_given_back_once() -> None:
     """Two hints about the same memory, and one that asks for more."""
     keys = ("domain", "resource", "action", "current", "recommended")

@@ -30,13 +30,15 @@ class ActionModule(ActionBase):
             {
                 "src": {"type": "path", "required": True},
                 "expected": {"type": "list", "elements": "str", "default": []},
+                "unasked": {"type": "list", "elements": "str", "default": []},
                 "title": {"type": "str", "default": "Fleet report"},
                 "megabytes": {"type": "int", "default": 20},
                 **{name: {"type": "path"} for name in _FORMS},
             },
             required_one_of=[_FORMS],
         )
-        fleet, made, warnings = _read(Path(options["src"]), options["expected"])
+        fleet = Fleet(options["expected"], options["unasked"])
+        made, warnings = _read(Path(options["src"]), fleet)
         notes: list[str] = []
         written = []
         changed = False
@@ -61,11 +63,11 @@ class ActionModule(ActionBase):
         return part.write(path, content)
 
 
-def _read(folder, expected):
-    """The hosts' parts together, when the newest was made, and what could not be read."""
+def _read(folder, fleet):
+    """Put the hosts' parts together: when the newest was made, and what could not be read."""
     if not folder.is_dir():
         raise AnsibleActionFail(f"{folder}: no such folder; report_host writes the hosts' parts")
-    fleet, made, warnings = Fleet(expected), 0, []
+    made, warnings = 0, []
     for path in part.parts(folder):
         try:
             found = part.read(path)
@@ -76,7 +78,7 @@ def _read(folder, expected):
         if isinstance(found.get("time"), int):
             made = max(made, found["time"])
     fleet.finish()
-    return fleet, made, warnings
+    return made, warnings
 
 
 def _files(fleet, options, made, notes):

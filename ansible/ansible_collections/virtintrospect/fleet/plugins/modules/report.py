@@ -39,6 +39,12 @@ options:
     type: list
     elements: str
     default: []
+  unasked:
+    description: Those of O(expected) that were left out of this run, by C(--limit). One that has no
+      file is named as that, and counted apart.
+    type: list
+    elements: str
+    default: []
   title:
     description: The title of the report.
     type: str
@@ -94,6 +100,7 @@ counts:
     hosts: 3
     hosts_failed: 1
     hosts_partly: 0
+    hosts_unasked: 0
     guests: 40
     guests_not_looked_into: 2
     guests_partly_looked_into: 0

@@ -22,6 +22,8 @@ from typing import Any
 from .pack import NAME, Table
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
+#: Status of a host that was left out of a run (``--limit``).
+UNASKED = "unasked"
 
 #: Columns of the tables that come row by row from guests; tables not named here have all theirs.
 COLUMNS = {
@@ -97,9 +99,10 @@ class Fleet:
     """Tables of a report in the making, one host's part after the other.
 
     :param expected: hosts that should have a part; those without one are reported as silent.
+    :param unasked: those of them that were left out of this run; they are reported as that.
     """
 
-    def __init__(self, expected: Iterable[str] = ()) -> None:
+    def __init__(self, expected: Iterable[str] = (), unasked: Iterable[str] = ()) -> None:
         self.hosts = Table("hosts", _HOST)
         self.guests = Table("guests", _GUEST)
         self.findings = Table("findings", _FINDING)
@@ -111,6 +114,7 @@ class Fleet:
         #: Row by row from guests: command's name → table.
         self.more: dict[str, Table] = {}
         self._silent = dict.fromkeys(expected)
+        self._unasked = frozenset(unasked)
         #: What guests were called that a host does not have → hosts; and what is on any host.
         self._missed: dict[str, list[str]] = {}
         self._there: set[str] = set()
@@ -158,7 +162,10 @@ class Fleet:
                 self._add_guest(hosts[0], {"name": name, "message": message}, {}, {})
         self._missed.clear()
         for host in list(self._silent):
-            self.add({"host": host, "status": "silent", "message": "it gave no result"})
+            if host in self._unasked:
+                self.add({"host": host, "status": UNASKED, "message": "it was not asked"})
+            else:
+                self.add({"host": host, "status": "silent", "message": "it gave no result"})
 
     def counts(self) -> dict[str, Any]:
         """The report in numbers."""
@@ -167,8 +174,12 @@ class Fleet:
         looked = Counter(self.guests.values("looked_into"))
         return {
             "hosts": self.hosts.rows,
-            "hosts_failed": self.hosts.rows - statuses["ok"] - statuses["partly"],
+            "hosts_failed": self.hosts.rows
+            - statuses["ok"]
+            - statuses["partly"]
+            - statuses[UNASKED],
             "hosts_partly": statuses["partly"],
+            "hosts_unasked": statuses[UNASKED],
             "guests": self.guests.rows,
             "guests_not_looked_into": looked["no"],
             "guests_partly_looked_into": looked["partly"],

@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.findings import ocsf, sarif
 
-from .fleet import Fleet
+from .fleet import UNASKED, Fleet
 from .pack import Table
 
 
@@ -48,7 +48,7 @@ def as_sarif(fleet: Fleet) -> bytes:
         {"host": row["host"], "name": row.get("guest", "all guests"), "msg": row.get("message", "")}
         for table, column in ((fleet.hosts, "status"), (fleet.guests, "looked_into"))
         for row in table.records()
-        if row[column] not in ("ok", "yes")
+        if row[column] not in ("ok", "yes", UNASKED)
     ]
     rules = [rule for name, rule in fleet.rules.items() if name]
     return _lines(sarif(_findings(fleet), missing, _version(fleet), rules))

@@ -134,8 +134,10 @@ def _grid(table: Table) -> dict[str, Any]:
 
 def _summary(counts: Mapping[str, Any]) -> str:
     severities = ", ".join(f"{number} {name}" for name, number in counts["findings"].items())
+    unasked = counts["hosts_unasked"]
     return (
-        f"{counts['hosts']} hosts, {counts['hosts_failed']} of them without a result; "
+        f"{counts['hosts']} hosts, {counts['hosts_failed']} of them without a result"
+        f"{f', {unasked} not asked' if unasked else ''}; "
         f"{counts['guests']} guests, {counts['guests_not_looked_into']} of them not looked into; "
         f"findings: {severities}; guests in trouble: {counts['guests_in_trouble']}."
     )

@@ -92,7 +92,7 @@ async function overview(open) {
   const severities = SEVERITIES.map((name) => tile(counts.findings[name], name, counts.findings[name] ? name : "calm", () => open("findings", `severity=${name}`)));
   const whole = [
     tile(counts.hosts, counts.hosts === 1 ? "host" : "hosts", "", () => open("hosts", "")),
-    tile(counts.hosts_failed + counts.hosts_partly, "hosts without a result, or a whole one", counts.hosts_failed + counts.hosts_partly ? "warn" : "calm", () => open("hosts", "status!=ok")),
+    tile(counts.hosts_failed + counts.hosts_partly, "hosts without a result, or a whole one", counts.hosts_failed + counts.hosts_partly ? "warn" : "calm", () => open("hosts", "status!=ok status!=unasked")),
     tile(counts.guests, counts.guests === 1 ? "guest" : "guests", "", () => open("guests", "")),
     tile(counts.guests_not_looked_into + counts.guests_partly_looked_into, "guests not looked into, or not wholly", counts.guests_not_looked_into + counts.guests_partly_looked_into ? "warn" : "calm", () => open("guests", "looked_into!=yes")),
   ];
@@ -111,7 +111,7 @@ async function overview(open) {
   const away = [];
   for (let row = 0; row < hosts.rows && away.length < 8; row++) {
     const status = hosts.value("status", row), name = hosts.value("host", row);
-    if (status !== "ok") away.push([`${name}: ${hosts.value("message", row) ?? status}`, [["warnbar", 1]], status, () => open("hosts", exactly("host", name))]);
+    if (status !== "ok" && status !== "unasked") away.push([`${name}: ${hosts.value("message", row) ?? status}`, [["warnbar", 1]], status, () => open("hosts", exactly("host", name))]);
   }
   const reasons = guests.counts("message").slice(0, 8).map(([text, number]) => [text, [["warnbar", number]], NUMBER.format(number), () => open("guests", "looked_into!=yes")]);
   const releases = guests.counts("release").slice(0, 12).map(([text, number]) => [text, [["plain", number]], NUMBER.format(number), () => open("guests", exactly("release", text))]);
