@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,62 @@ def test_options_reach_the_command(module: Module, fake: Fake) -> None:
     )  # fmt: skip
     connection = ["-o", "json", "-c", "test+x:///"]
     line = ["sockets", "--columns", "pid,local_port", "--listening", FIRST["uuid"]]
-    assert fake.asked == [[*connection, "list"], [*connection, *line]]
+    listing = ["list", "--columns", "id,name,uuid,state,session"]
+    assert fake.asked == [[*connection, *listing], [*connection, *line]]
+
+
+def test_a_guest_is_looked_into_once_for_its_kernel(module: Module, fake: Fake) -> None:
+    """A list that knows no kernels costs nothing; one without a kernel is asked once only."""
+    listed = [{key: guest[key] for key in ("id", "name", "uuid", "state")} for guest in GUESTS]
+    fake.answer("list", out=listed)
+    fake.answer("info --columns os,release " + SECOND["uuid"], **failed(5, "no kernel"))
+    result = module("guest_info", tables=["info", "load"])
+    expected = {g["name"]: recorded("info")["release"] for g in (FIRST, THIRD)}
+    assert {guest["name"]: guest["kernel"] for guest in result["guests"]} == expected
+    (missed,) = result["failed_guests"]
+    assert (missed["table"], missed["reason"]) == ("info", "not_recognised")
+    assert [line[2] for line in fake.asked if SECOND["uuid"] in line] == ["info"]
+    guests = {guest["name"]: guest for guest in module("guest_info", tables=[])["guests"]}
+    assert "kernel" not in guests[SECOND["name"]]
+    assert guests[FIRST["name"]]["os"] == recorded("info")["os"]
+    guests = {guest["name"]: guest for guest in module("guest_audit")["guests"]}
+    assert "kernel" not in guests[SECOND["name"]]
+    assert guests[FIRST["name"]]["kernel"] == recorded("info")["release"]
+
+
+#: A ``batch`` that says which process answered, and of which kind its errors are.
+_BATCH = """
+import json, os, sys
+if sys.argv[1] != "batch":
+    sys.exit(9)
+for line in sys.stdin:
+    words = json.loads(line)
+    answer = {"rc": 0, "out": json.dumps([{"pid": os.getpid()}]), "err": ""}
+    if "list" in words:
+        answer["out"] = json.dumps(GUESTS)
+    if words[-1] in FAILING:
+        answer = {"rc": 4, "out": "", "err": "it has ended", "error": FAILING[words[-1]]}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def test_a_process_for_each_guest(module: Module, tmp_path: Path) -> None:
+    """It keeps the guest's session; and how an error is worded means nothing there."""
+    kinds = {SECOND["uuid"]: "TargetGoneError", THIRD["uuid"]: "AccessDeniedError"}
+    more = [FIRST | {"name": f"g{n}", "uuid": f"u{n}"} for n in range(12)]
+    program = tmp_path / "batch"
+    given = [
+        f"#!{sys.executable} -IS",
+        f"GUESTS = {[SECOND, THIRD, *more]!r}",
+        f"FAILING = {kinds!r}",
+    ]
+    program.write_text("\n".join([*given, _BATCH]))
+    program.chmod(0o755)
+    result = module("guest_info", executable=str(program), tables=["ps", "modules", "sockets"])
+    assert len(result["guests"]) == len(more)
+    for guest in result["guests"]:
+        assert len({table[0]["pid"] for table in guest["tables"].values()}) == 1
+    assert [failed["reason"] for failed in result["failed_guests"]] == ["gone", "memory"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from virtintrospect.cli.options import Settings, common, pass_settings
 def list_(settings: Settings, *, everything: bool) -> None:
     """List the domains of the host, and the kernel that each one runs.
 
-    Where virt-introspectd runs, its session of each domain, too.
+    Where virt-introspectd runs, its session of each domain, too. With --columns that are neither
+    os nor kernel no guest is looked into.
 
     \b
     virt-introspect list
@@ -58,10 +59,11 @@ def _from_daemon(settings: Settings, *, everything: bool) -> _Found | None:
         except RemoteError:
             return None
     rows, unknown = answer["rows"], []
+    looks = _looks(settings)
     for index, row in enumerate(rows):
         if row.get("session") == "detached":
             unknown.append((row["name"], "it is detached"))
-        elif "id" in row and "os" not in row:
+        elif "id" in row and "os" not in row and looks:
             rows[index] = _completed(settings, row, str(answer.get("uri")), unknown)
     return rows, unknown
 
@@ -90,6 +92,13 @@ def _from_libvirt(settings: Settings, *, everything: bool) -> _Found:
     return [_row(settings, domain, unknown) for domain in domains], unknown
 
 
+def _looks(settings: Settings) -> bool:
+    """Whether guests must be looked into for the columns that are shown."""
+    from virtintrospect.insight.tables import LIST
+
+    return not {"os", "kernel"}.isdisjoint(settings.chosen(LIST))
+
+
 def _row(settings: Settings, domain: Any, unknown: list[tuple[str, str]]) -> dict[str, Any]:
     """A domain's row; what could not be found out about its guest is left out, and noted."""
     from virtintrospect.errors import VirtIntrospectError
@@ -98,6 +107,8 @@ def _row(settings: Settings, domain: Any, unknown: list[tuple[str, str]]) -> dic
     if not domain.active:
         return row
     row["id"] = domain.id
+    if not _looks(settings):
+        return row
     try:
         with settings.session_of(domain) as session:
             info = session.guest.info()

@@ -41,7 +41,9 @@ class Batch:
         self._known = False
 
     def ask(self, words, timeout):
-        """Run a command: its exit code, its output, its errors.
+        """Run a command: its exit code, its output, its errors, and the kind of its error.
+
+        The kind is ``None`` where it ended well, or the host's version does not tell.
 
         :raises EndedError: it cannot.
         :raises subprocess.TimeoutExpired: it has not, and the process is gone.
@@ -51,6 +53,7 @@ class Batch:
             self._process.stdin.flush()
             answer = json.loads(self._line(words, time.monotonic() + timeout))
             found = answer["rc"], answer["out"].encode(), answer["err"].encode()
+            found += (answer.get("error"),)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             self.end()
             raise EndedError(self._known) from error

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import subprocess
-from contextlib import contextmanager
+import threading
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.batch import Batch, EndedError
@@ -25,7 +26,7 @@ REASONS = {
 #: Exit codes of a command that has done what it was asked for: 6 is "done, with findings".
 DONE = (0, 6)
 
-#: How an error of exit code 4 says that the guest is not there any more.
+#: How an error of exit code 4 says that the guest is not there any more, where nothing else does.
 _GONE = ("does not run", "has ended", "is gone", "ends just now", "shut off")
 
 #: Where it is looked for besides PATH, which is short where Ansible logs in.
@@ -98,11 +99,13 @@ class Command:
         self._environment = dict(os.environ, LC_ALL="C.UTF-8")
         #: Processes that wait for a command; ``None`` where the host's version has none.
         self._waiting = []
+        #: Those of them that a thread keeps for itself.
+        self._own = threading.local()
         atexit.register(self._end)
 
     def version(self):
         """The version of the package on this host."""
-        _code, out, _err = self._run(["--version"], self._timeout)
+        _code, out, _err, _kind = self._run(["--version"], self._timeout)
         return out.decode("utf-8", "replace").strip().rpartition(" ")[2]
 
     def ask(self, words, timeout=None):
@@ -115,32 +118,44 @@ class Command:
         options = ["-o", "json"]
         if self._uri:
             options += ["-c", self._uri]
-        code, out, err = self._run(options + words, timeout or self._timeout)
+        code, out, err, kind = self._run(options + words, timeout or self._timeout)
         lines = err.decode("utf-8", "replace").splitlines()
         if code not in DONE:
-            raise _error(code, lines, _decoded(out))
+            raise _error(code, lines, _decoded(out), kind)
         data = _decoded(out)
         if data is None:
             raise CommandError("output", f"{words[0]}: its output is not JSON", code)
         return Answer(data, lines, code)
 
-    def _run(self, words, timeout):
-        """Exit code, output and errors of a command: from a process that serves many, or alone."""
-        waiting = self._waiting
+    @contextlib.contextmanager
+    def one_guest(self):
+        """What this thread asks for in the block is about one guest.
+
+        One process answers it all, which recognises the guest once.
+        """
+        self._own.waiting = []
         try:
-            while waiting is not None:
-                try:
-                    batch = waiting.pop()
-                except IndexError:
-                    batch = Batch(self._path, self._environment)
+            yield
+        finally:
+            own, self._own.waiting = self._own.waiting, None
+            self._give_back(own)
+
+    def _run(self, words, timeout):
+        """Exit code, output, errors and kind of error of a command.
+
+        From a process that serves many, or alone.
+        """
+        try:
+            while self._waiting is not None:
+                batch = self._next()
                 try:
                     answer = batch.ask(words, timeout)
                 except EndedError as error:
                     if error.known:
                         break  # what it could not survive may say more when it runs alone
-                    self._waiting = waiting = None
+                    self._waiting = None
                 else:
-                    waiting.append(batch)
+                    self._give_back([batch])
                     return answer
             return self._alone(words, timeout)
         except subprocess.TimeoutExpired as error:
@@ -148,6 +163,20 @@ class Command:
             raise CommandError("timeout", f"{what}: not done after {timeout} s") from error
         except OSError as error:
             raise CommandError("missing", f"{self._path}: {error.strerror}") from error
+
+    def _next(self):
+        """A process that waits, this thread's own before others; else a new one."""
+        waiting = getattr(self._own, "waiting", None) or self._waiting or []
+        with contextlib.suppress(IndexError):  # another thread may have been faster
+            return waiting.pop()
+        return Batch(self._path, self._environment)
+
+    def _give_back(self, batches):
+        own, shared = getattr(self._own, "waiting", None), self._waiting
+        if own is not None:
+            own.extend(batches)
+        elif shared is not None:
+            shared.extend(batches)
 
     def _end(self):
         """Leave nothing behind that still runs."""
@@ -163,7 +192,7 @@ class Command:
             timeout=timeout,
             check=False,
         )
-        return done.returncode, done.stdout, done.stderr
+        return done.returncode, done.stdout, done.stderr, None
 
 
 def _find(module):
@@ -190,7 +219,7 @@ def _decoded(out):
         return None
 
 
-def _error(code, lines, data):
+def _error(code, lines, data, kind):
     said = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
     for start in ("virt-introspect: ", "Error: "):
         if said.startswith(start):
@@ -198,7 +227,9 @@ def _error(code, lines, data):
     reason = REASONS.get(code, "failed")
     if said.startswith(("No such command", "No such option")):
         reason = "old_version"
-    if reason == "memory" and any(words in said for words in _GONE):
+    if kind == "TargetGoneError" or (
+        kind is None and reason == "memory" and any(words in said for words in _GONE)
+    ):
         reason = "gone"
     return CommandError(reason, said, code, data)
 
@@ -208,7 +239,7 @@ def fail(module, error, **more):
     module.fail_json(**dict(more, **error.as_dict()))
 
 
-@contextmanager
+@contextlib.contextmanager
 def failing(module, **nothing):
     """End the task, with ``nothing`` as its result, where a command does not do it."""
     try:

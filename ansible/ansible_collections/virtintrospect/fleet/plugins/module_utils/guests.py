@@ -15,6 +15,8 @@ from ansible_collections.virtintrospect.fleet.plugins.module_utils.command impor
     failing,
 )
 
+#: What ``list`` knows of a guest without looking into it.
+_LISTED = "id,name,uuid,state,session"
 #: After one of these no other command on the same guest can succeed.
 HOPELESS = ("no_such_target", "gone", "memory", "not_recognised", "missing")
 
@@ -38,10 +40,12 @@ def fits(guest, wanted):
 def select(command, domains, exclude):
     """Guests that run, as ``list`` shows them, and failures for those that were named but do not.
 
+    It does not look into them: :func:`with_kernel` does.
+
     :param domains: names, ids, UUIDs, patterns; ``None`` means all.
     :raises CommandError: the host's guests cannot be listed.
     """
-    running = command.ask(["list"]).data
+    running = command.ask(["list", "--columns", _LISTED]).data
     chosen = [
         guest
         for guest in running
@@ -69,7 +73,19 @@ def begin(module, **nothing):
     return command, version, chosen, missed
 
 
-def each(guests, function, parallel):
+def with_kernel(command, guest):
+    """A guest with its system and kernel, as ``list`` would show them.
+
+    :raises CommandError: no kernel is known in it, or it cannot be looked into.
+    """
+    if "kernel" in guest:
+        return guest
+    info = command.ask(["info", "--columns", "os,release", guest["uuid"]]).data
+    names = {"os": "os", "kernel": "release"}
+    return dict(guest, **{key: info[name] for key, name in names.items() if name in info})
+
+
+def each(command, guests, function, parallel):
     """Call a function for each guest, some at a time.
 
     :returns: what it returned, guest by guest, and failures of those for which it raised
@@ -78,7 +94,8 @@ def each(guests, function, parallel):
 
     def call(guest):
         try:
-            return function(guest), None
+            with command.one_guest():
+                return function(guest), None
         except CommandError as error:
             return None, failure(guest, error)
 

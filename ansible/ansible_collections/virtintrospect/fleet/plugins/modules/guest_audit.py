@@ -251,6 +251,7 @@ version:
   type: str
 """
 
+import contextlib
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -264,6 +265,7 @@ from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import
     begin,
     each,
     guest_arguments,
+    with_kernel,
 )
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.severity import (
     SEVERITIES,
@@ -328,6 +330,8 @@ class Audit:
         if saves and not self._check_mode:
             line += ["--save-baseline", str(file)]
         answer = self._command.ask([*line, guest["uuid"]])
+        with contextlib.suppress(CommandError):  # it may have ended by now
+            guest = with_kernel(self._command, guest)
         about = {"domain": guest["name"], "uuid": guest["uuid"]}
         findings = [dict(about, **row) for row in answer.data]
         kept = [row for row in findings if not accepted(row, self._params["accept"])]
@@ -375,7 +379,7 @@ def main():
             text = f"{params['baseline']}: {error.strerror}"
             fail(module, CommandError("failed", text), **nothing)
     audit = Audit(module, command)
-    results, lost = each(guests, audit.look, params["parallel"])
+    results, lost = each(command, guests, audit.look, params["parallel"])
     old = [entry for entry in lost if entry["reason"] == "old_version"]
     if old and len(old) == len(lost) and not results:
         fail(module, CommandError("old_version", old[0]["msg"], old[0].get("rc")), **nothing)

@@ -303,7 +303,7 @@ def main():
             hints, failed = adviser.of_all(guests)
         else:
             ask = adviser.back if params["undo"] else adviser.of_one
-            results, failed = each(guests, ask, params["parallel"])
+            results, failed = each(command, guests, ask, params["parallel"])
             hints = [hint for found, _failed in results for hint in found]
             failed += [entry for _found, entries in results for entry in entries]
     failed = missed + failed

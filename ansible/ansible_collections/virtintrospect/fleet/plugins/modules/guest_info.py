@@ -205,6 +205,7 @@ from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import
     each,
     failure,
     guest_arguments,
+    with_kernel,
 )
 
 TABLES = [
@@ -225,6 +226,12 @@ def words(params, table, uuid):
 def look(command, params, guest):
     """A guest with its tables, and what of it failed."""
     found, failed = dict(guest, tables={}, warnings=[]), []
+    try:
+        found.update(with_kernel(command, guest))
+    except CommandError as error:
+        if error.reason in HOPELESS:  # nothing else of it can be read
+            tables = params["tables"][:1]
+            return found, [failure(guest, error, table=table) for table in tables]
     for table in params["tables"]:
         try:
             answer = command.ask(words(params, table, guest["uuid"]))
@@ -256,7 +263,9 @@ def main():
             if table not in TABLES or not isinstance(value, list):
                 module.fail_json(msg=f"{option}: {table}: a list of a table's own is wanted")
     command, version, guests, missed = begin(module, guests=[], failed_guests=[])
-    results, lost = each(guests, lambda guest: look(command, params, guest), params["parallel"])
+    results, lost = each(
+        command, guests, lambda guest: look(command, params, guest), params["parallel"]
+    )
     failed = missed + lost + [entry for _guest, entries in results for entry in entries]
     # A guest of which nothing could be read is among the failed ones only.
     known = [guest for guest, entries in results if guest["tables"] or not entries]
