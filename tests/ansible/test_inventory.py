@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,48 @@ def test_names_that_are_more_than_names(tmp_path: Path, fake: Fake, hostnames: s
     end = ".hv1" if hostnames == "qualified" else ""
     known = uuids[: len(odd)] + [name + end for name in plain_ones]
     assert sorted(found["_meta"]["hostvars"]) == sorted(known)
+
+
+@pytest.mark.parametrize("hostnames", ["name", "qualified"])
+def test_names_that_lead_elsewhere(tmp_path: Path, fake: Fake, hostnames: str) -> None:
+    """A task for the guest would go to whoever has that address, or that name."""
+    own = socket.gethostname()
+    bare = ["10.0.0.1", "127.1", "7", "0x7f000001", "１２７.0.0.1", "Hv9", "db.example.com.",
+            "hv1.example.com", "web", own, SECOND["uuid"].upper()]  # fmt: skip
+    here = ["localhost", "localhost.x", "ip6-loopback", "x.LOCALHOST"]
+    fine = ["web01", "1.2.3.4.5", "10.0.0.1-old", "db", "hv9x"]
+    taken = [*bare, *here] if hostnames == "name" else ["localhost", "hv8", "db.example"]
+    names = [*taken, *fine]
+    rows = [FIRST | {"name": name, "uuid": f"u-{n}"} for n, name in enumerate(names)]
+    fake.answer("list", out=rows)
+    others = tmp_path / "hosts.json"
+    others.write_text(json.dumps({"web": {"hosts": {
+        "hv9": None, "hv8.com": None, "w": {"ansible_host": "db.example.com"}}}}))  # fmt: skip
+    config = {"plugin": "virtintrospect.fleet.guests", "hostnames": hostnames, "hypervisors": [
+        of(fake, name="hv1.example.com" if hostnames == "name" else "com")]}  # fmt: skip
+    file = tmp_path / "fleet.virtintrospect.yml"
+    file.write_text(json.dumps(config))
+    words = ["ansible-inventory", "-i", str(others), "-i", str(file), "--list", "--export"]
+    done = ansible(words, ANSIBLE_INVENTORY_UNPARSED_FAILED="true")
+    found = json.loads(done.stdout)
+    end = "" if hostnames == "name" else ".com"
+    ours = {f"u-{n}" for n in range(len(taken))} | {name + end for name in fine}
+    assert set(found["os_linux"]["hosts"]) == ours
+    assert done.stderr.count("it gets its UUID here") == len(taken)
+    hosts = {name: plain(known) for name, known in found["_meta"]["hostvars"].items()}
+    assert not any("virtintrospect_uuid" in hosts.get(name, {}) for name in ("hv9", "hv8.com", "w"))
+
+
+def test_a_name_that_two_have(tmp_path: Path, hypervisors: list[Fake]) -> None:
+    """The second gets its UUID; the same guest of the same source stays what it is."""
+    config = [of(each, name=name) for each, name in zip(hypervisors, "ab", strict=True)]
+    found, complaint = inventory(tmp_path, hypervisors=config, hostnames="name")
+    assert FIRST["name"] in found["_meta"]["hostvars"]
+    assert "0" * 8 + FIRST["uuid"][8:] in found["_meta"]["hostvars"]
+    assert "that of another host" in " ".join(complaint.split())
+    file = str(tmp_path / "fleet.virtintrospect.yml")
+    twice = ansible(["ansible-inventory", "-i", file, "-i", file, "--list", "--export"])
+    assert json.loads(twice.stdout)["_meta"]["hostvars"].keys() == found["_meta"]["hostvars"].keys()
 
 
 @pytest.mark.parametrize("called", ["localhost", "{{ lookup('pipe', 'touch PATH') }}"])

@@ -87,6 +87,9 @@ options:
       - V(qualified) is the name and the hypervisor's, C(web01.hv1).
       - A guest whose name is more than letters, digits and C(_ . + -), or means something else to
         Ansible (C(localhost), C(all)), gets its UUID.
+      - So does one whose name here would be an address, the controller's name, or that of a
+        hypervisor or of a host that the inventory has already, with a warning. A task for the guest
+        would go there. Sources that are read before this one are seen, so name this one last.
     type: str
     choices: [auto, name, qualified, uuid]
     default: auto
@@ -144,8 +147,10 @@ import contextlib
 import json
 import re
 import shlex
+import socket
 import subprocess
 import tempfile
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 
@@ -155,8 +160,9 @@ from ansible.utils.unsafe_proxy import wrap_var
 from ansible_collections.virtintrospect.fleet.plugins.plugin_utils.report.pack import printable
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-#: Names that mean something else to Ansible.
-_TAKEN = (*_LOCAL, "all", "ungrouped")
+#: Names of this machine: of one label, and those that the resolver takes for it.
+_HERE = re.compile(r"localhost[46]?(\..*)?|.*\.localhost|ip6-(localhost|loopback)")
+_UUID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
 #: Names that are no template, no pattern of hosts and no option of a command.
 _PLAIN = re.compile(r"\w[\w.+-]*")
 _GUEST_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -271,6 +277,60 @@ def group_name(kind, value):
     return f"{kind}_{re.sub(r'[^A-Za-z0-9]+', '_', str(value).lower()).strip('_')[:_LONGEST]}"
 
 
+def same(name):
+    """A name as the resolver has it: no case, no dot at the end, no letters in disguise."""
+    return unicodedata.normalize("NFKC", name).casefold().rstrip(".")
+
+
+def is_address(name):
+    """Whether a name is an IPv4 address, in any of the ways in which a resolver takes one."""
+    try:
+        socket.inet_aton(name)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class Taken:
+    """Names that lead somewhere else than to a guest.
+
+    :param inventory: what is there already.
+    :param hypervisors: those of the configuration.
+    """
+
+    def __init__(self, inventory, hypervisors):
+        self._names = {same(name): "that of a group" for name in inventory.groups}
+        self._uuids = {}
+        for name, host in inventory.hosts.items():
+            self.add(name, host.vars.get("virtintrospect_uuid"))
+            for variable in ("ansible_host", "ansible_ssh_host"):
+                if variable in host.vars:
+                    self.add(str(host.vars[variable]), None)
+        for config in hypervisors:
+            for name in (config.get("name"), config["host"].rpartition("@")[2]):
+                self._names[same(str(name or ""))] = "that of a hypervisor"
+        own = socket.gethostname()
+        self._names.update({same(n): "the controller's" for n in (own, own.partition(".")[0])})
+
+    def why(self, name, uuid):
+        """What is wrong with a guest's name; ``None`` where nothing is."""
+        name = same(name)
+        if is_address(name):
+            return "an address"
+        if _HERE.fullmatch(name):
+            return "the controller's"
+        if _UUID.fullmatch(name) and name != uuid:
+            return "the UUID of another"
+        if self._uuids.get(name) == uuid:
+            return None  # the same guest, out of the same source
+        return self._names.get(name)
+
+    def add(self, name, uuid):
+        """A host has this name; where it is a guest, of this UUID."""
+        self._names[same(name)] = "that of another host"
+        self._uuids[same(name)] = uuid
+
+
 class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
     """The plugin."""
 
@@ -295,8 +355,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             guests, whole = self._look()
             if uses and whole:
                 self._cache[key] = guests
+        taken = Taken(self.inventory, self.get_option("hypervisors"))
         for guest in guests:
-            self._add(guest)
+            self._add(guest, taken)
 
     def _look(self):
         """The guests of all hypervisors, and whether all of these answered."""
@@ -337,9 +398,15 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             found.append(one)
         return found
 
-    def _add(self, guest):
+    def _add(self, guest, taken):
         """Put a guest into the inventory."""
-        host = self.inventory.add_host(self._host_name(guest))
+        name = self._host_name(guest)
+        why = None if name == guest["uuid"] else taken.why(name, guest["uuid"])
+        if why:
+            self.display.warning(f"the name of the guest {name} is {why}: it gets its UUID here")
+            name = guest["uuid"]
+        taken.add(name, guest["uuid"])
+        host = self.inventory.add_host(name)
         known = {key: guest[key] for key in _VARIABLES if key in guest}
         if "interfaces" in guest["tables"]:
             known["addresses"] = addresses(guest)
@@ -362,7 +429,6 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         if form == "auto":
             form = "name" if len(self.get_option("hypervisors")) == 1 else "qualified"
         name = guest["name"]
-        odd = not _PLAIN.fullmatch(name) or (form == "name" and name in _TAKEN)
-        if form == "uuid" or odd:
+        if form == "uuid" or not _PLAIN.fullmatch(name):
             return guest["uuid"]
         return name if form == "name" else f"{name}.{guest['hypervisor']}"
