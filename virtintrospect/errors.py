@@ -8,7 +8,7 @@ Everything that virtintrospect raises on purpose derives from :class:`VirtIntros
     ├── NoSuchTargetError            exit 3   no such domain, image or process
     ├── MemoryAccessError            exit 4   guest memory cannot be reached
     │   ├── AccessDeniedError                 privileges are missing
-    │   ├── TargetGoneError                   the guest's VMM went away
+    │   ├── TargetGoneError                   the guest's VMM went away, or is not there
     │   ├── EncryptedMemoryError              SEV, SEV-SNP, TDX: only ciphertext
     │   ├── FaultError                        no memory at this address
     │   ├── NotWritableError                  memory that must not be changed, or did not change
@@ -71,7 +71,7 @@ class AccessDeniedError(MemoryAccessError):
 
 
 class TargetGoneError(MemoryAccessError):
-    """The guest's VMM process stopped, or its PID now belongs to somebody else."""
+    """The domain is shut off, its VMM process stopped, or the PID belongs to somebody else now."""
 
 
 class EncryptedMemoryError(MemoryAccessError):
