@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _IN_VAIN = (NoSuchTargetError, NotFoundError, UsageError)
 #: Sessions that are open at once. Each holds some descriptors.
 _MOST = 32
-#: Seconds after which what was not used is closed: it holds the memory of a guest that has ended,
-#: and what is known of residency gets old.
+#: Seconds after which what was not used is closed, or half as many later: it holds the memory of
+#: a guest that has ended, and what is known of residency gets old.
 _IDLE = 10.0
 
 
@@ -51,19 +51,20 @@ class Kept:
         self._hosts: dict[str | None, DomainSource] = {}
         #: By URI and UUID, the one that was used last at the end.
         self._sessions: dict[tuple[str, str], _Entry] = {}
-        self._timer: threading.Timer | None = None
+        self._used = 0.0
+        self._watched = False
 
     @contextlib.contextmanager
     def command(self) -> Iterator[None]:
-        """While a command runs nothing of it is closed; some seconds after it, all is."""
+        """While a command runs nothing is closed but what itself has no use for."""
         with self._lock:
-            self._stop()
             try:
                 yield
             finally:
-                self._timer = threading.Timer(_IDLE, self._idle)
-                self._timer.daemon = True
-                self._timer.start()
+                self._used = time.monotonic()
+                if not self._watched and (self._sessions or self._hosts):
+                    threading.Thread(target=self._watch, daemon=True).start()
+                    self._watched = True
 
     def session(
         self, target: str, uri: str | None, access: Access
@@ -96,7 +97,6 @@ class Kept:
     def close(self) -> None:
         """Close all of it; what is asked for after that is opened anew."""
         with self._lock:
-            self._stop()
             while self._sessions:
                 self._sessions.popitem()[1].session.close()
             while self._hosts:
@@ -111,9 +111,6 @@ class Kept:
 
     def _again(self, domain: Domain) -> Session | None:
         """The session that is open on that very domain, with nothing left of the last command."""
-        limit = time.monotonic() - _IDLE
-        for old in [key for key, entry in self._sessions.items() if entry.used < limit]:
-            self._sessions.pop(old).session.close()
         entry = self._sessions.pop((domain.uri, domain.uuid), None)
         if entry is None:
             return None
@@ -137,13 +134,15 @@ class Kept:
             self._hosts.pop(uri).close()
         return self.host(uri).domain(target)
 
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _idle(self) -> None:
-        with self._lock:
-            # A command that came in between has a timer of its own.
-            if self._timer is threading.current_thread():
-                self.close()
+    def _watch(self) -> None:
+        """Close what is idle, as long as there is something."""
+        while True:
+            time.sleep(_IDLE / 2)
+            with self._lock:
+                limit = time.monotonic() - _IDLE
+                for key in [key for key, entry in self._sessions.items() if entry.used < limit]:
+                    self._sessions.pop(key).session.close()
+                if self._used < limit:
+                    self.close()
+                    self._watched = False
+                    return

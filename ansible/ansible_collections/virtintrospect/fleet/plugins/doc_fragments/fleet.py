@@ -48,7 +48,8 @@ options:
     elements: str
     default: []
   parallel:
-    description: How many guests of one host are looked into at the same time.
+    description: How many guests of one host are looked into at the same time; tables and rules of
+      no more than it has CPUs.
     type: int
     default: 4
 notes:

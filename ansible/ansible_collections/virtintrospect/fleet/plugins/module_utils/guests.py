@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 
@@ -83,6 +84,14 @@ def with_kernel(command, guest):
     info = command.ask(["info", "--columns", "os,release", guest["uuid"]]).data
     names = {"os": "os", "kernel": "release"}
     return dict(guest, **{key: info[name] for key, name in names.items() if name in info})
+
+
+def busy(parallel):
+    """How many at a time where that is all work for the CPU.
+
+    A process costs as much CPU as some guests, so no more than there are CPUs.
+    """
+    return min(parallel, os.cpu_count() or 1)
 
 
 def each(command, guests, function, parallel):

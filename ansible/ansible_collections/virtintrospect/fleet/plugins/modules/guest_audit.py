@@ -263,6 +263,7 @@ from ansible_collections.virtintrospect.fleet.plugins.module_utils.command impor
 )
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import (
     begin,
+    busy,
     each,
     guest_arguments,
     with_kernel,
@@ -379,7 +380,7 @@ def main():
             text = f"{params['baseline']}: {error.strerror}"
             fail(module, CommandError("failed", text), **nothing)
     audit = Audit(module, command)
-    results, lost = each(command, guests, audit.look, params["parallel"])
+    results, lost = each(command, guests, audit.look, busy(params["parallel"]))
     old = [entry for entry in lost if entry["reason"] == "old_version"]
     if old and len(old) == len(lost) and not results:
         fail(module, CommandError("old_version", old[0]["msg"], old[0].get("rc")), **nothing)

@@ -202,6 +202,7 @@ from ansible_collections.virtintrospect.fleet.plugins.module_utils.command impor
 from ansible_collections.virtintrospect.fleet.plugins.module_utils.guests import (
     HOPELESS,
     begin,
+    busy,
     each,
     failure,
     guest_arguments,
@@ -264,7 +265,7 @@ def main():
                 module.fail_json(msg=f"{option}: {table}: a list of a table's own is wanted")
     command, version, guests, missed = begin(module, guests=[], failed_guests=[])
     results, lost = each(
-        command, guests, lambda guest: look(command, params, guest), params["parallel"]
+        command, guests, lambda guest: look(command, params, guest), busy(params["parallel"])
     )
     failed = missed + lost + [entry for _guest, entries in results for entry in entries]
     # A guest of which nothing could be read is among the failed ones only.
