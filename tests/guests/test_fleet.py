@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.ansible.conftest import ansible
+from virtintrospect import session
+from virtintrospect.cli import batch, kept
+from virtintrospect.domain import Domain
+from virtintrospect.session import Session
+from virtintrospect.symbols.store import Store
 
 from .lab.guest import Guest
 
@@ -90,3 +97,34 @@ def test_modules_on_a_real_guest(one_guest: Guest, tmp_path: Path, named: str) -
     inventory.write_text(json.dumps(config))
     done = ansible(["ansible-inventory", "-i", str(inventory), "--list"])
     assert json.loads(done.stdout)["os_linux"]["hosts"] == [one_guest.name]
+
+
+def test_a_batch_recognises_a_guest_once(one_guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called; and what it shows is of now."""
+    opened = []
+
+    def open_domain(domain: Domain, store: Store) -> Session:
+        opened.append(domain.name)
+        return session.open_domain(domain, store)
+
+    monkeypatch.setattr(kept, "open_domain", open_domain)
+    with contextlib.closing(kept.Kept()) as open_ones:
+
+        def ask(*words: str) -> Any:
+            answer = batch._answer(["-o", "json", "-c", "qemu:///system", *words], open_ones)
+            assert answer["rc"] in (0, 6), answer["err"]
+            return json.loads(str(answer["out"]))
+
+        names = (one_guest.name, one_guest.uuid)
+        first = [ask("info", name) for name in names]
+        assert (
+            first[0]["release"] == first[1]["release"] == one_guest.run("uname -r").decode().strip()
+        )
+        ask("check", one_guest.name)
+        pid = int(one_guest.run("sleep 600 >/dev/null 2>&1 & echo $!"))
+        try:
+            assert pid in {row["pid"] for row in ask("ps", one_guest.uuid)}
+        finally:
+            one_guest.run(f"kill {pid}")
+        assert one_guest.uuid in {row["uuid"] for row in ask("list", "--columns", "name,uuid")}
+        assert opened == [one_guest.name]
