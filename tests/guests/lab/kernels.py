@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,7 +233,7 @@ def teach(release: str) -> None:
     prepare(directory)
     for path in _brought(release).iterdir():
         if not (directory / path.name).exists():
-            fresh = directory / f".{path.name}.{os.getpid()}"
+            fresh = directory / f".{path.name}.{os.getpid()}-{threading.get_ident()}"
             shutil.copyfile(path, fresh)
             fresh.rename(directory / path.name)
 
