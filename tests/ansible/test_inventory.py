@@ -123,7 +123,8 @@ def test_names_that_lead_elsewhere(tmp_path: Path, fake: Fake, hostnames: str) -
     fine = ["web01", "1.2.3.4.5", "10.0.0.1-old", "db", "hv9x"]
     taken = [*bare, *here] if hostnames == "name" else ["localhost", "hv8", "db.example"]
     names = [*taken, *fine]
-    rows = [FIRST | {"name": name, "uuid": f"u-{n}"} for n, name in enumerate(names)]
+    uuids = [f"{n:08}{FIRST['uuid'][8:]}" for n in range(len(names))]
+    rows = [FIRST | {"name": name, "uuid": uuid} for name, uuid in zip(names, uuids, strict=True)]
     fake.answer("list", out=rows)
     others = tmp_path / "hosts.json"
     others.write_text(json.dumps({"web": {"hosts": {
@@ -136,9 +137,9 @@ def test_names_that_lead_elsewhere(tmp_path: Path, fake: Fake, hostnames: str) -
     done = ansible(words, ANSIBLE_INVENTORY_UNPARSED_FAILED="true")
     found = json.loads(done.stdout)
     end = "" if hostnames == "name" else ".com"
-    ours = {f"u-{n}" for n in range(len(taken))} | {name + end for name in fine}
+    ours = {*uuids[: len(taken)], *(name + end for name in fine)}
     assert set(found["os_linux"]["hosts"]) == ours
-    assert done.stderr.count("it gets its UUID here") == len(taken)
+    assert " ".join(done.stderr.split()).count("it gets its UUID here") == len(taken)
     hosts = {name: plain(known) for name, known in found["_meta"]["hostvars"].items()}
     assert not any("virtintrospect_uuid" in hosts.get(name, {}) for name in ("hv9", "hv8.com", "w"))
 

@@ -162,7 +162,6 @@ from ansible_collections.virtintrospect.fleet.plugins.plugin_utils.report.pack i
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 #: Names of this machine: of one label, and those that the resolver takes for it.
 _HERE = re.compile(r"localhost[46]?(\..*)?|.*\.localhost|ip6-(localhost|loopback)")
-_UUID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
 #: Names that are no template, no pattern of hosts and no option of a command.
 _PLAIN = re.compile(r"\w[\w.+-]*")
 _GUEST_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -319,7 +318,7 @@ class Taken:
             return "an address"
         if _HERE.fullmatch(name):
             return "the controller's"
-        if _UUID.fullmatch(name) and name != uuid:
+        if _GUEST_UUID.fullmatch(name) and name != uuid.lower():
             return "the UUID of another"
         if self._uuids.get(name) == uuid:
             return None  # the same guest, out of the same source
@@ -403,7 +402,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         name = self._host_name(guest)
         why = None if name == guest["uuid"] else taken.why(name, guest["uuid"])
         if why:
-            self.display.warning(f"the name of the guest {name} is {why}: it gets its UUID here")
+            text = f"the name of the guest {name} is {why}: it gets its UUID here"
+            self.display.warning(printable(text))
             name = guest["uuid"]
         taken.add(name, guest["uuid"])
         host = self.inventory.add_host(name)
