@@ -51,6 +51,7 @@ need e2fsprogs test -e /usr/sbin/mke2fs
 need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 need bpftool test -x /usr/sbin/bpftool
 need crash has crash
+need pahole has pahole
 need binutils has readelf
 need libfuse3-3 installed libfuse3-3
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
