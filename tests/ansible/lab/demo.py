@@ -43,7 +43,10 @@ def main() -> int:
     try:
         with Fleet(folder, GUESTS) as fleet:
             _plant(fleet.guests["app01"])
-            print("app01 on hv2 has a process that is hidden now, db01 on hv3 far too much memory.")
+            print(
+                "app01 on hv2 has a process that is hidden now, db01 on hv3 far too much memory.",
+                flush=True,
+            )
             status = _audit(fleet)
             print(f"It took {time.monotonic() - started:.0f} s.")
             if keep:
