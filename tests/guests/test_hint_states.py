@@ -23,7 +23,7 @@ from virtintrospect.session import Session, open_session
 from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.initramfs import program
-from .test_hints import _CONFIG, POLICY, load, watch
+from .loads import CONFIG, POLICY, load, watch
 
 MIB = 1 << 20
 #: A guest that measures no pressure, has no balloon, and whose tick never stops.
@@ -68,8 +68,8 @@ def brought(lab: Any, config: Config) -> Guest:
 
 @pytest.fixture(scope="module")
 def loads(lab: Any) -> Guest:
-    """The guest of test_hints, which releases it."""
-    return brought(lab, _CONFIG)
+    """The guest of test_hints_followed, which releases it."""
+    return brought(lab, CONFIG)
 
 
 @pytest.fixture(scope="module")

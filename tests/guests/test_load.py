@@ -3,15 +3,14 @@
 What was there before and stays must be shown, with every field as the guest says before and
 after. What is shown beyond the guest's two words must bear the mark of what comes and goes: names
 that begin with "churn", addresses of 10.99.0.0/16, user ids from 61000. Processes, files, maps and
-sockets under load are in test_stress.py.
-"""
+sockets under load are in test_stress.py."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -45,15 +44,11 @@ from . import (
 from .lab.guest import Guest
 from .lab.kernels import kernel
 from .test_users import _RECORD as LOGIN_RECORD
+from .underload import PATIENCE, ROUNDS, Look, marked
 
 pytestmark = pytest.mark.once_a_kernel(pti=False, arch="x86_64")
-
-#: Looks at each table, and what one of them may take on a busy machine.
-ROUNDS = 2
-PATIENCE = 60.0
 _IDS = range(61000, 61100)
 _HEX = "ab" * 32
-
 #: What stays: of each kind something, in two namespaces where there are such.
 _STAYS = f"""
 ip link set lo up; ip link set dummy0 up; ip addr add 10.4.0.1/16 dev dummy0
@@ -104,77 +99,12 @@ def busy(guest: Guest) -> Iterator[Guest]:
     guest.run(_TIDY, 120, check=False)
 
 
-class Look:
-    """One table against the guest's word, several times."""
-
-    def __init__(self, linux: LinuxGuest) -> None:
-        self.linux = linux
-        self.wrong: list[str] = []
-        self.problems: Counter[str] = Counter()
-        self.slowest = 0.0
-
-    def each(
-        self,
-        word: Callable[[], Counter[Any]],
-        ours: Callable[[], Iterable[Any]],
-        comes_and_goes: Callable[[Any], bool],
-        *,
-        known: Callable[[Any], bool] = lambda _: True,
-    ) -> int:
-        """Compare; the number of rows that stay.
-
-        :param word: rows as the guest has them.
-        :param ours: the same of the table.
-        :param comes_and_goes: whether a row bears the mark.
-        :param known: whether the guest's word covers a row of ours.
-        """
-        fewest = 1 << 30
-        for _ in range(ROUNDS):
-            before = Counter({row: n for row, n in word().items() if known(row)})
-            mine = self.timed(lambda: Counter(row for row in ours() if known(row)))
-            after = Counter({row: n for row, n in word().items() if known(row)})
-            stays = Counter(
-                {row: n for row, n in (before & after).items() if not comes_and_goes(row)}
-            )
-            fewest = min(fewest, sum(stays.values()))
-            self.wrong += [f"missing: {row}" for row in stays - mine]
-            seen = before | after
-            self.wrong += [
-                f"invented: {row}" for row in mine if row not in seen and not comes_and_goes(row)
-            ]
-        return fewest
-
-    def timed(self, read: Callable[[], Any]) -> Any:
-        """What a table gives, its time and its problems noted."""
-        start = time.monotonic()
-        found = read()
-        self.slowest = max(self.slowest, time.monotonic() - start)
-        self.problems.update(re.sub(r"\d+", "N", p.what) for p in self.linux.take_problems())
-        return found
-
-    def check(self) -> None:
-        """Nothing was wrong."""
-        print(f"slowest {self.slowest:.2f} s, problems {dict(self.problems)}")
-        assert "\n".join(self.wrong[:20]) == ""
-        assert self.slowest < PATIENCE
-
-
 @pytest.fixture
 def look(linux: LinuxGuest, busy: Guest) -> Iterator[Look]:
     look = Look(linux)
     yield look
     look.check()
     assert busy.run("pidof churner | wc -w").strip() != b"0"  # it goes on all the time
-
-
-def marked(row: Any) -> bool:
-    """Whether a row has the mark of what comes and goes anywhere."""
-    words = (word for word in row if isinstance(word, str | bytes))
-    return any(re.match(r"churn|c0ffee|10\.99\.", _text(word)) for word in words)
-
-
-def _text(word: str | bytes) -> str:
-    return word.decode("latin-1") if isinstance(word, bytes) else word
 
 
 def test_routes_under_load(look: Look, busy: Guest) -> None:

@@ -31,8 +31,8 @@ from virtintrospect.session import open_session
 
 from .small import PATTERN
 from .standalone import StandaloneQemu, standalone
-from .test_control import DIES
 from .test_transports import command
+from .ways import DIES
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="QEMU's memory is root's alone")
 
