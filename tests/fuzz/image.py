@@ -30,7 +30,7 @@ def copy_ram(guest: Guest, path: Path) -> None:
         "rm -f /tmp/fuzz.log /tmp/bpf.log /tmp/timers.log;"
         "/tmp/sockets fuzz > /tmp/fuzz.log 2>&1 & until grep -q ready /tmp/fuzz.log; do"
         " usleep 100000; done;"
-        "cd /sys/fs/cgroup; echo '+memory +cpu +pids' > cgroup.subtree_control; mkdir -p a/b"
+        "cd /sys/fs/cgroup; echo '+memory +cpu +pids' > cgroup.subtree_control; mkdir -p a/b;"
         "ip route add default via 10.99.0.2; ip route add 192.0.2.0/24 via 10.99.0.3 table 100;"
         "ip -6 route add 2001:db8::/32 dev dummy0; ping -c 1 -W 1 10.99.0.9;"
         "/tmp/bpf hold > /tmp/bpf.log 2>&1 & /tmp/timers > /tmp/timers.log 2>&1 &"

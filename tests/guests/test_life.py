@@ -286,7 +286,10 @@ def test_kernel_is_found_by_cr3(images: dict[str, Any]) -> None:
 
 
 def test_kernel_without_types_is_told(
-    images: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     """Synthetic: no x86-64 kernel of Debian's archive lacks BTF, so its symbols are hidden."""
     from virtintrospect.cli.main import run
@@ -296,7 +299,7 @@ def test_kernel_without_types_is_told(
         return None if name.endswith("_BTF") else next(iter(self.all(name)), default)
 
     monkeypatch.setattr(Symbols, "get", get)
-    monkeypatch.setenv("VIRTINTROSPECT_CACHE", "/nonexistent/cache")
+    monkeypatch.setenv("VIRTINTROSPECT_CACHE", str(tmp_path / "cache"))
     assert run(["ps", str(images["raw"])]) == 5
     error = capsys.readouterr().err.splitlines()[-1]
     assert "BTF" in error
