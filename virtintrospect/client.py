@@ -22,8 +22,9 @@ DEFAULT_SOCKET = "/run/virtintrospect/daemon.sock"
 #: Raised when a client and a daemon of two versions would misunderstand each other.
 PROTOCOL = 1
 
-#: Seconds that a daemon may take to greet; and to answer a question.
-_GREETING, _ANSWER = 2.0, 60.0
+#: Seconds that a daemon may take to greet; and to answer a question, of which `check` alone may
+#: take a minute.
+_GREETING, _ANSWER = 2.0, 90.0
 #: Bytes of one line, and of one answer.
 _MAX_LINE, _MAX_ANSWER = 8 << 20, 1 << 30
 _UCRED = struct.Struct("3i")
