@@ -122,7 +122,7 @@ def check(column: str, target: str, folder: Path, *, options: tuple[str, ...] = 
         for name, outcome in ours.items()
         if expected.get(name) != outcome
     }
-    assert different == {}, "run `make support` if this is meant"
+    assert different == {}, f"run `make support` if this is meant: {different}"
 
 
 def record(column: str, ours: Column) -> None:
