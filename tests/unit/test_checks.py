@@ -236,6 +236,8 @@ def test_baselines(tmp_path: Path) -> None:
         baseline.load(path)
     with pytest.raises(OutputError):
         baseline.save(tmp_path / "no" / "b.json", good)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_makes_no_sense_costs_its_part_of_a_baseline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class Holder:
         process, self._process = self._process, None
         self._count = 0
         if process is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 process.communicate(timeout=10)
 
     def _start(self) -> None:

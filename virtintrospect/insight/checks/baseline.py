@@ -19,6 +19,7 @@ from virtintrospect.insight.checks.context import NONSENSE
 from virtintrospect.insight.checks.entries import syscall_targets
 from virtintrospect.insight.checks.listening import listeners
 from virtintrospect.insight.checks.rule import Hit, Rule
+from virtintrospect.symbols.cachefiles import write_file
 
 if TYPE_CHECKING:
     from virtintrospect.insight.checks.context import Context
@@ -193,16 +194,15 @@ def checked(found: Any, name: str) -> dict[str, Any]:
 
 
 def save(path: Path, baseline: Mapping[str, Any]) -> None:
-    """Write a baseline to a file, whole or not at all.
+    """Write a baseline to a file for its owner alone, whole or not at all.
 
     :raises OutputError: it cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.new")
+    text = json.dumps(baseline, indent=1, sort_keys=True) + "\n"
     try:
-        fresh.write_text(json.dumps(baseline, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        # By a name that nobody can foresee: others may write in that folder, too.
+        write_file(path, [text.encode()])
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
