@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         EventKind,
         MemoryAccess,
         RegisterWrite,
+        SingleStep,
     )
     from virtintrospect.model.files import (
         EnvironmentVariable,
@@ -92,6 +93,7 @@ __all__ = [
     "RegisterWrite",
     "Route",
     "RunQueue",
+    "SingleStep",
     "SlabCache",
     "Socket",
     "StackFrame",
@@ -141,6 +143,7 @@ _WHERE = {
     "Breakpoint": "event",
     "MemoryAccess": "event",
     "RegisterWrite": "event",
+    "SingleStep": "event",
     "Finding": "finding",
     "Hint": "hint",
     "InnerGuest": "machines",

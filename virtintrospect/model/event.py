@@ -15,6 +15,8 @@ class EventKind(StrEnum):
     ACCESS = "access"
     #: A breakpoint was met.
     BREAKPOINT = "breakpoint"
+    #: An instruction was executed.
+    STEP = "step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,5 +64,12 @@ class Breakpoint:
     paddr: int
 
 
+@dataclass(frozen=True, slots=True)
+class SingleStep:
+    """To be waited for: each instruction of one vCPU, which waits after it."""
+
+    vcpu: int = 0
+
+
 #: What :meth:`~virtintrospect.driver.SupportsEvents.watch` takes.
-Trigger = RegisterWrite | MemoryAccess | Breakpoint
+Trigger = RegisterWrite | MemoryAccess | Breakpoint | SingleStep

@@ -31,6 +31,7 @@ from virtintrospect.model.event import (
     EventKind,
     MemoryAccess,
     RegisterWrite,
+    SingleStep,
     Trigger,
 )
 from virtintrospect_xen import bindings, ring
@@ -43,7 +44,7 @@ _PAGE = 4096
 #: VM_EVENT_X86_* of struct vm_event_write_ctrlreg.
 _REGISTERS = {"cr0": 0, "cr3": 1, "cr4": 2, "xcr0": 3}
 #: XEN_DOMCTL_MONITOR_EVENT_*.
-_WRITE_CTRLREG, _SOFTWARE_BREAKPOINT = 0, 3
+_WRITE_CTRLREG, _SINGLESTEP, _SOFTWARE_BREAKPOINT = 0, 2, 3
 #: xenmem_access_t of what is still allowed. Nested paging has no page that can be written or
 #: executed and not read: such a one is absent, and what nobody asked for is left out.
 _ALLOWED = {frozenset("w"): 5, frozenset("x"): 3, frozenset("wx"): 1}
@@ -53,8 +54,14 @@ _ACCESS, _GLA_VALID = "rwx", 1 << 3
 #: An instruction of x86 is at most so long, and Xen wants so much of it.
 _INSTRUCTION = 16
 _INT3 = b"\xcc"
+#: Where Xen has found no frame (gfn_of_rip in hvm/monitor.c).
+_INVALID_GFN = (1 << 64) - 1
 #: Seconds without an event after which no vCPU has one to put any more, and how often to look.
 _SILENCE, _ROUNDS = 0.05, 100
+_AT_AN_INSTRUCTION = {
+    ring.SOFTWARE_BREAKPOINT: EventKind.BREAKPOINT,
+    ring.SINGLESTEP: EventKind.STEP,
+}
 _NAMES = {number: name for name, number in _REGISTERS.items()}
 
 
@@ -78,6 +85,7 @@ class Watch:
         self._watched: dict[int, set[str]] = {}
         #: First bytes of each breakpoint's place, before it was one.
         self._original: dict[int, bytes] = {}
+        self._stepped: set[int] = set()
         self._resources, self._started = contextlib.ExitStack(), contextlib.ExitStack()
         self._require(triggers)
         try:
@@ -102,6 +110,18 @@ class Watch:
                 event = _WRITE_CTRLREG
             elif isinstance(trigger, Breakpoint):
                 event = _SOFTWARE_BREAKPOINT
+            elif isinstance(trigger, SingleStep):
+                highest = self._xen.info(self._monitor.domid).highest_vcpu
+                if not 0 <= trigger.vcpu <= highest:
+                    raise UsageError(
+                        f"the guest has no vCPU {trigger.vcpu}", hint=f"0 to {highest} are there"
+                    )
+                if not can >> _SINGLESTEP & 1:
+                    raise UnsupportedError(
+                        "Xen does not step through instructions on this processor",
+                        hint="it does on Intel's, of HVM and PVH guests",
+                    )
+                continue
             else:
                 if not trigger.access or not set(trigger.access) <= set(_ACCESS):
                     raise UsageError(f"{trigger.access!r} is no kind of access", hint="use r, w, x")
@@ -156,6 +176,13 @@ class Watch:
             wanted.update(trigger.access)
             monitor.access(frame, _ALLOWED.get(frozenset(wanted), _NOTHING))
             stack.callback(monitor.access, frame, _UNRESTRICTED)
+        elif isinstance(trigger, SingleStep):
+            if not self._stepped:
+                monitor.event(_SINGLESTEP, on=True)
+                stack.callback(monitor.event, _SINGLESTEP, on=False)
+            self._stepped.add(trigger.vcpu)
+            stack.callback(monitor.step, trigger.vcpu, on=False)
+            monitor.step(trigger.vcpu, on=True)
         else:
             if not self._original:
                 monitor.event(_SOFTWARE_BREAKPOINT, on=True)
@@ -201,6 +228,8 @@ class Watch:
             self._ring.answer(request)
 
     def _wanted(self, event: Event) -> bool:
+        if event.kind is EventKind.STEP:
+            return event.vcpu in self._stepped
         if event.kind is EventKind.ACCESS:
             wanted = self._watched.get((event.paddr or 0) // _PAGE, set())
             return not wanted.isdisjoint(event.access or "")
@@ -222,12 +251,11 @@ class Watch:
                 paddr=frame * _PAGE + offset, vaddr=vaddr if flags & _GLA_VALID else None,
                 access="".join(c for bit, c in enumerate(_ACCESS) if flags >> bit & 1),
             )  # fmt: skip
-        if request.reason == ring.SOFTWARE_BREAKPOINT:
+        if request.reason in _AT_AN_INSTRUCTION:
             (frame,) = struct.unpack_from("<Q", request.detail)
-            return Event(
-                EventKind.BREAKPOINT, vcpu, time(), rip, cr3,
-                paddr=frame * _PAGE + rip % _PAGE, vaddr=rip,
-            )  # fmt: skip
+            paddr = None if frame == _INVALID_GFN else frame * _PAGE + rip % _PAGE
+            kind = _AT_AN_INSTRUCTION[request.reason]
+            return Event(kind, vcpu, time(), rip, cr3, paddr=paddr, vaddr=rip)
         return None
 
     def _drain(self) -> None:

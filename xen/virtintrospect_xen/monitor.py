@@ -1,7 +1,7 @@
 """Hypercalls for the events of one HVM or PVH guest.
 
-xen/include/public: domctl.h (vm_event_op, monitor_op), memory.h (reservations, access_op) and
-hvm/hvm_op.h, hvm/params.h.
+xen/include/public: domctl.h (vm_event_op, monitor_op, debug_op), memory.h (reservations,
+access_op) and hvm/hvm_op.h, hvm/params.h.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from virtintrospect_xen.calls import Hypervisor
 _MEMORY_OP, _HVM_OP = 12, 34
 _DECREASE, _POPULATE, _ACCESS_OP = 1, 6, 21
 _GET_PARAM, _MONITOR_RING_PFN = 1, 28
-_VM_EVENT_OP, _MONITOR_OP = 56, 77
+_DEBUG_OP, _VM_EVENT_OP, _MONITOR_OP = 54, 56, 77
 #: XEN_VM_EVENT_*; XEN_DOMCTL_VM_EVENT_OP_MONITOR.
 _ENABLE, _DISABLE, _MONITOR = 0, 1, 2
 #: XEN_DOMCTL_MONITOR_OP_*; XEN_DOMCTL_MONITOR_EVENT_WRITE_CTRLREG.
@@ -84,6 +84,11 @@ class Monitor:
         operation = _ON if on else _OFF
         arguments = struct.pack("<IIBBB5xQ", operation, _WRITE_CTRLREG, index, 0, 0, 0)
         self._xen.domain_call(_MONITOR_OP, self.domid, arguments, "report this register")
+
+    def step(self, vcpu: int, *, on: bool) -> None:
+        """Have a vCPU stop after each instruction, or no more (hvm_debug_op in hvm/hvm.c)."""
+        arguments = struct.pack("<II", on, vcpu)
+        self._xen.domain_call(_DEBUG_OP, self.domid, arguments, f"step its vCPU {vcpu}")
 
     def access(self, frame: int, allowed: int) -> None:
         """Which accesses to a frame are not reported (xenmem_access_t).

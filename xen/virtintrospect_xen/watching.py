@@ -27,10 +27,11 @@ from virtintrospect.model.event import (
     EventKind,
     MemoryAccess,
     RegisterWrite,
+    SingleStep,
     Trigger,
 )
 
-_TRIGGERS = {kind.__name__: kind for kind in (Breakpoint, MemoryAccess, RegisterWrite)}
+_TRIGGERS = {kind.__name__: kind for kind in (Breakpoint, MemoryAccess, RegisterWrite, SingleStep)}
 #: Seconds within which the other process has begun to watch, or has left the guest.
 _PATIENCE = 60.0
 #: A line is far shorter.

@@ -1,6 +1,7 @@
 """What is asked of Xen's monitor, and how a guest is left, beside a monitor made of Python.
 
-What the emulated Xen of tests/xen does not report: breakpoints, and vCPUs that wait for room.
+What the emulated Xen of tests/xen does not report: breakpoints, single steps, and vCPUs that wait
+for room.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Self
 from unittest import mock
 
@@ -19,7 +21,13 @@ from virtintrospect_xen.events import Watch
 
 from tests.unit.xen.test_ring import Xen
 from virtintrospect.errors import NoSuchTargetError, UnsupportedError, UsageError
-from virtintrospect.model import Breakpoint, EventKind, MemoryAccess, RegisterWrite
+from virtintrospect.model import (
+    Breakpoint,
+    EventKind,
+    MemoryAccess,
+    RegisterWrite,
+    SingleStep,
+)
 from virtintrospect.model.event import Trigger
 
 _DOMID, _RING_FRAME, _PLACE = 7, 0xFEFF9, 0x2345
@@ -36,6 +44,7 @@ class _Lab:
         self.asked: list[object] = []
         self.late = 0
         self.gone = False
+        self.can = 0b1101
         self.bell = os.eventfd(0, os.EFD_NONBLOCK)
         self.memory = bytearray(range(256)) * 64
 
@@ -45,6 +54,9 @@ class _Lab:
         os.eventfd_write(self.bell, 1)
 
     # -- hypervisor
+    def info(self, _domid: int) -> SimpleNamespace:
+        return SimpleNamespace(highest_vcpu=1)
+
     def pause(self, _domid: int) -> None:
         if self.gone:
             raise NoSuchTargetError("Xen has no domain 7")
@@ -58,7 +70,7 @@ class _Lab:
 
     # -- monitor
     def capabilities(self) -> int:
-        return 0b1001
+        return self.can
 
     def frame(self) -> int:
         return _RING_FRAME
@@ -78,6 +90,9 @@ class _Lab:
 
     def register(self, index: int, *, on: bool) -> None:
         self.asked.append(("register", index, on))
+
+    def step(self, vcpu: int, *, on: bool) -> None:
+        self.asked.append(("step", vcpu, on))
 
     def access(self, _frame: int, _allowed: int) -> None:
         raise UnsupportedError("not on this processor")
@@ -159,6 +174,45 @@ def test_breakpoint(lab: _Lab) -> None:
         assert ("inject", 1) in lab.asked
         assert watch.take() == []
     assert bytes(lab.memory) == before
+
+
+def test_single_steps(lab: _Lab) -> None:
+    """One vCPU's are reported, with their place where Xen finds it; at the end it steps no more."""
+    with _watch(lab, SingleStep(1)) as watch:
+        assert lab.asked[-2:] == [("event", 2, True), ("step", 1, True)]
+        rip = _RIP & ~0xFFF | 0x345
+        lab.ring(1, reason=ring.SINGLESTEP, detail=struct.pack("<Q", 2), rip=rip)
+        lab.ring(1, reason=ring.SINGLESTEP, detail=b"\xff" * 8, rip=rip + 3)
+        lab.ring(0, reason=ring.SINGLESTEP, detail=struct.pack("<Q", 2), rip=rip)
+        first, second = watch.take()
+        assert (first.kind, first.vcpu, first.vaddr, first.paddr) == ("step", 1, rip, 0x2345)
+        assert (second.vaddr, second.paddr) == (rip + 3, None)
+        # Each waits, and goes on by the answer alone.
+        flags = [struct.unpack_from("<4I", lab.xen.answer(n)[0]) for n in range(3)]
+        assert flags == [(7, 1, 7, 1), (7, 1, 7, 1), (7, 1, 7, 0)]
+        lab.asked.clear()
+    assert lab.asked[:4] == ["pause", ("step", 1, False), ("event", 2, False), "unpause"]
+
+
+def test_single_steps_of_several(lab: _Lab) -> None:
+    """Xen is told once that steps are wanted, and of each vCPU."""
+    with _watch(lab, SingleStep(0), SingleStep(1)):
+        pass
+    told = [what for what in lab.asked if isinstance(what, tuple) and what[0] != "disable"]
+    assert told == [
+        ("event", 2, True), ("step", 0, True), ("step", 1, True),
+        ("step", 1, False), ("step", 0, False), ("event", 2, False),
+    ]  # fmt: skip
+
+
+def test_single_steps_that_cannot_be(lab: _Lab) -> None:
+    for vcpu in (2, -1):
+        with pytest.raises(UsageError, match="has no vCPU"), _watch(lab, SingleStep(vcpu)):
+            pass
+    lab.can = 0b1001  # AMD's
+    with pytest.raises(UnsupportedError, match="on this processor"), _watch(lab, SingleStep(0)):
+        pass
+    assert lab.asked == []
 
 
 def test_who_waits_for_room_gets_it_before_the_ring_goes(lab: _Lab) -> None:

@@ -30,6 +30,7 @@ from virtintrospect.model.event import (
     EventKind,
     MemoryAccess,
     RegisterWrite,
+    SingleStep,
     Trigger,
 )
 
@@ -93,6 +94,14 @@ def test_access_to_a_page(target: XenTarget, linux: LinuxGuest) -> None:
     page = linux.kernel.translate(linux.symbols.address("jiffies_64"))
     with pytest.raises(UnsupportedError, match="on this processor"):
         target.watch(MemoryAccess(page, "w"))
+
+
+def test_single_steps(target: XenTarget) -> None:
+    """The same; the guest goes on."""
+    with pytest.raises(UnsupportedError, match="on this processor"):
+        target.watch(SingleStep())
+    with pytest.raises(UsageError, match="no vCPU 200"):
+        target.watch(SingleStep(200))
 
 
 def test_who_watches_is_killed(target: XenTarget, guest: XenGuest) -> None:
