@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from virtintrospect.domain import Domain
+from virtintrospect.domainxml import architecture
 from virtintrospect.driver import (
     READ_ONLY,
     Access,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from virtintrospect.model.acquisition import Acquisition
 
 _log = logging.getLogger(__name__)
-#: The guest's architecture in a domain's XML.
-_ARCHITECTURE = re.compile(r"<type\b[^>]*\barch='(\w{1,20})'")
 
 
 class Pause:
@@ -202,8 +200,7 @@ class Session(GuestView):
             machine = ""
             if self.domain is not None:
                 identity = f"{self.domain.uuid} {self.domain.id}"
-                found = _ARCHITECTURE.search(self.domain.xml)
-                machine = found[1] if found else ""
+                machine = architecture(self.domain.xml)
             return dump(
                 origin_of(self.target, guest, identity, machine), Path(path), format,
                 pause=pause, resume=resume, force=force, digest=digest, progress=progress,

@@ -7,14 +7,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from virtintrospect.domainxml import size_of
 from virtintrospect.errors import MemoryAccessError
-
-#: Bytes of the units that libvirt writes (docs/formatdomain: memory); KiB where it names none.
-UNITS = {
-    "b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
-    "MiB": 1 << 20, "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40,
-    "TiB": 1 << 40,
-}  # fmt: skip
 
 _COMMAND_LINE = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
 _VENDORS = {"AMD": "AuthenticAMD", "Intel": "GenuineIntel"}
@@ -66,14 +60,6 @@ def arguments_of(xml: str) -> list[str]:
     if processor:
         arguments += ["-cpu", processor]
     return arguments + [e.get("value", "") for e in root.iterfind(f"{_COMMAND_LINE}/*")]
-
-
-def size_of(element: ElementTree.Element | None) -> int:
-    """Bytes that an element with a unit stands for; 0 where there is none."""
-    text = "" if element is None else (element.text or "").strip()
-    if element is None or not (text.isascii() and text.isdigit() and len(text) < 21):
-        return 0
-    return int(text) * UNITS.get(element.get("unit", "KiB"), 1 << 10)
 
 
 def _processor(root: ElementTree.Element) -> str:

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from virtintrospect.domainxml import size_of
 from virtintrospect.errors import EncryptedMemoryError, MemoryAccessError
 from virtintrospect.memory import Region
 from virtintrospect.memory.pc import FOUR_GIB, SHADOW_END, VGA_END, low_memory, ranges
 from virtintrospect.memory.virt import ram_start
-from virtintrospect_kvm.domainxml import parse_xml, size_of
+from virtintrospect_kvm.domainxml import parse_xml
 from virtintrospect_kvm.options import CommandLine, Options, parse_size
 
 GIB = 1 << 30

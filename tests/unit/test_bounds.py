@@ -13,7 +13,6 @@ import pytest
 
 from tests.unit.symbols.btf_blob import Blob
 from virtintrospect.daemon.guestlog import kind_of
-from virtintrospect.domain import current_memory, disk_aliases
 from virtintrospect.errors import FaultError, TypeNotFoundError
 from virtintrospect.guests.linux import (
     bpf,
@@ -204,18 +203,6 @@ def test_stacks_that_nobody_had_time_for() -> None:
     """Time was up in the middle: what was not read has not moved."""
     reader = cast(Any, SimpleNamespace(_rows=lambda _: []))
     assert StackReader._moved(reader, [{"address": 5}], {}) == []
-
-
-def test_disks_of_an_xml_without_end() -> None:
-    xml = "<!--" + "<disk <address type='pci' " * 60_000 + "-->"
-    assert quickly(lambda: disk_aliases(xml)) == {}
-    disk = "<disk type='file'><target dev='vda'/><serial>abc</serial></disk>"
-    assert disk_aliases(xml + disk) == {b"abc": "vda"}
-
-
-def test_balloon_of_5000_digits() -> None:
-    assert current_memory(f"<currentMemory unit='KiB'>{'9' * 5000}</currentMemory>") is None
-    assert current_memory("<currentMemory unit='MiB'>2</currentMemory>") == 2048
 
 
 def test_modules_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:

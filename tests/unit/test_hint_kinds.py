@@ -215,7 +215,7 @@ def test_memory_on_two_nodes_that_one_could_hold() -> None:
     assert hint.virsh == "virsh -c qemu:///system numatune 'web 01' --nodeset 1 --live"
     assert ("memory", "place") not in judge(*spread(GIB, 2 * GIB, GIB // 2))  # no room
     assert ("memory", "place") not in judge(*spread(GIB // 8, 2 * GIB, 4 * GIB))
-    numa = dataclasses.replace(DOMAIN, xml=XML.replace("<devices>", "<cpu><numa></numa></cpu><d>"))
+    numa = dataclasses.replace(DOMAIN, xml=XML.replace("<devices>", "<cpu><numa/></cpu><devices>"))
     assert ("memory", "place") not in judge(*spread(GIB, 2 * GIB, 4 * GIB), domain=numa)
 
 

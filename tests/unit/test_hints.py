@@ -141,7 +141,9 @@ _VCPUS = "<vcpu id='0' enabled='yes' hotpluggable='no'/>" + "".join(
 
 @pytest.mark.parametrize(("vcpus", "how"), [("", "--config"), (_VCPUS, "--live")])
 def test_only_plugged_vcpus_can_be_taken_from_a_running_guest(vcpus: str, how: str) -> None:
-    domain = dataclasses.replace(DOMAIN, xml=XML.replace("<devices>", f"{vcpus}<devices>"))
+    domain = dataclasses.replace(
+        DOMAIN, xml=XML.replace("<devices>", f"<vcpus>{vcpus}</vcpus><devices>")
+    )
     found = judge(figures(100, each_cpu=IDLE[0]), figures(0, each_cpu=IDLE[1]), domain=domain)
     hint = found["cpu", "shrink"]
     assert hint.virsh == f"virsh -c qemu:///system setvcpus 'web 01' 1 {how}"

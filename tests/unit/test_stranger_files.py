@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from virtintrospect.domain import current_memory, disk_aliases
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux import osrelease, utmp
 from virtintrospect.guests.linux.pagecache import CachedFile
@@ -136,16 +135,3 @@ def test_zones_of_noise() -> None:
 def test_names_of_zones_that_are_none(name: bytes) -> None:
     with pytest.raises(CorruptDataError):
         zone_at(0, None, name)
-
-
-def test_domain_xml() -> None:
-    xml = """<domain><memory unit='KiB'>524288</memory>
-    <currentMemory unit='KiB'>262144</currentMemory>
-    <disk type='file' device='disk'><target dev='vda' bus='virtio'/><serial>s-1</serial>
-    <address type='pci' domain='0x0000' bus='0x04' slot='0x00' function='0x0'/></disk>
-    <disk type='file' device='cdrom'><target dev='sda' bus='sata'/>
-    <address type='drive' controller='0' bus='0' target='0' unit='0'/></disk></domain>"""
-    assert current_memory(xml) == 262144
-    assert current_memory("<domain/>") is None
-    assert disk_aliases(xml) == {b"s-1": "vda", b"0000:04:00.0": "vda"}
-    assert disk_aliases("<disk") == {}

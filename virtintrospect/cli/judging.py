@@ -121,8 +121,8 @@ def identical(sessions: Sequence[Session], *, everything: bool = False) -> list[
 
     :param everything: not only guests whose pages KSM could merge.
     """
+    from virtintrospect.domainxml import mergeable
     from virtintrospect.driver import SupportsResidentSize
-    from virtintrospect.insight.hints.facts import mergeable
     from virtintrospect.insight.identical import identical_pages
 
     here = [

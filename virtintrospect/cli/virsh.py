@@ -41,7 +41,7 @@ def guestinfo(settings: Settings, /, target: str, **chosen: bool) -> None:
     virt-introspect guestinfo web01 --os --filesystem
     virt-introspect -o json guestinfo web01 | jq -r '."os.pretty-name"'
     """
-    from virtintrospect.domain import disk_aliases
+    from virtintrospect.domainxml import disk_aliases
     from virtintrospect.insight.tables import guestinfo_table
 
     kinds = [kind for kind, wanted in chosen.items() if wanted]
@@ -73,7 +73,7 @@ def dommemstat(settings: Settings, target: str) -> None:
     """
     import time
 
-    from virtintrospect.domain import current_memory
+    from virtintrospect.domainxml import current_memory
     from virtintrospect.driver import SupportsResidentSize
     from virtintrospect.insight.tables import DOMMEMSTAT
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from virtintrospect.daemon.log import event
 from virtintrospect.daemon.state import Machine, State
 from virtintrospect.daemon.work import Cost, Workers
 from virtintrospect.domain import Domain
+from virtintrospect.domainxml import memory_devices
 from virtintrospect.driver import Access, SupportsAfterlife, Target, driver_for
 from virtintrospect.errors import (
     GuestNotRecognisedError,
@@ -112,7 +112,7 @@ class DomainSession:
         self._session: Session | None = None
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._memory_map = _memory_map(domain)
+        self._memory_map = memory_devices(domain.xml)
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -139,7 +139,7 @@ class DomainSession:
         """Take what libvirt says now of this domain, which still runs."""
         changed = domain.state != self.domain.state or domain.arriving != self.domain.arriving
         self.domain = domain
-        if changed or _memory_map(domain) != self._memory_map:
+        if changed or memory_devices(domain.xml) != self._memory_map:
             self.wake()
 
     async def leave(self, to: State) -> None:
@@ -182,7 +182,7 @@ class DomainSession:
     async def look_back(self, function: Callable[[Guest], object]) -> None:
         """Run a function on the kernel that was there last, be it or its VMM dead by now."""
         await self._work(partial(self._look_back, function))
-        self._memory_map = ("as it was at the end",)  # where it lives on it is opened anew
+        self._memory_map = (b"as it was at the end",)  # where it lives on it is opened anew
         self.wake()
 
     def _look_back(self, function: Callable[[Guest], object]) -> None:
@@ -257,7 +257,7 @@ class DomainSession:
         if domain.arriving:
             raise ArrivingError("its memory is still arriving (migration or restore)")
         await self._work(partial(self._open_memory, domain))
-        self._memory_map = _memory_map(domain)
+        self._memory_map = memory_devices(domain.xml)
 
     def _open_memory(self, domain: Domain) -> None:
         driver = driver_for(domain)
@@ -340,9 +340,9 @@ class DomainSession:
 
     def _must_reopen(self) -> bool:
         """Memory was plugged or unplugged: the next state opens it anew."""
-        if _memory_map(self.domain) == self._memory_map:
+        if memory_devices(self.domain.xml) == self._memory_map:
             return False
-        self._memory_map = _memory_map(self.domain)
+        self._memory_map = memory_devices(self.domain.xml)
         event(_log, logging.INFO, "memory map changed", domain=self.domain.name)
         self._move(State.SEEN)
         return True
@@ -405,8 +405,3 @@ class DomainSession:
 def _error(attempt: RetryCallState) -> VirtIntrospectError:
     error = attempt.outcome.exception() if attempt.outcome else None
     return error if isinstance(error, VirtIntrospectError) else VirtIntrospectError(str(error))
-
-
-def _memory_map(domain: Domain) -> tuple[str, ...]:
-    """What of the XML decides where memory lies: its plugged devices."""
-    return tuple(re.findall(r"<memory model=.*?</memory>", domain.xml, re.DOTALL))

@@ -311,7 +311,7 @@ class Guest(abc.ABC):
     def nested(self) -> list[InnerGuest]:
         """Guests that this one runs itself, by its own KVM; none where it has none.
 
-        :raises NoSuchTargetError: its KVM has no types.
+        :raises NoSuchTargetError: its KVM has no types or symbols.
         :raises UnsupportedError: they are not found on its architecture.
         """
 
@@ -324,7 +324,7 @@ class Guest(abc.ABC):
         :param kinds: which of user, os, timezone, hostname, filesystem, disk, interface and
             load; all of them where none is named.
         :param aliases: what the host calls disks, by their PCI address (``0000:04:00.0``) or
-            their serial number (:func:`~virtintrospect.domain.disk_aliases`).
+            their serial number (:func:`~virtintrospect.domainxml.disk_aliases`).
         """
 
     @abc.abstractmethod

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtintrospect.domain import current_memory
+from virtintrospect.domainxml import current_memory
 from virtintrospect.errors import OutputError, UsageError
 from virtintrospect.insight.hints.facts import MIB, Facts, size
 from virtintrospect.insight.history import Window

@@ -14,7 +14,7 @@ from virtintrospect_kvm.options import parse_option, parse_size
 from tests.fuzz.parsers.target import Target
 from tests.unit.kvm.test_cpudump import LEGACY, LONG
 from virtintrospect.daemon import config, inbox
-from virtintrospect.domain import current_memory, disk_aliases
+from virtintrospect.domainxml import current_memory, disk_aliases, memory_devices, mergeable
 from virtintrospect.errors import MemoryAccessError, VirtIntrospectError
 
 _LINE = [
@@ -59,6 +59,8 @@ def _xml(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     current_memory(text)
     disk_aliases(text)
+    memory_devices(text)
+    mergeable(text)
     layout_of(_LINE, text)
 
 

@@ -6,12 +6,24 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
-from virtintrospect.domain import Domain, current_memory
+from virtintrospect.domain import Domain
+from virtintrospect.domainxml import (
+    current_memory,
+    mergeable,
+    number_of,
+    parse_xml,
+    shared,
+    size_of,
+)
 from virtintrospect.insight.history import Window
 from virtintrospect.insight.policy import Policy
 from virtintrospect.model import Hint
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 MIB = 1 << 20
 
@@ -71,45 +83,44 @@ class Facts:
     @property
     def maximum(self) -> int | None:
         """Bytes that the guest was started with: the most that the balloon can give back."""
-        match = re.search(r"<memory unit='KiB'>([0-9]{1,20})</memory>", self._xml)
-        return int(match[1]) << 10 if match else None
+        return size_of(self._root.find("memory")) or None
 
     @property
     def has_balloon(self) -> bool:
         """Whether the domain has a balloon device, and the guest a driver for it."""
-        found = re.search(r"<memballoon model='([^']+)'", self._xml)
+        found = self._root.find("devices/memballoon")
         driver = self.window.last("drivers", "balloon")
-        return bool(found and found[1] != "none" and driver != 0)
+        return found is not None and found.get("model") not in (None, "none") and driver != 0
 
     @property
     def reports_free_pages(self) -> bool:
         """Whether the guest tells the host of its free pages by itself."""
-        return bool(re.search(r"<memballoon [^>]*freePageReporting='on'", self._xml))
+        return self._root.find("devices/memballoon[@freePageReporting='on']") is not None
 
     @property
     def vcpus(self) -> tuple[int, int] | None:
         """VCPUs that are plugged in, and how many there may be."""
-        match = re.search(r"<vcpu(?: [^>]*)?>([0-9]{1,6})</vcpu>", self._xml)
-        if match is None:
+        element = self._root.find("vcpu")
+        most = None if element is None else number_of(element.text)
+        if element is None or most is None:
             return None
-        now = re.search(r" current='([0-9]{1,6})'", match[0])
-        return int(now[1] if now else match[1]), int(match[1])
+        return number_of(element.get("current")) or most, most
 
     @property
     def shared(self) -> bool:
         """Whether its memory is a file that others may map, too, not QEMU's own."""
-        backing = _backing(self._xml)
-        return "<source type='memfd'" in backing or "<source type='file'" in backing
+        return shared(self._root.find("memoryBacking"))
 
     @property
     def mergeable(self) -> bool:
         """Whether KSM may merge its pages: those of its own, in small pages, where it is let."""
-        return self.domain is not None and mergeable(self._xml)
+        return self.domain is not None and mergeable(self.domain.xml)
 
     @property
     def has_numa(self) -> bool:
         """Whether the guest itself has NUMA nodes, or libvirt was told where its memory goes."""
-        return "<numa>" in self._xml or "<memory mode=" in self._xml
+        places = "cpu/numa", "numatune/memory[@mode]"
+        return any(self._root.find(place) is not None for place in places)
 
     @property
     def quota(self) -> float | None:
@@ -139,8 +150,7 @@ class Facts:
     @property
     def unpluggable(self) -> int:
         """VCPUs that can be taken from the guest while it runs; those it started with cannot."""
-        vcpus = re.findall(r"<vcpu id='[0-9]{1,6}' ([^>]*)/>", self._xml)
-        return sum("enabled='yes'" in one and "hotpluggable='yes'" in one for one in vcpus)
+        return len(self._root.findall("vcpus/vcpu[@enabled='yes'][@hotpluggable='yes']"))
 
     def virsh(self, command: str, *arguments: str) -> str | None:
         """The command line that an operator would type."""
@@ -189,20 +199,9 @@ class Facts:
         seconds = self.window.seconds / max(1.0, policy.full_seconds)
         return round(max(0.1, math.sqrt(min(1.0, samples) * min(1.0, seconds))), 2)
 
-    @property
-    def _xml(self) -> str:
-        return self.domain.xml if self.domain else ""
-
-
-def mergeable(xml: str) -> bool:
-    """Whether KSM may merge the pages of a domain of this XML."""
-    backing = _backing(xml)
-    kept = ("<nosharepages", "<hugepages", "<source type='memfd'", "<source type='file'")
-    return not any(word in backing for word in kept)
-
-
-def _backing(xml: str) -> str:
-    return xml.partition("<memoryBacking>")[2].partition("</memoryBacking>")[0]
+    @cached_property
+    def _root(self) -> Element:
+        return parse_xml(self.domain.xml if self.domain else "")
 
 
 def size(count: float) -> str:
