@@ -6,6 +6,7 @@ and scheduler/sched-bwc.rst). A limit of a group holds for all groups below it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ _MAX_DEPTH, _MAX_FILE = 32, 4096
 #: A limit of version 1 that is none: all that a counter of pages can hold.
 _NO_LIMIT = 1 << 60
 _MOUNTS = Path("/proc/self/mountinfo")
+#: How it writes spaces, tabs, ends of lines and backslashes of a path (mangle_path, fs/seq_file.c).
+_ESCAPED = re.compile(r"\\([0-3][0-7]{2})")
 
 
 class _Hierarchy(NamedTuple):
@@ -167,5 +170,10 @@ def _mounted(controller: str) -> _Hierarchy | None:
             unified = kind[0] == "cgroup2"
             wanted = unified if not controller else controller in kind[2].split(",")
             if wanted and kind[0] in ("cgroup", "cgroup2"):
-                return _Hierarchy(Path(fields[4]), fields[3], unified)
+                root, place = (_ESCAPED.sub(_plain, field) for field in fields[3:5])
+                return _Hierarchy(Path(place), root, unified)
     return None
+
+
+def _plain(escaped: re.Match[str]) -> str:
+    return chr(int(escaped[1], 8))

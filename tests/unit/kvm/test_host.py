@@ -85,6 +85,17 @@ def test_limits_of_version_one(mounts: Path) -> None:
     }  # fmt: skip
 
 
+def test_limits_below_a_folder_of_an_odd_name(mounts: Path) -> None:
+    """mountinfo escapes mount points and roots, /proc/PID/cgroup does not."""
+    place = mounts / "a b\tc\nd\\040"
+    escaped = f"{mounts}/a\\040b\\011c\\012d\\134040"
+    (mounts / "mountinfo").write_text(f"1 2 0:1 /my\\040box {escaped} rw - cgroup2 cgroup2 rw\n")
+    group(place / "web", memory_max=str(MIB), memory_current="7")
+    assert look(cgroup=b"0::/my box/web\n") == {
+        "memory_max": MIB, "memory_group": "/web", "memory_used": 7,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("lines", [b"", b"0::/../out\n", b"x\n0\n:::\n", b"0::/a/b\n4:memory:\n"])
 def test_no_limits(mounts: Path, lines: bytes) -> None:
     (mounts / "mountinfo").write_text(f"1 2 0:1 / {mounts} rw - cgroup2 cgroup2 rw\nodd\n - \n")
