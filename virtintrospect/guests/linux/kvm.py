@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from virtintrospect.arch import PagingMode
 from virtintrospect.arch.nested import ept, npt
-from virtintrospect.errors import FaultError, UnsupportedError
+from virtintrospect.errors import FaultError, NoSuchTargetError, UnsupportedError
 from virtintrospect.guests.linux.budget import Budget
 from virtintrospect.guests.linux.cmdline import MAX_CMDLINE
 from virtintrospect.guests.linux.lists import walk_list
@@ -24,6 +24,8 @@ _MOST_MACHINES = 4096
 _MOST_VCPUS = 8192
 #: INVALID_PAGE: the tables have been given up, and nothing has run since.
 _INVALID = (1 << 64) - 1
+#: X86_VENDOR_AMD and X86_VENDOR_HYGON (arch/x86/include/asm/processor.h).
+_AMD = (2, 9)
 
 
 class VirtualMachine(NamedTuple):
@@ -42,9 +44,9 @@ def virtual_machines(guest: LinuxGuest) -> list[VirtualMachine]:
     """Guests whose nested tables can be found, in the order of ``vm_list``.
 
     One that has not run since its tables were given up is left out. Needs the types and symbols
-    of kvm.ko (its BTF; kallsyms with CONFIG_KALLSYMS_ALL).
+    of KVM, be it kvm.ko or built in (its BTF; kallsyms with CONFIG_KALLSYMS_ALL).
 
-    :raises NoSuchTargetError: the guest has no types of its KVM.
+    :raises NoSuchTargetError: the guest has a KVM, but no types or symbols of it.
     :raises UnsupportedError: the guest is not one of x86-64.
     """
     found = _machines(guest, Budget())
@@ -52,9 +54,9 @@ def virtual_machines(guest: LinuxGuest) -> list[VirtualMachine]:
 
 
 def inner_guests(guest: LinuxGuest) -> list[InnerGuest]:
-    """All guests that KVM knows, with their names; none where no KVM is loaded.
+    """All guests that KVM knows, with their names; none where there is no KVM.
 
-    :raises NoSuchTargetError: the guest has no types of its KVM.
+    :raises NoSuchTargetError: the guest has a KVM, but no types or symbols of it.
     :raises UnsupportedError: the guest is not one of x86-64.
     """
     budget = Budget()
@@ -95,13 +97,12 @@ def _machines(guest: LinuxGuest, budget: Budget) -> list[_Machine]:
             f"guests inside a guest are not found on {guest.machine.name}",
             hint="a guest of x86-64 is asked for those that its KVM runs",
         )
-    loaded = {module.name for module in guest.modules()}
-    if b"kvm" not in loaded:
+    modular = guest.types.has("module", "name")  # CONFIG_MODULES
+    loaded = {module.name for module in guest.modules()} if modular else set()
+    known = _known(guest, loaded, budget)
+    if known is None:
         return []
-    types = guest.module_types("kvm")
-    head = _symbol(guest, "kvm", "vm_list", budget)
-    if head is None:
-        return []
+    types, head = known
     nodes, problem = walk_list(guest.kernel, head, limit=_MOST_MACHINES, budget=budget)
     guest.note_all([problem])
     offset = types.offsetof("kvm", "vm_list")
@@ -116,10 +117,44 @@ def _machines(guest: LinuxGuest, budget: Budget) -> list[_Machine]:
         vcpus = [entry for _, entry in walk_xarray(guest, head or 0, budget, last=_MOST_VCPUS)]
         vcpus = vcpus or [first] if first else vcpus
         place, levels = _root(guest, types, vcpus) or (0, 0)
-        mode = (ept if b"kvm_intel" in loaded else npt)(levels) if levels else None
+        mode = (npt if _is_amd(guest, loaded) else ept)(levels) if levels else None
         found.append(_Machine(pid, len(vcpus), mode, place, address))
     guest.note_all([budget.problem])
     return found
+
+
+def _known(guest: LinuxGuest, loaded: set[bytes], budget: Budget) -> tuple[Types, int] | None:
+    """Types of the guest's KVM, and the list of its machines; ``None`` where it has no KVM.
+
+    Debian's is a module; ``CONFIG_KVM=y`` puts it into the kernel itself.
+    """
+    if b"kvm" in loaded:
+        where, types = "a module", guest.module_types("kvm")
+        head = _symbol(guest, "kvm", "vm_list", budget)
+    elif "kvm_init" in guest.symbols:
+        where, types = "built in", guest.types
+        head = guest.symbols.get("vm_list")
+    else:
+        return None
+    if head is None or not types.has("kvm", "vm_list"):
+        lacking = "symbol vm_list" if head is None else "type kvm"
+        raise NoSuchTargetError(
+            f"the guest has a KVM ({where}), but no {lacking}, by which its guests are found",
+            hint="its kernel needs CONFIG_KALLSYMS_ALL and CONFIG_DEBUG_INFO_BTF",
+        )
+    return types, head
+
+
+def _is_amd(guest: LinuxGuest, loaded: set[bytes]) -> bool:
+    """Whether its KVM uses AMD's nested tables; where both kinds are built in, by the CPU."""
+    for name, amd in ((b"kvm_intel", False), (b"kvm_amd", True)):
+        if name in loaded:
+            return amd
+    here = guest.symbols.get("boot_cpu_data")
+    if here is None or not guest.types.has("cpuinfo_x86", "x86_vendor"):
+        return False
+    columns = guest.layout("cpuinfo_x86", ["x86_vendor"]).lists(guest.kernel, [here], [])
+    return columns["x86_vendor"][0] in _AMD
 
 
 def _processes(
