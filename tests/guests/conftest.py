@@ -19,6 +19,7 @@ from .lab import apt, domain, libvirtd, matrix
 from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.nested import Nested
+from .ways import OURS
 
 GUESTS = (*matrix.MATRIX, matrix.ARM64, *matrix.I386)
 
@@ -129,6 +130,12 @@ def linux(session: Session) -> LinuxGuest:
 def one_guest(lab: Lab) -> Guest:
     """One guest, shared by the tests that need no particular one."""
     return lab.guest(matrix.DEFAULT)
+
+
+@pytest.fixture
+def ours(lab: Lab) -> Guest:
+    """The guest of test_control*, which test_control_registers releases."""
+    return lab.guest(OURS)
 
 
 @pytest.fixture

@@ -17,22 +17,14 @@ from virtintrospect.errors import (
     UsageError,
 )
 
-from .conftest import Lab
 from .lab.guest import Guest
 from .ways import (
-    OURS,
     STUB,
     WRITE,
     is_tainted,
     opened,
     panic_timeout,
 )
-
-
-@pytest.fixture(scope="module")
-def ours(lab: Lab) -> Guest:
-    """The guest of test_control*, which test_control_registers releases."""
-    return lab.guest(OURS)
 
 
 @pytest.fixture(params=["kvm-mmap", "kvm-process", "anonymous", "gdbstub"])

@@ -15,24 +15,16 @@ from virtintrospect.errors import (
 )
 from virtintrospect.session import open_session
 
-from .conftest import Lab
 from .lab.guest import Guest
 from .small import small_guest
 from .ways import (
     DIES,
-    OURS,
     chardevs,
     is_tainted,
     opened,
     state,
     wait_running,
 )
-
-
-@pytest.fixture(scope="module")
-def ours(lab: Lab) -> Guest:
-    """The guest of test_control*, which test_control_registers releases."""
-    return lab.guest(OURS)
 
 
 def test_the_guest_stands_still(one_guest: Guest) -> None:

@@ -46,9 +46,10 @@ from .ways import (
 )
 
 
-@pytest.fixture(scope="module")
-def ours(lab: Lab) -> Iterator[Guest]:
-    yield lab.guest(OURS)
+@pytest.fixture(scope="module", autouse=True)
+def last(lab: Lab) -> Iterator[None]:
+    """No test after these takes ``ours``."""
+    yield
     lab.release(OURS)
 
 
