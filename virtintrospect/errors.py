@@ -113,11 +113,12 @@ class ImageFormatError(MemoryAccessError):
     """A memory image is truncated, contradicts itself, or has no known format.
 
     :param path: the file.
-    :param offset: byte offset in the file where reading stopped making sense.
+    :param offset: byte offset in the file where reading stopped making sense; 0 for all of it.
     """
 
     def __init__(self, path: str, offset: int, problem: str, *, hint: str = "") -> None:
-        super().__init__(f"{path}: {problem} (at file offset {offset:#x})", hint=hint)
+        where = f" (at file offset {offset:#x})" if offset else ""
+        super().__init__(f"{path}: {problem}{where}", hint=hint)
         self.path = path
         self.offset = offset
 

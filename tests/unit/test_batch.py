@@ -90,3 +90,15 @@ def test_a_command_does_not_read_the_next_line() -> None:
                           timeout=120, check=False)  # fmt: skip
     assert json.loads(done.stdout.splitlines()[0])["rc"] != 0
     assert done.returncode == 2
+
+
+def test_a_name_that_is_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path is bytes, and a program may write it as it is."""
+    raw = io.BytesIO(b'["ps", "./no\xff"]\n["--version"]\n')
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(raw, "utf-8"))
+    assert run(["batch"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["rc"], second["rc"]) == (3, 0)
+    assert "No such file" in first["err"]

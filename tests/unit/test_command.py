@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from virtintrospect.cli import main
 from virtintrospect.cli.main import cli, run
+from virtintrospect.cli.span import Span
+from virtintrospect.errors import UsageError
+from virtintrospect.insight.checks.asked import findings
 
 COMMANDS = [
     "attach",
@@ -141,3 +150,58 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_error_lines_escape_what_they_quote(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in fails(["ps", "/nowhere/\x1b[31m"], 3, capsys)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_what_an_encoding_lacks_is_escaped(errors: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, "ascii", errors))
+    monkeypatch.setattr("sys.stderr", None)
+    main._prepare_streams()
+    sys.stdout.write("h\u00e9\n")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"h\\xe9\n"
+    sys.stderr.write("to nobody")
+    sys.stderr.close()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_full_disk_is_one_line(at_once: bool) -> None:
+    """Whether it is met while the command prints, or when it is done."""
+    words = ["check", "--list", *(["-o", "json"] if at_once else [])]
+    buffering = {"PYTHONUNBUFFERED": "1"} if at_once else {}
+    code = f"from virtintrospect.cli.main import main; import sys; sys.argv[1:] = {words}; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False, env=os.environ | buffering,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["read", "./x", "0", "-n", "99999999999999"], "at most 268435456 bytes"),
+        (["dump", "./x", ""], "FILE has no name"),
+        (["hung", "./x", "--for", "soon"], "'soon' is no length of time"),
+        (["hints", "./x", "--for", "0s"], "'0s' is no length of time"),
+    ],
+)
+def test_values_that_make_no_sense(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(arguments, 2, capsys)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("90", 90), ("2.5s", 2.5), ("15m", 900)])
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert Span(zero=True).convert(text, None, None) == seconds
+
+
+def test_a_newest_kernel_that_is_none() -> None:
+    """Nothing would be older than that, and nothing found."""
+    with pytest.raises(UsageError, match="'newest' is no release"):
+        findings(cast(Any, None), newest_kernel="newest")

@@ -39,6 +39,8 @@ def batch(_settings: Settings) -> None:
     from virtintrospect.cli.kept import Kept
 
     asked, kept = sys.stdin, Kept()
+    if isinstance(asked, io.TextIOWrapper):
+        asked.reconfigure(errors="surrogateescape")  # names of files are bytes
     gc.enable()  # this one is not short
     with Path("/dev/null").open() as nothing:
         sys.stdin = nothing

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
-from virtintrospect.errors import UsageError, VirtIntrospectError
+from virtintrospect.errors import OutputError, UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
     from virtintrospect.acquire import Progress
@@ -52,6 +52,8 @@ def dump(settings: Settings, /, target: str, file: Path, *, format_: str, **opti
     from virtintrospect.insight.columns import record
     from virtintrospect.insight.tables import DUMP
 
+    if not file.name:
+        raise UsageError("FILE has no name")
     if options["resume"] and options["force"]:
         raise UsageError("--resume and --force exclude each other")
     with settings.open(target, DUMP) as session, _interruptible(file), _progress() as progress:
@@ -122,9 +124,12 @@ def _note_digest(file: Path, sha256: str | None) -> None:
     import os
 
     beside = file.with_name(f"{file.name}.sha256")
-    beside.unlink(missing_ok=True)
-    if sha256 is None:
-        return
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        out.write(f"{sha256}  {file.name}\n")
+    try:
+        beside.unlink(missing_ok=True)
+        if sha256 is None:
+            return
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as out:
+            out.write(f"{sha256}  {file.name}\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {beside}: {error.strerror}; the dump is whole") from error

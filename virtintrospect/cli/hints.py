@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from virtintrospect.cli.options import (
     pass_settings,
     target_options,
 )
+from virtintrospect.cli.span import Span
 from virtintrospect.errors import UsageError, VirtIntrospectError
 
 if TYPE_CHECKING:
@@ -33,25 +33,11 @@ if TYPE_CHECKING:
 
 #: Where the daemon keeps history unless it is told otherwise (``daemon.state_dir``).
 _HISTORY = Path("/var/lib/virtintrospect/history")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 #: Seconds of figures that are taken where there are none and the user named no time.
 _LOOK = 10.0
 #: History that is looked at unless the user named a time.
 _DAY = 86400.0
 _FEWEST, _MOST = 2, 60
-
-
-class Span(click.ParamType):  # type: ignore[type-arg]
-    """A length of time: ``90``, ``60s``, ``15m``, ``24h``, ``7d``."""
-
-    name = "time"
-
-    def convert(self, value: Any, _param: Any, _context: Any) -> float:
-        """The seconds that a text means."""
-        match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", str(value))
-        if match is None or not int(match[1]):
-            raise UsageError(f"{value!r} is no length of time", hint="write 60s, 15m, 24h or 7d")
-        return float(int(match[1]) * _UNITS[match[2]])
 
 
 @click.command("hints")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 import click
 
@@ -126,10 +128,27 @@ def main() -> None:
     if hasattr(signal, "SIGPIPE"):
         # `virt-introspect dmesg web01 | head` ends quietly.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    _prepare_streams()
     code = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:  # what run() has printed may be written only now
+            code = code or _failed(error)
     os._exit(code)
+
+
+def _prepare_streams() -> None:
+    """Output that is closed is nobody's, and no character is a reason to fail.
+
+    What the encoding of a locale lacks appears as an escape.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: list[str], settings: Settings | None = None) -> int:
@@ -153,7 +172,19 @@ def run(arguments: list[str], settings: Settings | None = None) -> int:
             raise
         _complain(error, verbose="-v" in arguments or "--verbose" in arguments)
         return error.exit_code
+    except OSError as error:
+        if debug and settings.kept is None:
+            raise
+        return _failed(error)
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: OSError) -> int:
+    """The system refuses something that is no guest's: the output, mostly."""
+    where = printable(str(error.filename)) if error.filename else "the output or a file"
+    what = VirtIntrospectError(f"{where}: {error.strerror or error}", hint="--debug shows more")
+    _complain(what, verbose=False)
+    return what.exit_code
 
 
 def _complain(error: VirtIntrospectError, *, verbose: bool) -> None:

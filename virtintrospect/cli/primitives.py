@@ -180,8 +180,11 @@ def read(
     virt-introspect read web01 0x0 --physical -n 1048576 --raw > first-mib.bin
     """
     from virtintrospect.insight.tables import READ
+    from virtintrospect.memory.base import MAX_READ
 
     length = number(size, "size")
+    if length > MAX_READ:
+        raise UsageError(f"one read gives at most {MAX_READ} bytes", hint="`dump` takes more")
     if physical and pid is not None:
         raise UsageError("--physical and --pid exclude each other")
     if raw:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from virtintrospect.cli.options import Settings, common, pass_settings, target_argument
+from virtintrospect.cli.span import Span
 from virtintrospect.insight.columns import record
 from virtintrospect.insight.tables import CRASH, HUNG, STACK
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 @click.command("hung")
 @target_argument
 @click.option(
-    "--for", "seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,
-    help="Only tasks that have waited, and CPUs that have run one task, for so many seconds.",
+    "--for", "seconds", type=Span(zero=True), default="120s", show_default=True, metavar="TIME",
+    help="Only tasks that have waited, and CPUs that have run one task, for so long (10, 5m).",
 )  # fmt: skip
 @common
 @pass_settings

@@ -185,7 +185,8 @@ def _yara(path: str, _: bool) -> Pattern:
     try:
         source = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the rules {path}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "no UTF-8"
+        raise UsageError(f"cannot read the rules {path}: {why}") from error
     try:
         return Yara(yara.compile(source=source), yara.Error)
     except yara.Error as error:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from virtintrospect.errors import UsageError
 from virtintrospect.guests.base import Guest
 from virtintrospect.insight.checks import Options, check
 from virtintrospect.insight.checks.allowed import allowed
+from virtintrospect.insight.checks.kernel import is_release
 from virtintrospect.model import Finding
 
 
@@ -30,6 +32,10 @@ def findings(
         the others.
     :raises UsageError: a text makes no sense.
     """
+    if newest_kernel is not None and not is_release(newest_kernel):
+        raise UsageError(
+            f"{newest_kernel!r} is no release of a kernel", hint="write it as uname -r prints it"
+        )
     options = Options(
         listening=None if listening is None else tuple(map(allowed, _split(listening))),
         newest_kernel=newest_kernel,

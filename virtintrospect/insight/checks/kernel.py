@@ -46,6 +46,11 @@ def outdated(context: Context) -> Iterator[Hit]:
         )
 
 
+def is_release(text: str) -> bool:
+    """Whether a text begins with the numbers of a release."""
+    return any(_numbers(text))
+
+
 def _numbers(release: str) -> list[int]:
     """The numbers that a release begins with: ``6.1.0-57-cloud-amd64`` is 6, 1, 0, 57."""
     head = re.match(r"\d{1,9}(?:[.\-+~]\d{1,9})*", release)
