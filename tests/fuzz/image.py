@@ -18,10 +18,8 @@ CONFIG = Config(
 def copy_ram(guest: Guest, path: Path) -> None:
     """Copy the RAM of a guest of :data:`CONFIG`, paused meanwhile.
 
-    It has sockets of every kind open, addresses, and control groups with controllers; afterwards
-    it has no sockets and addresses any more.
-    It has sockets of every kind open, addresses, routes, neighbours, eBPF objects and timers;
-    afterwards it has them no more.
+    It has sockets of every kind open, addresses, routes, neighbours, control groups with
+    controllers, eBPF objects and timers; afterwards it has them no more.
     """
     for name in ("sockets", "bpf", "timers"):
         guest.install(name, f"/tmp/{name}")
