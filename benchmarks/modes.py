@@ -10,13 +10,20 @@ import numpy as np
 from benchmarks.figures import Figure, show
 from tests.guests.lab import matrix
 from tests.guests.lab.guest import Guest
-from tests.guests.test_architectures import PAGE_MODES
+from tests.guests.test_architectures import FEWER_LEVELS, PAGE_MODES
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.session import open_session
 
 _PAGES = 100_000
 _TIMES = 7
-_CONFIGS = (matrix.MATRIX[4], matrix.MATRIX[7], *matrix.I386, matrix.ARM64, *PAGE_MODES)
+_CONFIGS = (
+    matrix.MATRIX[4],
+    matrix.MATRIX[7],
+    *matrix.I386,
+    matrix.ARM64,
+    *PAGE_MODES,
+    *FEWER_LEVELS,
+)
 
 
 def main() -> None:

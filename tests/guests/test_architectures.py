@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,17 +93,31 @@ def test_what_is_counted_in_pages(boot: Callable[[Config], Guest]) -> None:
         assert ours.take_problems() == []
 
 
+#: The same kernel with fewer levels of page tables, by a kernel parameter.
+FEWER_LEVELS = {replace(RISCV, levels=4): "sv48", replace(RISCV, levels=3): "sv39"}
+
+
+@pytest.mark.parametrize("config", FEWER_LEVELS, ids=lambda config: config.id)
+def test_fewer_levels(boot: Callable[[Config], Guest], config: Config) -> None:
+    guest = boot(config)
+    check_tables(guest, config, FEWER_LEVELS[config])
+    with open_session(guest.name) as session:
+        ours = session.guest
+        assert isinstance(ours, LinuxGuest)
+        compare_mappings(ours, guest)  # through the page tables of every process
+
+
 @pytest.mark.parametrize("config", PAGE_MODES, ids=lambda config: config.id)
 def test_the_tables_that_matter_most(
     boot: Callable[[Config], Guest], config: Config, tmp_path: Path
 ) -> None:
     """Against the guest's own word; and every command, against docs/support.md."""
     guest = boot(config)
-    check_tables(guest, config)
+    check_tables(guest, config, PAGE_MODES[config])
     support.check(f"Linux {config.kernel}", guest.name, tmp_path)
 
 
-def check_tables(guest: Guest, config: Config) -> None:
+def check_tables(guest: Guest, config: Config, page_mode: str) -> None:
     with open_session(guest.name) as session:
         ours = session.guest
         assert isinstance(ours, LinuxGuest)
@@ -117,7 +132,7 @@ def check_tables(guest: Guest, config: Config) -> None:
         assert {area.path for area in ours.maps(1)} >= {b"/init", b"[heap]", b"[stack]"}
         info = ours.info()
         assert (info.machine, info.release) == (config.arch.encode(), guest.release.encode())
-        assert info.page_mode == PAGE_MODES[config]
+        assert info.page_mode == page_mode
         if not ours.functions_only:
             assert info.arguments == before.file("/proc/cmdline").strip()
         problems = [problem.what for problem in ours.take_problems()]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ class _Machine(NamedTuple):
     console: str
     #: Kernel parameter that turns page-table isolation on and off.
     isolation: str
+    #: Kernel parameters for fewer levels of page tables, where the processor is not asked.
+    fewer: Mapping[int, str] = {}
 
 
 _MACHINES = {
@@ -72,7 +75,8 @@ _MACHINES = {
         "nopti",
     ),
     # No choice of processor: QEMU 7.2 gives it 5 levels. Nor of isolation: RISC-V needs none.
-    "riscv64": _Machine("", "", "", "ttyS0", "nopti"),
+    # Source of the parameters: arch/riscv/kernel/pi/cmdline_early.c.
+    "riscv64": _Machine("", "", "", "ttyS0", "nopti", {4: "no5lvl", 3: "no4lvl"}),
 }
 
 
@@ -81,7 +85,7 @@ class Config:
     """What a guest is made of. Equal configurations share one boot."""
 
     kernel: str = "6.12"
-    #: Levels of page tables: 4 or 5; of i686 2, or 3 with PAE, and of
+    #: Levels of page tables: 4 or 5, of riscv64 also 3; of i686 2, or 3 with PAE, and of
     #: armv7l 2, or 3 with LPAE, as the kernel was built.
     levels: int = 4
     #: memfd, anonymous (libvirt's default), file or hugepages.
@@ -137,7 +141,9 @@ def domain_xml(
         # On a busy machine an emulated timer may tick too late for the kernel's check, which
         # panics then ("IO-APIC + timer doesn't work!").
         timer = "no_timer_check" if config.arch in ("x86_64", "i686") else ""
-        words = (f"console={machine.console} quiet panic={panic}", isolation, timer, config.cmdline)
+        console = f"console={machine.console} quiet panic={panic}"
+        fewer = machine.fewer.get(config.levels, "")
+        words = (console, isolation, timer, fewer, config.cmdline)
         cmdline = " ".join(word for word in words if word)
         boot = (
             f"<kernel>{escape(str(kernel))}</kernel><initrd>{escape(str(initrd))}</initrd>"
