@@ -240,12 +240,22 @@ class Hypervisor:
                 break
         else:
             if not self._version and os.geteuid() == 0:
-                raise MemoryAccessError(
-                    "Xen speaks a version of its control interface that is not known here",
-                    hint=f"known are {min(_VERSIONS):#x} to {max(_VERSIONS):#x}; report it, "
-                    "with what `xl info` says",
-                )
+                self._find_version(domid)
+                ctypes.set_errno(errno.EACCES)
         raise self._error(what, domid, vcpu)
+
+    def _find_version(self, domid: int) -> None:
+        """After EACCES to every version: of a security module (XSM), that says it of a domain?
+
+        :raises MemoryAccessError: no, of domain 0 as well.
+        """
+        if not domid:
+            raise MemoryAccessError(
+                "Xen speaks a version of its control interface that is not known here",
+                hint=f"known are {min(_VERSIONS):#x} to {max(_VERSIONS):#x}; report it, "
+                "with what `xl info` says",
+            )
+        self._domctl(_GET_INFO, 0, b"", "ask for domain 0")
 
     def _error(self, what: str, domid: int, vcpu: int = -1) -> VirtIntrospectError:
         number = ctypes.get_errno()

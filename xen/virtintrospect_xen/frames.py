@@ -137,6 +137,7 @@ class PvFrames:
         """Ask the guest's shared_info page where its P2M is."""
         (page,) = self._read_frames([self._shared_info_frame])
         if page is None:
+            self._mapper.check_allowed(self._shared_info_frame)
             raise MemoryAccessError(
                 f"domain {self._mapper.domid} has no shared_info page",
                 hint="it is being built, or ends just now",

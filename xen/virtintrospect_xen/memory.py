@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic_ns
 
 from virtintrospect.errors import (
-    AccessDeniedError,
     FaultError,
     MemoryAccessError,
     NotWritableError,
@@ -17,7 +16,7 @@ from virtintrospect.errors import (
 )
 from virtintrospect.memory import Mapped, PhysicalMemory, Region
 from virtintrospect.memory.base import MAX_READ, MachineFrames, merge
-from virtintrospect_xen.window import MOST_A_CALL, Window
+from virtintrospect_xen.window import MOST_A_CALL, Window, refused
 
 _PAGE = 4096
 #: Frames that are mapped at once around one that is read: a call costs as much as some twenty
@@ -34,7 +33,14 @@ _WHY = {
     errno.EINVAL: "Xen maps no memory there: a hole, or ballooned out",
     errno.EPERM: "the machine frame there is not the guest's",
     errno.EBUSY: "the page there is a page table that Xen protects",
+    # Only who wants to write meets it (mod_l1_entry in xen/arch/x86/mm.c).
+    errno.ENOMEM: "the page is shared with other guests, and Xen has no memory for a copy of it",
 }
+
+
+#: The same of a frame that can be read.
+_NOT_WRITABLE = {number: _WHY[number] for number in (errno.EBUSY, errno.ENOMEM, errno.ENOENT)}
+_ROM = "Xen lets nobody write there: ROM, or a page table of a PV guest"
 
 
 class XenMemory(PhysicalMemory):
@@ -46,6 +52,7 @@ class XenMemory(PhysicalMemory):
         whether it has not, in which case what is mapped is dropped.
     :param frames: of a PV guest.
     :param renew: makes ``frames`` ask the guest anew.
+    :param find: finds ``regions`` anew, where a balloon may have changed them.
     """
 
     def __init__(
@@ -55,15 +62,28 @@ class XenMemory(PhysicalMemory):
         check: Callable[[], bool],
         frames: MachineFrames | None = None,
         renew: Callable[[], None] | None = None,
+        find: Callable[[], tuple[Region, ...]] | None = None,
     ) -> None:
         self._window = window
         self._check = check
         self._check_at = 0
         #: Frame behind those that were brought in last.
         self._ahead = -1
-        self.regions = regions
+        self._regions, self._moved = regions, False
         self.frames = frames
-        self._renew = renew
+        self._renew, self._find = renew, find
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Where there may be memory; looked for again after a balloon has moved."""
+        if self._moved and self._find is not None:
+            self._moved = False
+            self._regions = self._find() or self._regions
+        return self._regions
+
+    @regions.setter
+    def regions(self, regions: tuple[Region, ...]) -> None:
+        self._regions = regions
 
     def check(self) -> None:
         """Make sure, once a millisecond or so, that the guest is as it was.
@@ -73,6 +93,7 @@ class XenMemory(PhysicalMemory):
         began = monotonic_ns()
         if began >= self._check_at:
             if self._check():
+                self._moved = True
                 self.forget()
             now = monotonic_ns()
             wait = max(_CHECK_EVERY, min(_CHECK_SHARE * (now - began), _CHECK_LATEST))
@@ -163,10 +184,7 @@ class XenMemory(PhysicalMemory):
         Window.unmap(address, len(errors))
         for frame, error in enumerate(errors, first):
             if error:
-                raise NotWritableError(
-                    max(paddr, frame * _PAGE),
-                    "Xen lets nobody write there: ROM, or a page table of a PV guest",
-                )
+                raise NotWritableError(max(paddr, frame * _PAGE), _NOT_WRITABLE.get(error, _ROM))
 
     def _write_within(self, index: int, paddr: int, data: bytes) -> None:  # noqa: ARG002
         _, address, errors = self._map_for_writing(paddr, len(data))
@@ -235,10 +253,7 @@ class XenMemory(PhysicalMemory):
         self._check_at = 0
         self.check()
         if error.errno in (errno.EACCES, errno.EPERM):
-            return AccessDeniedError(
-                f"Xen refuses this guest's memory: {error.strerror}",
-                hint="run as root in dom0; with XSM, its policy must allow it",
-            )
+            return refused(os.strerror(error.errno))
         if error.errno in (errno.ENOMEM, errno.EMFILE):
             return MemoryAccessError(
                 f"domain 0 cannot map the guest's memory: {error.strerror}",

@@ -86,12 +86,17 @@ class XenTarget(Target):
 
     def _open_hvm(self, stack: contextlib.ExitStack) -> XenMemory:
         frames = min(self._hypervisor.highest_frame(self.domid) + 1, _MOST_FRAMES)
-        regions = find_regions(self._mapper, frames)
+
+        def find() -> tuple[Region, ...]:
+            return find_regions(self._mapper, frames, self._pages[0])
+
+        regions = find()
         if not regions:
+            self._mapper.check_allowed(0)
             raise MemoryAccessError(
                 f"domain {self.domid} has no memory yet", hint="it is being built: try again"
             )
-        memory = XenMemory(Window(self._mapper, regions[-1].end // _PAGE), regions, self._check)
+        memory = XenMemory(Window(self._mapper, frames), regions, self._check, find=find)
         stack.callback(memory.close)
         return memory
 

@@ -16,7 +16,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from virtintrospect.errors import MemoryAccessError
+from virtintrospect.errors import AccessDeniedError, MemoryAccessError
 from virtintrospect_xen import bindings
 
 _PAGE = 4096
@@ -26,6 +26,14 @@ MOST_A_CALL = 1024
 MOST_MAPPED = 65536
 _FIXED, _NORESERVE = 0x10, 0x4000
 _FAILED = ctypes.c_void_p(-1).value
+
+
+def refused(why: str) -> AccessDeniedError:
+    """Xen maps nothing of a guest for us."""
+    return AccessDeniedError(
+        f"Xen refuses this guest's memory: {why}",
+        hint="run as root in dom0; with XSM, its policy must allow it",
+    )
 
 
 class Mapper:
@@ -68,6 +76,19 @@ class Mapper:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return found, [abs(error) for error in errors] if any(errors) else errors
+
+    def check_allowed(self, frame: int) -> None:
+        """Make sure that a frame which cannot be had is not just refused to us.
+
+        :raises AccessDeniedError: Xen refuses it: its security module has another policy.
+        """
+        try:
+            address, (number,) = self.map([frame])
+            self.unmap(address, 1)
+        except OSError as error:
+            number = error.errno or 0
+        if number in (errno.EACCES, errno.EPERM):
+            raise refused(os.strerror(number))
 
     @staticmethod
     def unmap(address: int, pages: int) -> None:
@@ -132,10 +153,32 @@ class Window:
 
         :raises OSError: Xen maps nothing at all.
         """
+        for start in range(first, end, MOST_A_CALL):
+            self._bring(start, min(start + MOST_A_CALL, end))
+
+    def _bring(self, first: int, end: int) -> None:
+        """As :meth:`bring`; all of it is there at once afterwards.
+
+        Where domain 0 has no memory for so many frames, fewer are kept from now on: each that is
+        mapped takes as much of its memory as one of its own, where its kernel has no other
+        addresses for it (drivers/xen/unpopulated-alloc.c).
+        """
+        self._make_room(first, end)
+        try:
+            self._map_missing(first, end)
+        except OSError as error:
+            if error.errno != errno.ENOMEM or not self._runs:
+                raise
+            # Never less than one read may need at a time.
+            self._limit = max(self._mapped // 2, MOST_A_CALL)
+            self._unmap_all()
+            self._map_missing(first, end)
+
+    def _map_missing(self, first: int, end: int) -> None:
         position = self.present.find(0, first, end)
         while position >= 0:
             stop = self.present.find(1, position, end)
-            stop = min(end if stop < 0 else stop, position + MOST_A_CALL)
+            stop = end if stop < 0 else stop
             if self._translate is None:
                 self._map(position, range(position, stop))
             else:
@@ -175,8 +218,11 @@ class Window:
 
     def _map(self, first: int, frames: Sequence[int]) -> None:
         end = first + len(frames)
-        self._make_room(len(frames))
-        errors = self._map_or_make_room(first, frames)
+        try:
+            errors = self._mapper.map(frames, address=self.address + first * _PAGE)[1]
+        except OSError:
+            self._reserve(first, end)
+            raise
         self._runs.append((first, end))
         self._mapped += len(frames)
         if not any(errors):
@@ -189,35 +235,22 @@ class Window:
             if error:
                 self.missing[frame] = error
 
-    def _map_or_make_room(self, first: int, frames: Sequence[int]) -> Sequence[int]:
-        """Map frames; where domain 0 has no memory for that many, be content with fewer.
+    def _make_room(self, first: int, end: int) -> None:
+        """Unmap what is oldest, where what is missing of a range would be too much.
 
-        Each frame that is mapped takes as much of its memory as one of its own, where its kernel
-        has no other addresses for it (drivers/xen/unpopulated-alloc.c).
+        That may be of the same range, of which more is missing then.
         """
-        while True:
-            try:
-                return self._mapper.map(frames, address=self.address + first * _PAGE)[1]
-            except OSError as error:
-                self._reserve(first, first + len(frames))
-                if error.errno != errno.ENOMEM or not self._runs:
-                    raise
-                # Never less than one read may need at a time.
-                before, self._limit = self._mapped, max(self._mapped // 2, MOST_A_CALL)
-                self._make_room(len(frames))
-                if self._mapped == before:
-                    raise
-
-    def _make_room(self, frames: int) -> None:
-        """Unmap what is oldest, where so many more would be too many."""
-        while self._runs and self._mapped + frames > self._limit:
+        while self._runs and self._mapped + self.present.count(0, first, end) > self._limit:
             self._drop(*self._runs.popleft())
 
     def drop_all(self) -> None:
         """Unmap everything; what is asked for next is mapped anew."""
+        self._unmap_all()
+        self.missing.clear()
+
+    def _unmap_all(self) -> None:
         while self._runs:
             self._drop(*self._runs.popleft())
-        self.missing.clear()
 
     def _drop(self, first: int, end: int) -> None:
         self.present[first:end] = bytes(end - first)

@@ -39,6 +39,8 @@ class FakeDomain:
     context: bytes = bytes(8192)
     paused: int = 0
     pages: int | None = None
+    #: errno of every domctl.
+    refuse: int = 0
 
 
 class FakeXen:
@@ -111,7 +113,7 @@ class FakeXen:
             ), 0
         domain = self.domains[domid]
         error = domain.errors.get(frame, 0)
-        if error == errno.EBUSY and not protection & mmap.PROT_WRITE:
+        if error in (errno.EBUSY, errno.ENOMEM) and not protection & mmap.PROT_WRITE:
             error = 0
         if not error and frame not in domain.frames:
             error = errno.EINVAL if domain.hvm else errno.EPERM
@@ -159,6 +161,8 @@ class FakeXen:
         domain = self.domains.get(domid)
         if domain is None:
             return errno.ESRCH
+        if domain.refuse:
+            return domain.refuse
         if command == 5:
             self._info(domid, domain, buffer)
         elif command == 3:

@@ -26,6 +26,7 @@ from virtintrospect.errors import (
     UsageError,
     VirtIntrospectError,
 )
+from virtintrospect.memory import Region
 
 
 def _frames(*ranges: tuple[int, int]) -> dict[int, bytes]:
@@ -56,6 +57,28 @@ def test_regions_are_found_among_holes(hvm: FakeDomain) -> None:
         assert [(r.start // PAGE, r.end // PAGE) for r in target.memory.regions] == [
             (0, 3000), (0xFC000, 0xFC009),
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        # The first 2 MiB of a PC, without a first frame, and more holes near a border.
+        ([(1, 0xA0), (0xC0, 3000)], [(1, 3000)]),
+        ([(0, 1030), (1040, 1050), (2000, 3000)], [(0, 1050), (2000, 3000)]),
+        # A balloon has taken what is tried first.
+        ([(0, 1000), (1100, 1500), (2100, 2500), (4096, 8192)],
+         [(0, 1000), (1100, 1500), (2100, 2500), (4096, 8192)]),
+    ],
+)  # fmt: skip
+def test_regions_of_guests_with_many_holes(
+    there: list[tuple[int, int]], found: list[tuple[int, int]]
+) -> None:
+    domain = FakeDomain(_frames(*there))
+    with opened(domain) as (target, _):
+        regions = [(r.start // PAGE, r.end // PAGE) for r in target.memory.regions]
+        assert regions == found
+        resident = [(r.start // PAGE, r.end // PAGE) for r in target.memory.resident()]
+        assert resident == there
 
 
 def test_reads_of_all_kinds_agree(hvm: FakeDomain) -> None:
@@ -108,6 +131,20 @@ def test_only_so_much_is_mapped(hvm: FakeDomain) -> None:
         assert bytes(piece) == bytes(PAGE)  # no crash for who still looks
 
 
+def test_what_is_oldest_is_of_the_range_that_is_asked_for(hvm: FakeDomain) -> None:
+    """Room is made for a range of which a part is mapped: all of it is there afterwards."""
+    with FakeXen({7: hvm}).installed():
+        window = Window(Mapper(7), 3000, limit=1024)
+        for first, end in ((0, 500), (1000, 1500)):
+            window.bring(first, end)
+        window.bring(300, 900)
+        assert all(window.present[300:900])
+        held = np.frombuffer(window.buffer, "<u8")[300 * 512 : 900 * 512 : 512]
+        assert held.tolist() == list(range(300, 900))
+        assert sum(window.present) <= 1024
+        window.close()
+
+
 def test_domain_0_has_too_little_memory(hvm: FakeDomain) -> None:
     """It maps less at a time then, and says so only where not even one piece can be had."""
     with FakeXen({7: hvm}).installed() as xen:
@@ -118,6 +155,11 @@ def test_domain_0_has_too_little_memory(hvm: FakeDomain) -> None:
             assert sum(window.present) <= 1024
             held = np.frombuffer(window.buffer, "<u8")[first * 512 : (first + 100) * 512 : 512]
             assert held.tolist() == list(range(first, first + 100))
+        window.drop_all()
+        window._limit, xen.room = 2048, 800
+        for first, end in ((0, 300), (600, 900), (100, 700)):
+            window.bring(first, end)  # makes room of what is asked for itself
+            assert all(window.present[first:end])
         xen.room = 50
         with pytest.raises(OSError, match="memory"):
             window.bring(0, 100)
@@ -132,6 +174,21 @@ def test_a_balloon_that_moves_drops_what_is_mapped(hvm: FakeDomain) -> None:
         hvm.pages = 2000
         target.memory._check_at = 0
         assert target.memory.read(50 * PAGE, 8) == bytes(8)
+
+
+def test_a_balloon_that_moves_gives_memory_elsewhere(hvm: FakeDomain) -> None:
+    """What comes where nothing was is found by who asks for all there is, and while reading."""
+    fresh = _frames((8192, 9000))
+    with opened(hvm) as (target, xen):
+        del hvm.frames[2900]
+        hvm.frames |= fresh
+        target.memory._check_at = 0
+        assert target.memory.read(8192 * PAGE, 8) == struct.pack("<Q", 8192)
+        assert Region(8192 * PAGE, 9000 * PAGE) in target.memory.regions
+        assert Region(8192 * PAGE, 9000 * PAGE) in list(target.memory.resident())
+        xen.map_calls.clear()
+        assert target.memory.regions  # nothing has moved since
+        assert xen.map_calls == []
 
 
 def test_the_end_of_a_domain_is_noticed(hvm: FakeDomain) -> None:
@@ -198,6 +255,22 @@ def test_no_privilege(hvm: FakeDomain) -> None:
         with pytest.raises(AccessDeniedError, match="Xen refuses"):
             XenTarget(7, Access())
         assert xen.opened == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_a_security_module_that_denies(hvm: FakeDomain, number: int) -> None:
+    """XSM: nothing at all of one domain, or its memory only."""
+    pv, _ = pv_domain(10, 0x50000)
+    for domain in (hvm, pv):
+        with FakeXen({7: domain, 0: FakeDomain({})}).installed() as xen:
+            domain.refuse = number
+            with pytest.raises(AccessDeniedError, match="Xen refuses to ask for domain 7"):
+                XenTarget(7, Access())
+            domain.refuse = 0
+            domain.errors = dict.fromkeys(domain.frames, number) | {0: number}
+            with pytest.raises(AccessDeniedError, match="Xen refuses this guest's memory"):
+                XenTarget(7, Access())
+            assert xen.opened == 0
 
 
 def test_an_unknown_version(hvm: FakeDomain) -> None:
@@ -288,10 +361,13 @@ def test_a_pv_guest_that_boots() -> None:
 def test_writing(hvm: FakeDomain) -> None:
     with opened(hvm) as (target, _), pytest.raises(UsageError, match="not opened for writing"):
         target.write(0, b"x")
-    hvm.errors[20] = errno.EBUSY
+    hvm.errors |= {20: errno.EBUSY, 21: errno.ENOMEM}
     with opened(hvm, write=True) as (target, _):
         with pytest.raises(NotWritableError, match="page table"):
             target.write(20 * PAGE, b"x")
+        assert target.memory.read(21 * PAGE, 8) == struct.pack("<Q", 21)
+        with pytest.raises(NotWritableError, match="shared with other guests"):
+            target.write(21 * PAGE, b"x")
         with pytest.raises(FaultError):
             target.write(4000 * PAGE, b"x")
         with pytest.raises(UsageError, match="cr3"):

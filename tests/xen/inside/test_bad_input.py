@@ -31,7 +31,7 @@ _PATIENCE = 120.0
 def _nothing_stays(guest: XenGuest) -> object:
     before = _foreign()
     yield
-    assert _foreign() == before
+    assert _foreign() <= before  # of an earlier test's some may go at any moment
     assert guest.domain.state()[0] == 1
 
 
@@ -147,5 +147,5 @@ def test_who_looks_is_killed(guest: XenGuest) -> None:
         f"target = XenDriver().open_url('xen', '{guest.domid}')\n"
         "target.memory.read(0x100000, 65536); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=240)
     assert done.returncode == -9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -157,7 +158,7 @@ def test_pause_is_counted_and_always_undone(guest: XenGuest) -> None:
         f"target = XenDriver().open_url('xen', '{guest.domid}')\n"
         "target.pause(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=False, timeout=240)
     _until(lambda: not paused())
     # A guest that somebody else has paused stays so.
     xl("pause", str(guest.domid))
@@ -170,7 +171,7 @@ def test_pause_is_counted_and_always_undone(guest: XenGuest) -> None:
 
 
 def _until(condition: object) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -196,6 +197,7 @@ def test_nothing_is_left_over_many_sessions(guest: XenGuest) -> None:
 
     def state() -> tuple[int, ...]:
         """Mappings, then what must be equal: descriptors, pages of all domains, free ones."""
+        gc.collect()  # of earlier tests
         maps = Path("/proc/self/maps").read_text().count("\n")
         descriptors = len(list(Path("/proc/self/fd").iterdir()))
         with Hypervisor() as hypervisor:

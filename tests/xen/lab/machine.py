@@ -38,7 +38,7 @@ mkdir -p /mnt/host /mnt/xen /mnt/upper {TREE} /dev/shm /dev/pts
 for share in host xen; do
     mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 $share /mnt/$share
 done
-mount -t tmpfs upper /mnt/upper
+mount -t tmpfs -o size=80% upper /mnt/upper
 mkdir /mnt/upper/files /mnt/upper/work
 mount -t overlay -o lowerdir=/mnt/host:/mnt/xen,upperdir=/mnt/upper/files,workdir=/mnt/upper/work \\
     tree {TREE}
