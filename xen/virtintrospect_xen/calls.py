@@ -27,7 +27,7 @@ from virtintrospect_xen import bindings
 #: __HYPERVISOR_memory_op, __HYPERVISOR_domctl (xen/include/public/xen.h).
 _MEMORY_OP, _DOMCTL = 12, 36
 #: XENMEM_* (memory.h).
-_MACHPHYS_LIST, _MAXIMUM_GPFN = 5, 14
+_MACHPHYS_LIST, _MAXIMUM_GPFN, _GET_POD_TARGET = 5, 14, 17
 #: XEN_DOMCTL_*.
 _PAUSE, _UNPAUSE, _GET_INFO, _SET_CONTEXT, _GET_CONTEXT = 3, 4, 5, 12, 13
 _GET_ADDRESS_SIZE, _GET_HVM_PART = 36, 55
@@ -39,6 +39,8 @@ _ARGUMENTS_AT = _HEAD.size
 #: domain, flags, tot_pages, max_pages, outstanding, shared, paged, shared_info_frame, cpu_time,
 #: online vCPUs, highest vCPU, ssidref, handle.
 _INFO = struct.Struct("<H2xI7QIII16s")
+#: struct xen_pod_target (memory.h): target, pages, pages of the cache, entries, domain.
+_POD_TARGET = struct.Struct("<4QH6x")
 _DYING, _HVM, _SHUTDOWN, _PAUSED, _HAP = 0x1, 0x2, 0x4, 0x8, 0x100
 #: HVM_SAVE_CODE(CPU).
 _HVM_CPU = 2
@@ -149,6 +151,18 @@ class Hypervisor:
             raise self._error(f"ask for the memory of domain {domid}", domid)
         return found
 
+    def populated_on_demand(self, domid: int) -> tuple[int, int]:
+        """Pages that an HVM or PVH guest is given when they are touched, and those kept for that.
+
+        Whoever touches them: a foreign mapping does it as well (XENMEM_get_pod_target).
+        """
+        asked = _POD_TARGET.pack(0, 0, 0, 0, domid)
+        what = f"ask for the memory of domain {domid}"
+        _, _, kept, entries, _ = _POD_TARGET.unpack(
+            self.call(_MEMORY_OP, _GET_POD_TARGET, asked, domid, what)
+        )
+        return entries, kept
+
     def machine_to_physical_frames(self) -> list[int]:
         """Where Xen keeps the table from machine frames to their owners' guest frames.
 
@@ -245,9 +259,9 @@ class Hypervisor:
         raise self._error(what, domid, vcpu)
 
     def _find_version(self, domid: int) -> None:
-        """After EACCES to every version: of a security module (XSM), that says it of a domain?
+        """Find out whether EACCES to every version is a security module's word (XSM).
 
-        :raises MemoryAccessError: no, of domain 0 as well.
+        :raises MemoryAccessError: it is not: Xen says the same of domain 0.
         """
         if not domid:
             raise MemoryAccessError(

@@ -85,6 +85,15 @@ class XenTarget(Target):
         return memory
 
     def _open_hvm(self, stack: contextlib.ExitStack) -> XenMemory:
+        awaited, kept = self._hypervisor.populated_on_demand(self.domid)
+        # Xen crashes a guest of which more is touched than it may have, also when it is we who do
+        # (p2m_pod_demand_populate in xen/arch/x86/mm/p2m-pod.c).
+        if awaited > kept:
+            raise MemoryAccessError(
+                f"domain {self.domid} has not got its memory yet: looking at all of it would "
+                "crash it",
+                hint="its balloon driver has not begun (maxmem is above memory): try again",
+            )
         frames = min(self._hypervisor.highest_frame(self.domid) + 1, _MOST_FRAMES)
 
         def find() -> tuple[Region, ...]:

@@ -39,6 +39,8 @@ class FakeDomain:
     context: bytes = bytes(8192)
     paused: int = 0
     pages: int | None = None
+    #: Pages that come on demand, and those kept for that.
+    on_demand: tuple[int, int] = (0, 0)
     #: errno of every domctl.
     refuse: int = 0
 
@@ -139,6 +141,11 @@ class FakeXen:
         if command == 14:
             (domid,) = struct.unpack("<H", ctypes.string_at(buffer, 2))
             return max(self.domains[domid].frames)
+        if command == 17:
+            (domid,) = struct.unpack("<32xH", ctypes.string_at(buffer, 34))
+            awaited, kept = self.domains[domid].on_demand
+            ctypes.memmove(buffer + 16, struct.pack("<QQ", kept, awaited), 16)
+            return 0
         room, listed = struct.unpack("<I4xQ", ctypes.string_at(buffer, 16))
         pieces = (max(self.m2p, default=0) >> 18) + 1
         assert pieces <= room

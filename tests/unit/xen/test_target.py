@@ -233,6 +233,7 @@ def test_versions_of_the_interface(hvm: FakeDomain, version: int) -> None:
         (9, {}, NoSuchTargetError, "no domain 9"),
         (0, {}, UsageError, "cannot be looked at from itself"),
         (7, {"flags": 1}, TargetGoneError, "ends just now"),
+        (7, {"on_demand": (9, 8)}, MemoryAccessError, "not got its memory yet"),
         (7, {"frames": {5000: b""}, "errors": {5000: errno.EINVAL}}, MemoryAccessError, "built"),
     ],
 )

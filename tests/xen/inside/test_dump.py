@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests import compare
+from tests.guests.lab.truth import Snapshot
 from tests.xen.lab.guest import XenGuest, xl
 from virtintrospect.guests.linux.guest import LinuxGuest
 from virtintrospect.session import open_session
@@ -16,25 +17,31 @@ pytest.importorskip("virtintrospect.memory.xencore")
 
 
 @pytest.fixture
-def core(guest: XenGuest, tmp_path: Path) -> Iterator[Path]:
+def core(guest: XenGuest, tmp_path: Path) -> Iterator[tuple[Snapshot, Path]]:
+    """What the guest says of itself, then its core."""
     path = tmp_path / "guest.core"
-    xl("dump-core", str(guest.domid), str(path), timeout=240)
-    yield path
+    before = guest.snapshot()
+    xl("dump-core", str(guest.domid), str(path), timeout=600)
+    yield before, path
     path.unlink()
 
 
-def test_tables_of_a_core(core: Path, guest: XenGuest) -> None:
-    before = guest.snapshot()
+def _names(snapshot: Snapshot) -> set[tuple[int, bytes]]:
+    return {(pid, process.stat.comm) for pid, process in snapshot.processes.items()}
+
+
+def test_tables_of_a_core(core: tuple[Snapshot, Path], guest: XenGuest) -> None:
+    before, path = core
+    lasting = _names(before) & _names(guest.snapshot())
     with open_session(guest.name) as live:
         registers = live.target.registers(0)  # type: ignore[attr-defined]
-    with open_session(str(core)) as session:
+    with open_session(str(path)) as session:
         linux = session.guest
         assert isinstance(linux, LinuxGuest)
         assert linux.info().release.decode() == guest.release
-        # The guest ran on between the dump and its own word: what lasts is compared.
+        # The guest ran on between its word and the dump: what lasts is compared.
         mine = {process.pid: process.name for process in linux.processes()}
-        theirs = {pid: process.stat.comm for pid, process in before.processes.items()}
-        for pid, name in theirs.items():
+        for pid, name in lasting:
             # /proc cuts the names of workers at 15 bytes.
             if not name.startswith(b"kworker"):
                 assert mine.get(pid, b"")[: len(name)] == name
