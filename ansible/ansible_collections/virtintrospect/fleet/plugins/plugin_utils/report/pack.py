@@ -84,9 +84,10 @@ class Table:
         texts = self._texts
         for name, values in self._columns.items():
             value = row.get(name)
-            if type(value) is not int or not -_EXACT <= value <= _EXACT:
+            number = isinstance(value, int) and not isinstance(value, bool)
+            if not number or not -_EXACT <= value <= _EXACT:
                 value = cell(value)
-                if type(value) is str:
+                if isinstance(value, str):
                     value = texts.setdefault(value, value)
             values.append(value)
         self.rows += 1
