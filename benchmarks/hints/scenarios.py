@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from benchmarks.hints.advisors import MIB, POLICY
+from benchmarks.hints.store import Store
 from tests.guests.lab import guest as lab
 from tests.guests.lab.domain import Config
 from tests.guests.lab.guest import Guest
+from tests.guests.lab.holes import HOLES, disk
 from tests.guests.lab.initramfs import program
 from tests.guests.lab.kernels import loose_module
-from virtintrospect.insight.figures import sample
+from virtintrospect.insight.figures import Sample, sample
 from virtintrospect.insight.hints import Facts
 from virtintrospect.insight.history import Window
 from virtintrospect.session import Session
@@ -22,13 +24,21 @@ RAM_MIB = 1024
 #: Seconds within which a guest must boot, and come into a state: no test, so it may take its time
 #: on a busy machine.
 BOOT_PATIENCE, _STATE_PATIENCE = 900.0, 600.0
-#: A file of holes on a block device, read again and again: its pages stay in the page cache.
-_DISK = """
-rm -f /tmp/holes; truncate -s {mib}M /tmp/holes; losetup /dev/loop4 /tmp/holes; exec 3</dev/loop4
-read_it() {{ dd if=/dev/loop4 of=/dev/null bs=1M 2>/dev/null; }}
+_FILE = """
+rm -f {path}; truncate -s {mib}M {path}; exec 3<{path}
+read_it() {{ dd if={path} of=/dev/null bs=1M 2>/dev/null; }}
 """
 _READ = "n=0; while [ $n -lt {times} ]; do read_it; n=$((n+1)); done\n"
 _ON = "while :; do read_it; echo >> /tmp/passes; usleep 300000; done\n"
+_AT_TIMES_READ = "while :; do sleep 20; read_it; done\n"
+_SLOWLY = """
+while :; do
+    n=0
+    while [ $n -lt {mib} ]; do
+        dd if={path} of=/dev/null bs=1M count=5 skip=$n 2>/dev/null; n=$((n+5)); sleep 1
+    done
+done
+"""
 _AT_TIMES = """
 while :; do
     /tmp/load touch {mib} & work=$!
@@ -50,46 +60,50 @@ class Scenario(NamedTuple):
     #: MiB of memory that a program works in; with ``half`` only half of the time.
     touch: int = 0
     half: bool = False
-    #: MiB of a file that are read, how often, and whether that goes on.
+    #: What :file:`load.c` calls it: ``touch`` rests between passes, ``work`` does not.
+    kind: str = "touch"
+    #: MiB of a file that are read, how often, and how that goes on.
     read: int = 0
     times: int = 0
-    reading_on: bool = False
+    then: str = "exec sleep 1000\n"
     #: MiB that were used before, and freed.
     before: int = 0
-
-    @property
-    def samples(self) -> int:
-        """How many there must be for all of its states to be seen."""
-        return 25 if self.half else 9
+    #: How many samples there must be for all of its states to be seen, and of how many seconds.
+    samples: int = 9
+    seconds: float = 0.0
 
     @property
     def script(self) -> str:
         """What the guest runs."""
         lines = "echo $$ > /tmp/work.pid\n"
         if self.read:
-            lines += _DISK.format(mib=self.read) + _READ.format(times=self.times)
+            lines += _FILE.format(mib=self.read, path=HOLES) + _READ.format(times=self.times)
         if self.half:
             lines += _AT_TIMES.format(mib=self.touch)
         elif self.touch and self.read:
-            lines += f"/tmp/load touch {self.touch} &\n"
+            lines += f"/tmp/load {self.kind} {self.touch} &\n"
         elif self.touch:
-            lines += f"exec /tmp/load touch {self.touch}\n"
+            lines += f"exec /tmp/load {self.kind} {self.touch}\n"
         if self.read:
-            lines += _READY + (_ON if self.reading_on else "exec sleep 1000\n")
+            lines += _READY + self.then.format(mib=self.read, path=HOLES)
         return lines
 
 
+#: What is said of cache that is no longer read takes a minute, and so do lists of CPUs.
+_LONG = 62.0
 SCENARIOS = (
     Scenario("idle", 0),
     Scenario("works in 200 MiB", 200, touch=200),
     Scenario("works in 400 MiB", 400, touch=400),
     Scenario("works in 600 MiB", 600, touch=600),
-    Scenario("works in 500 MiB, at times", 500, touch=500, half=True),
-    Scenario("reads 300 MiB again and again", 300, read=300, times=3, reading_on=True),
-    Scenario("works in 200, reads 200", 400, touch=200, read=200, times=3, reading_on=True),
+    Scenario("works in 500 MiB, at times", 500, touch=500, half=True, samples=25),
+    Scenario("reads 300 MiB again and again", 300, read=300, times=3, then=_ON),
+    Scenario("reads 300 MiB at times", 300, read=300, times=3, then=_AT_TIMES_READ, seconds=_LONG),
+    Scenario("reads 300 MiB slowly", 300, read=300, times=3, then=_SLOWLY, seconds=_LONG),
+    Scenario("works in 200, reads 200", 400, touch=200, read=200, times=3, then=_ON),
     Scenario("read 500 MiB once", 0, read=500, times=1),
-    Scenario("read 300 MiB often, no more", 0, read=300, times=3),
-    Scenario("idle, once used 700 MiB", 0, before=700),
+    Scenario("read 300 MiB often, no more", 0, read=300, times=3, seconds=_LONG),
+    Scenario("idle, once used 700 MiB", 0, before=700, seconds=_LONG),
 )
 
 
@@ -110,7 +124,22 @@ def guest_of(kernel: str, vcpus: int = 2) -> Iterator[Guest]:
         guest.put("/tmp/load", program("load").read_bytes(), 0o755)
         guest.put("/tmp/virtio_balloon.ko", loose_module(kernel, "virtio_balloon"))
         guest.run("insmod /tmp/virtio_balloon.ko; sleep 1", _STATE_PATIENCE)
+        disk(guest, _STATE_PATIENCE)
         yield guest
+
+
+def one_by_one(
+    store: Store,
+    part: str,
+    names: Container[str],
+    measure: Callable[[Guest, Scenario], dict[str, object]],
+) -> None:
+    """Measure what is not in the store yet, each scenario in a guest of its own."""
+    for scenario in SCENARIOS:
+        key = {"part": part, "kernel": "6.12", "scenario": scenario.name}
+        if scenario.name in names and not store.has(**key):
+            with guest_of("6.12") as guest:
+                store.add(key, **measure(guest, scenario))
 
 
 @contextmanager
@@ -132,7 +161,7 @@ def still(guest: Guest) -> None:
     """End what runs in it for us, and let go of what it left in memory."""
     guest.run(
         "kill -9 $(cat /tmp/work.pid); killall -9 load dd; while pidof load; do usleep 50000; done;"
-        "losetup -d /dev/loop4; rm -f /tmp/holes /tmp/work.pid; sync;"
+        f"rm -f {HOLES} /tmp/work.pid; sync;"
         "echo 3 > /proc/sys/vm/drop_caches; sleep 1",
         _STATE_PATIENCE,
         check=False,
@@ -149,22 +178,9 @@ def settle(guest: Guest, mib: int) -> None:
 
 def used(guest: Guest) -> int:
     """MemTotal less MemAvailable, by the guest's own word; bytes."""
-    words = _meminfo(guest)
-    return words["MemTotal"] - words["MemAvailable"]
-
-
-def shared(guest: Guest) -> int:
-    """Bytes in file systems in memory, by the guest's own word.
-
-    On older kernels (5.10) a loop device that reads a hole of a file there has its pages
-    allocated (SGP_CACHE in shmem_file_read_iter()), and the guest needs those, too.
-    """
-    return _meminfo(guest)["Shmem"]
-
-
-def _meminfo(guest: Guest) -> dict[str, int]:
     lines = guest.get("/proc/meminfo").decode().splitlines()
-    return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    words = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    return words["MemTotal"] - words["MemAvailable"]
 
 
 def true_need(facts: Facts, idle: int, scenario: Scenario) -> int:
@@ -176,10 +192,11 @@ def true_need(facts: Facts, idle: int, scenario: Scenario) -> int:
     return idle + scenario.need * MIB + (facts.current or total) - total
 
 
-def watch(session: Session, count: int = 9, step: float = 1.0) -> Facts:
-    """Samples of the guest, one a second."""
-    taken = []
-    for _ in range(count):
+def watch(session: Session, count: int = 9, seconds: float = 0.0) -> Facts:
+    """So many samples of the guest, one a second, and more until so many seconds are over."""
+    taken: list[Sample] = []
+    end = time.monotonic() + seconds
+    while len(taken) < count or time.monotonic() < end:
         taken.append(sample(session.guest, session.target))
-        time.sleep(step)
+        time.sleep(1)
     return Facts(Window(taken), POLICY, session.domain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.hints.advisors import ADVISORS
-from benchmarks.hints.scenarios import SCENARIOS, guest_of, shared, state, true_need, used, watch
+from benchmarks.hints.scenarios import SCENARIOS, guest_of, state, true_need, used, watch
 from benchmarks.hints.store import Store
 from virtintrospect.session import open_session
 
@@ -25,16 +25,16 @@ def main(store: Store) -> None:
 
 def _run(store: Store, kernel: str, keys: list[dict[str, object]]) -> None:
     with guest_of(kernel) as guest:
-        idle, before = used(guest), shared(guest)
+        idle = used(guest)
         for key, scenario in zip(keys, SCENARIOS, strict=True):
             if store.has(**key):
                 continue
             with state(guest, scenario), open_session(guest.name) as session:
-                facts = watch(session, scenario.samples)
-                more = shared(guest) - before
+                facts = watch(session, scenario.samples, scenario.seconds)
             store.add(
                 key,
-                need=true_need(facts, idle + more, scenario),
+                need=true_need(facts, idle, scenario),
                 current=facts.current,
+                seconds=round(facts.window.seconds),
                 said={name: advisor(facts) for name, advisor in ADVISORS.items()},
             )

@@ -6,9 +6,8 @@ import time
 
 from benchmarks.hints.advisors import MIB
 from benchmarks.hints.scenarios import (
-    SCENARIOS,
     Scenario,
-    guest_of,
+    one_by_one,
     settle,
     state,
     true_need,
@@ -28,12 +27,7 @@ _STEP, _SECONDS = 16, 4.0
 
 def main(store: Store) -> None:
     """Each scenario in a guest of its own: what suffers may not come back."""
-    for scenario in SCENARIOS:
-        key = {"part": "squeeze", "kernel": "6.12", "scenario": scenario.name}
-        if scenario.name not in _NAMES or store.has(**key):
-            continue
-        with guest_of("6.12") as guest:
-            store.add(key, **_squeezed(guest, scenario))
+    one_by_one(store, "squeeze", _NAMES, _squeezed)
 
 
 def _squeezed(guest: Guest, scenario: Scenario) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from virtintrospect.insight.history import Window
 from virtintrospect.session import Session, open_session
 
 from .lab.guest import Guest
+from .lab.holes import HOLES, disk
 from .lab.initramfs import program
 from .loads import CONFIG, MIB, POLICY, kinds, load, one, run, used, watch
 
@@ -237,6 +239,60 @@ def test_cache_that_is_read_again_is_needed(loads: Guest, session: Session) -> N
     assert not any("read once" in hint.reason for hint in found)
     shrink = [h for h in found if (h.resource, h.action) == ("memory", "shrink")]
     assert all((hint.recommended or 0) > idle + 400 * MIB for hint in shrink)
+
+
+@pytest.fixture(scope="module")
+def holes(loads: Guest) -> Iterator[str]:
+    """A file of 300 MiB that has been read three times."""
+    disk(loads)
+    loads.run(f"truncate -s 300M {HOLES}")
+    for _ in range(3):
+        loads.run(_READ_ALL)
+    yield HOLES
+    loads.run(f"rm {HOLES}; umount /mnt/disk; rmmod brd")
+
+
+_READ_ALL = f"dd if={HOLES} of=/dev/null bs=1M"
+_SHORT = dataclasses.replace(POLICY, cache_watched_seconds=0.5, cache_horizon_seconds=2.0)
+
+
+@pytest.mark.usefixtures("holes")
+def test_cache_that_is_no_longer_read_can_be_had_back(loads: Guest, session: Session) -> None:
+    """300 MiB that its flags call used, while they are read and when they are not."""
+    quiet = watch(session, 4)
+    busy = [sample(session.guest, session.target)]
+    loads.run(_READ_ALL)
+    busy += watch(session, 3).window.samples
+    need = {}
+    for name, taken in (("quiet", quiet.window), ("busy", Window(busy))):
+        facts = dataclasses.replace(quiet, window=taken, policy=_SHORT)
+        hint = one(hints(facts), "memory", "shrink")
+        need[name] = (hint.recommended or 0) // MIB
+        assert ("page cache that was used more than once" in hint.reason) == (name == "quiet")
+    flags = one(hints(quiet), "memory", "shrink")  # of a time that is too short
+    assert need["busy"] > need["quiet"] + 250
+    assert (flags.recommended or 0) // MIB > need["quiet"] + 250
+
+
+@pytest.mark.usefixtures("holes")
+def test_what_is_read_is_counted(loads: Guest, session: Session) -> None:
+    def touched() -> int:
+        use = session.guest.cache_use()
+        assert use.uncounted == ()
+        assert use.touched is not None
+        return use.touched >> 20
+
+    before = touched()
+    loads.run(_READ_ALL)
+    read = touched() - before
+    assert 300 <= read < 600  # page faults of a shell and of dd are no more than that
+    loads.run("sh -c 'trap \"\" CHLD; exec sleep 77' >/dev/null 2>&1 & sleep 0.5")
+    try:
+        assert session.guest.cache_use().uncounted == ("SIGCHLD",)
+    finally:
+        loads.run("kill $(pgrep -f 'sleep 77')", check=False)
+    with cached(loads, "1"):
+        assert "loop" in session.guest.cache_use().uncounted
 
 
 def test_top_knows_who_works(loads: Guest) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from virtintrospect.cli.main import cli
 from virtintrospect.errors import UsageError
+from virtintrospect.insight import hintplot
 from virtintrospect.insight.hints import Facts, hints
 from virtintrospect.insight.history import Window
 from virtintrospect.insight.policy import load_policy
@@ -89,3 +90,12 @@ def test_refusals(words: list[str], says: str) -> None:
     done = CliRunner().invoke(cli, ["hints", *words])
     assert isinstance(done.exception, UsageError)
     assert says in done.exception.message
+
+
+def test_what_is_missing_is_said_before_anything_is_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hintplot, "find_spec", lambda _: None)
+    done = CliRunner().invoke(cli, ["hints", "no-such-guest", "--plot", "x.png"])
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.message == "plots need matplotlib"

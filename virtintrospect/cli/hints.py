@@ -110,6 +110,10 @@ def hints(
         if wrong:
             raise UsageError(text, hint="virt-introspect hints --help")
     picture.check(plot)
+    if plot:
+        from virtintrospect.insight.hintplot import require
+
+        require()
     choose(HINTS, settings.columns, settings.output)
     chosen = load_policy(policy)
     if back:

@@ -153,12 +153,17 @@ def _slabs(guest: Guest) -> list[list[Any]]:
 def _cache(guest: Guest) -> Sample:
     """Page cache: used more than once, all of it, not among what is available; bytes.
 
-    Besides, free pages of the CPUs' own, which are not among what is available either.
+    Besides, free pages of the CPUs' own, which are not among what is available either, and how
+    much of files can have been used.
     """
     use = guest.cache_use()
-    return {
+    known: Sample = {
         "used_again": use.used_again, "total": use.total, "kept": use.kept, "on_cpus": use.on_cpus,
     }  # fmt: skip
+    if use.files is not None and use.touched is not None:
+        known |= {"files": use.files, "mapped": use.mapped, "touched": use.touched}
+        known |= {"uncounted": list(use.uncounted)}
+    return known
 
 
 def _signs(guest: Guest) -> list[list[Any]]:

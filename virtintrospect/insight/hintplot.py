@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,18 @@ _MOST_HINTS, _WIDTH, _LONGEST = 8, 118, 240
 _BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 
 
+def require() -> None:
+    """Say it where there can be no plots, before anything is measured for one.
+
+    :raises UsageError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "plots need matplotlib",
+            hint="pip install 'virtintrospect[plot]', or Debian's python3-matplotlib",
+        )
+
+
 def draw(facts: Facts, found: Sequence[Hint], title: str, kind: str) -> bytes:
     """A file with the picture.
 
@@ -37,14 +50,10 @@ def draw(facts: Facts, found: Sequence[Hint], title: str, kind: str) -> bytes:
     :param kind: ``png`` or ``svg``.
     :raises UsageError: there are no two samples; matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(
-            "plots need matplotlib",
-            hint="pip install 'virtintrospect[plot]', or Debian's python3-matplotlib",
-        ) from error
+    require()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     window = facts.window
     if len(window) < 2:
         raise UsageError("a plot needs two samples or more", hint="watch with --for 60s")

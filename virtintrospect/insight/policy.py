@@ -28,6 +28,8 @@ class Policy:
     full_seconds: float
     reserve_percent: float
     keep_active_cache_percent: float
+    cache_horizon_seconds: float
+    cache_watched_seconds: float
     dead_band_percent: float
     dead_band_mib: int
     smallest_mib: int

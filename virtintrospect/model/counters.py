@@ -134,6 +134,15 @@ class CacheUse:
     on_cpus: int
     #: Pages of the cache in the sample that the estimate is made from.
     sampled: int
+    #: What of ``used_again`` belongs to regular files, which nothing uses but calls that read or
+    #: write and processes that map; ``None`` where that is not known.
+    files: int | None = None
+    #: Pages of files that processes map now.
+    mapped: int | None = None
+    #: How much of files can have been used since boot, each time that it was used: a counter.
+    touched: int | None = None
+    #: What uses files and is not in that counter.
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

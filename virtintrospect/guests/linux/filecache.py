@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.arch.paging import NOT_MAPPED
 from virtintrospect.errors import CorruptDataError
 from virtintrospect.guests.linux.counters import Counters
+from virtintrospect.guests.linux.filetouch import touched
 from virtintrospect.guests.linux.pagecache import page_array
 from virtintrospect.model import CacheUse
 
@@ -32,6 +33,15 @@ _GENERATION_BITS, _GENERATIONS = 3, 4
 _REFERENCE_BITS = 2
 #: Pages on lists that make sure of where those bits are.
 _ENOUGH = 16
+#: S_IFMT and S_IFREG (include/uapi/linux/stat.h).
+_FORMAT, _REGULAR = 0o170000, 0o100000
+#: ``s_magic`` of file systems whose regular inodes are files that somebody reads by their names,
+#: none of them the file system's own: ext4, XFS, Btrfs, F2FS, FAT, exFAT, ISO 9660, squashfs,
+#: EROFS, NFS, CIFS, SMB 2, 9P, FUSE, Ceph (include/uapi/linux/magic.h and their own headers).
+_PLAIN = frozenset({
+    0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x4D44, 0x2011BAB0, 0x9660, 0x73717368,
+    0xE0F5E1E2, 0x6969, 0xFF534D42, 0xFE534D42, 0x01021997, 0x65735546, 0x00C36400,
+})  # fmt: skip
 #: Pages with one of these hold data of files or programs.
 _OF_USERS = ("PG_referenced", "PG_workingset", "PG_uptodate", "PG_swapbacked")
 
@@ -42,13 +52,15 @@ def cache_use(guest: LinuxGuest) -> CacheUse:
 
     counters = Counters(guest)
     total = (counters["NR_ACTIVE_FILE"] + counters["NR_INACTIVE_FILE"]) * guest.page_size
-    flags, mapped = _sample(guest)
+    flags, mapped, owners = _sample(guest)
     listed = _flag(guest, flags, "PG_lru")
     cached = listed & ~_flag(guest, flags, "PG_swapbacked") & ~_flag(guest, flags, "PG_unevictable")
     again = mapped | _flag(guest, flags, "PG_active") | _flag(guest, flags, "PG_workingset")
     again |= _references(guest, flags, listed)
     found = int(np.count_nonzero(cached))
     used = int(np.count_nonzero(cached & again))
+    files = None if owners is None else _of_files(guest, owners[cached & again])
+    counted = touched(guest, counters)
     low = sum(zone.low for zone in counters.zones) * guest.page_size
     return CacheUse(
         total=total,
@@ -56,11 +68,37 @@ def cache_use(guest: LinuxGuest) -> CacheUse:
         kept=min(total // 2, low),
         on_cpus=counters.on_cpus() * guest.page_size,
         sampled=found,
+        files=None if files is None else total * files // found if found else 0,
+        mapped=(counters.get("NR_FILE_MAPPED") or 0) * guest.page_size,
+        touched=counted.size,
+        uncounted=counted.uncounted,
     )
 
 
-def _sample(guest: LinuxGuest) -> tuple[Array, Array]:
-    """Flags of random pages, those of the larger page that each is in; whether any is mapped."""
+def _of_files(guest: LinuxGuest, owners: Array) -> int:
+    """How many pages are of regular files: what else is in the cache the kernel reads itself.
+
+    :param owners: ``mapping`` of each.
+    """
+    import numpy as np
+
+    unique, counts = np.unique(owners, return_counts=True)
+    layout = guest.layout(
+        "address_space", {"mode": "host.i_mode", "magic": "host.i_sb.s_magic"}, text=()
+    )
+    columns = layout.lists(guest.kernel, unique.tolist(), [])
+    return sum(
+        int(count)
+        for count, mode, magic in zip(counts, *columns.values(), strict=True)
+        if mode is not None and mode & _FORMAT == _REGULAR and magic in _PLAIN
+    )
+
+
+def _sample(guest: LinuxGuest) -> tuple[Array, Array, Array | None]:
+    """Flags of random pages, those of the larger page that each is in; whether any is mapped.
+
+    Besides, the ``address_space`` that each belongs to, where ``struct page`` says so.
+    """
     import numpy as np
 
     base, size = page_array(guest)
@@ -83,7 +121,11 @@ def _sample(guest: LinuxGuest) -> tuple[Array, Array]:
     flags, counts = pages.member("flags.f|flags"), pages.member("_mapcount.counter", "i")
     flags[later] = heads.member("flags.f|flags")
     counts[later] = heads.member("_mapcount.counter", "i")
-    return flags, counts >= 0
+    owners = None
+    if guest.types.has("page", "mapping"):  # no member of it since memory descriptors
+        owners = pages.member("mapping")
+        owners[later] = heads.member("mapping")
+    return flags, counts >= 0, owners
 
 
 class _Pages:

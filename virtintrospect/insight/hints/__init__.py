@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from virtintrospect.insight.hints.cache import cache_hints
 from virtintrospect.insight.hints.cpu import cpu_hints
 from virtintrospect.insight.hints.facts import Facts, Identical
 from virtintrospect.insight.hints.files import filesystem_hints
 from virtintrospect.insight.hints.host import host_memory_hints
-from virtintrospect.insight.hints.memory import cache_hints, held_hints, leak_hints, size_hints
+from virtintrospect.insight.hints.memory import held_hints, leak_hints, size_hints
 from virtintrospect.insight.hints.pages import huge_hints, merge_hints, numa_hints
 from virtintrospect.insight.hints.tasks import io_hints, task_hints
 from virtintrospect.model import Hint

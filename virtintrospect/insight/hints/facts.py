@@ -75,6 +75,17 @@ class Facts:
         return self.window.age > self.policy.stale_seconds
 
     @property
+    def calm(self) -> bool:
+        """Whether nothing speaks against taking memory away."""
+        policy = self.policy
+        stalled = self.window.stalled("memory", "some") or 0.0
+        refaults = self.window.rate("events", "refault") or 0.0
+        return (
+            stalled <= policy.shrink_most_stalled_percent
+            and refaults <= policy.shrink_most_refaults
+        )
+
+    @property
     def current(self) -> int | None:
         """Bytes that the balloon leaves the guest."""
         kib = current_memory(self.domain.xml) if self.domain else None

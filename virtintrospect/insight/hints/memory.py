@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from virtintrospect.insight.hints.cache import CacheNeed, cache_need
 from virtintrospect.insight.hints.facts import MIB, Evidence, Facts, size
 from virtintrospect.insight.history import figure
 from virtintrospect.model import Hint
@@ -19,13 +20,15 @@ class Need(NamedTuple):
 
     #: What it could not have done without, at the worst moment of the window.
     used: int
-    #: Page cache that it reads again and again.
+    #: Page cache that it uses again and again.
     cache: int
     #: What policy keeps free beyond that.
     reserve: int
     #: Lowest MemAvailable, and MemTotal of the last sample.
     trough: int
     total: int
+    #: What ``cache`` comes from.
+    files: CacheNeed
 
     @property
     def bytes(self) -> int:
@@ -38,8 +41,9 @@ def need(facts: Facts) -> Need | None:
 
     MemTotal less MemAvailable is what could not be had back without swapping: it counts clean
     page cache as free (si_mem_available() of mm/show_mem.c). Of that cache what was used more than
-    once is needed. Some of it counts as used already (``cache.kept``): it must not count twice.
-    What CPUs keep free for themselves counts as used, and is not. What is in swap had to leave.
+    once is needed, where it can be in use still. Some of it counts as used already
+    (``cache.kept``): it must not count twice. What CPUs keep free for themselves counts as used,
+    and is not. What is in swap had to leave.
     """
     window, policy = facts.window, facts.policy
     totals, used = window.values("memory", "memory_total"), _used(facts)
@@ -48,11 +52,12 @@ def need(facts: Facts) -> Need | None:
     swapped = (window.last("memory", "swap_total") or 0) - (window.last("memory", "swap_free") or 0)
     twice = min(window.values("cache", "kept"), default=0.0)
     most = max(0.0, max(used) - twice - _on_cpus(facts) + max(0.0, swapped))
-    cache = max(_used_again(facts), default=0.0) * policy.keep_active_cache_percent / 100
+    files = cache_need(facts, policy.keep_active_cache_percent)
+    cache = files.needed
     reserve = (most + cache) * policy.reserve_percent / 100
     # What was low before the guest was given more says nothing of what it has now.
     available = min(window.sized.values("memory", "memory_available"), default=totals[-1])
-    return Need(int(most), int(cache), int(reserve), int(available), int(totals[-1]))
+    return Need(int(most), int(cache), int(reserve), int(available), int(totals[-1]), files)
 
 
 def size_hints(facts: Facts) -> Iterator[Hint]:
@@ -68,7 +73,7 @@ def size_hints(facts: Facts) -> Iterator[Hint]:
         # A guest that lies can ask for anything: it gets no more than twice of what it has.
         wanted = min(max(wanted, current * 5 // 4), 2 * current)
         yield from _grow(facts, found, current, wanted, trouble)
-    elif not facts.stale and _calm(facts) and not _rising(facts):
+    elif not facts.stale and facts.calm and not _rising(facts):
         yield from _shrink(facts, found, current, wanted)
 
 
@@ -87,14 +92,6 @@ def _trouble(facts: Facts, found: Need) -> Iterator[str]:
     out, back = window.rate("events", "swap_out"), window.rate("events", "swap_in")
     if min(out or 0, back or 0) > policy.thrash_pages:
         yield f"it swaps {out:.0f} pages a second out and {back:.0f} in"
-
-
-def _calm(facts: Facts) -> bool:
-    """Whether nothing speaks against taking memory away."""
-    policy = facts.policy
-    stalled = facts.window.stalled("memory", "some") or 0.0
-    refaults = facts.window.rate("events", "refault") or 0.0
-    return stalled <= policy.shrink_most_stalled_percent and refaults <= policy.shrink_most_refaults
 
 
 def _rising(facts: Facts) -> bool:
@@ -130,23 +127,6 @@ def _on_cpus(facts: Facts) -> float:
     return min(*kept, totals[-1] / 8) if kept and totals else 0.0
 
 
-def _used_again(facts: Facts) -> list[float]:
-    """Page cache that was used more than once; all of it where pages were not looked at.
-
-    The kernel's active list does not tell: see :mod:`virtintrospect.guests.linux.filecache`.
-    """
-    window = facts.window
-    known = window.values("cache", "used_again")
-    if known:
-        return known
-    pairs = zip(
-        window.values("memory", "active_file"),
-        window.values("memory", "inactive_file"),
-        strict=False,
-    )
-    return [active + inactive for active, inactive in pairs]
-
-
 def _band(facts: Facts, current: int) -> float:
     policy = facts.policy
     return max(current * policy.dead_band_percent / 100, policy.dead_band_mib * MIB)
@@ -156,7 +136,8 @@ def _evidence(facts: Facts, found: Need) -> Evidence:
     window = facts.window
     return {
         "used_at_most": found.used,
-        "cache_used_again_at_most": found.cache,
+        "cache_used_again_at_most": found.files.again,
+        "cache_in_use_at_most": found.files.lately,
         "free_on_cpus_at_least": _on_cpus(facts),
         "reserve": found.reserve,
         "memory_available_at_least": found.trough,
@@ -227,15 +208,29 @@ def _shrink(facts: Facts, found: Need, current: int, wanted: int) -> Iterator[Hi
         "memory",
         "shrink",
         f"it never needed more than {size(found.used + found.cache)} of {size(current)}"
+        + _no_longer(facts, found)
         + ("" if facts.has_balloon else "; it has no working balloon, so this takes a restart"),
         _evidence(facts, found),
         "pages that were evicted come back (workingset_refault), tasks wait for memory, or a load "
-        "comes that this time did not show",
+        "comes that this time did not show"
+        + (" or that no counter shows (splice)" if found.files.idle else ""),
         current=current,
         recommended=wanted,
         virsh=facts.virsh("setmem", kib, "--live")
         if facts.has_balloon
         else facts.virsh("setmaxmem", kib, "--config"),
+    )
+
+
+def _no_longer(facts: Facts, found: Need) -> str:
+    """What is said of page cache that is no longer used."""
+    files = found.files
+    if files.lately is None or not files.idle:
+        return ""
+    minutes = facts.policy.cache_horizon_seconds / 60
+    return (
+        f"; of {size(files.again)} of page cache that was used more than once, what it reads, "
+        f"writes and maps in {minutes:.0f} minutes is {size(files.lately)} at most"
     )
 
 
@@ -261,29 +256,6 @@ def held_hints(facts: Facts) -> Iterator[Hint]:
         current=held,
         recommended=0,
         virsh=f"{down} && sleep {seconds} && {up}" if facts.has_balloon and facts.domain else None,
-    )
-
-
-def cache_hints(facts: Facts) -> Iterator[Hint]:
-    """Clean page cache that nobody has used twice."""
-    window = facts.window
-    again, total = window.values("cache", "used_again"), window.values("cache", "total")
-    if not total or not _calm(facts):
-        return
-    once = int(min(total) - max(again))
-    dirty = window.last("memory", "dirty") or 0.0
-    clean = int(once - dirty)
-    if clean < facts.policy.clean_cache_mib * MIB:
-        return
-    yield facts.hint(
-        "memory",
-        "reclaim",
-        f"{size(clean)} of its page cache were read once and are clean: a smaller balloon target "
-        "takes them first",
-        {"cache_used_once_at_least": once, "dirty": dirty},
-        "files are read again that had been read only once",
-        current=clean,
-        recommended=0,
     )
 
 

@@ -2,6 +2,7 @@
  * Puts a guest into a state that hints are about, until it is killed:
  *
  *   load touch MIB          works in so much memory, over and over
+ *   load work MIB           as touch, without a pause
  *   load grow MIB           takes so much more a second: a leak
  *   load spin THREADS       computes
  *   load zombies COUNT      leaves children that it does not wait for
@@ -68,7 +69,7 @@ static void count(long passes)
 	close(fd);
 }
 
-static void touch(long mib)
+static void touch(long mib, long rest)
 {
 	char *memory = take(mib);
 
@@ -76,7 +77,7 @@ static void touch(long mib)
 		dirty(memory, mib);
 		ready();
 		count(passes);
-		pause_ms(500);
+		pause_ms(rest);
 	}
 }
 
@@ -235,7 +236,9 @@ int main(int argc, char **argv)
 	long amount = argc > 2 ? strtol(argv[argc - 1], NULL, 0) : 0;
 
 	if (!strcmp(kind, "touch"))
-		touch(amount);
+		touch(amount, 500);
+	else if (!strcmp(kind, "work"))
+		touch(amount, 0);
 	else if (!strcmp(kind, "grow"))
 		grow(amount);
 	else if (!strcmp(kind, "spin"))
