@@ -92,8 +92,8 @@ def _missing(rows: list[Row]) -> Iterator[str]:
     worst = max(left, key=lambda name: left[name])
     yield (
         f"What is not found, in MiB over all {len(left)} guests: {reserve:.0f} are the policy's "
-        f"reserve, {left[worst]:.0f} the cache of the guest *{worst}*, and "
-        f"{sum(left.values()) - left[worst]:.0f} what the others' needs were taken for too much."
+        f"reserve; the rest is what needs were taken for too much: {left[worst]:.0f} of the guest "
+        f"*{worst}*, {sum(left.values()) - left[worst]:.0f} of the others."
     )
     yield ""
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.guests.lab.domain import Config
 from tests.guests.lab.guest import Guest
 from tests.guests.lab.initramfs import program
@@ -35,6 +37,7 @@ def changes(log: Path) -> list[dict[str, Any]]:
     return [change for line in lines if (change := json.loads(line))["outcome"]]
 
 
+@pytest.mark.timeout(3 * _PATIENCE)
 def test_a_daemon_that_governs(
     private: Private, start: Callable[..., Guest], tmp_path: Path
 ) -> None:
@@ -50,7 +53,7 @@ def test_a_daemon_that_governs(
         assert (taken["domain"], taken["resource"]) == (guest.name, "memory")
         assert taken["before"] == 512 * _MIB
         assert taken["after"] < 512 * _MIB
-        assert f"adjusted domain={guest.name} before=512 " in daemon.text()
+        eventually(lambda: f"adjusted domain={guest.name} before=512 " in daemon.text())
         count = len(changes(log))
         left = int(re.search(rb"MemAvailable: +(\d+)", guest.get("/proc/meminfo"))[1]) >> 10  # type: ignore[index]
         guest.run(f"/tmp/load touch {max(16, left - 12)} >/dev/null 2>&1 &")
@@ -62,7 +65,7 @@ def test_a_daemon_that_governs(
         assert more["outcome"] == "done"
         assert more["after"] <= 512 * _MIB
         guest.run("killall -9 load", check=False)
-        assert daemon.session(guest.name)["state"] == "ready"
+        daemon.wait(guest.name)
         assert daemon.stop() == 0
     with Host(private.uri, writable=True) as host:
         undo(host.domain(guest.name), host, log)

@@ -10,6 +10,7 @@
  *   load dirty FILE MIB     writes a file once, and keeps it open
  *   load wake HZ            sleeps, and wakes so often a second
  *   load fill SEED MIB      has memory whose content depends on the seed alone
+ *   load uncounted ENTRIES  could read files so that no sum of the kernel's has it
  *   load packets SOCKETS    sends itself packets that so many look at, and each for long
  *
  * When it is in that state, /tmp/load.ready is there.
@@ -20,6 +21,7 @@
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -168,6 +170,20 @@ static void fill(unsigned long seed, long mib)
 		pause();
 }
 
+/* By AIO, by io_uring, and by children for which nobody waits. */
+static void uncounted(long entries)
+{
+	unsigned long context = 0;
+	char params[120] = ""; /* struct io_uring_params */
+
+	if (syscall(SYS_io_setup, entries, &context) ||
+	    syscall(SYS_io_uring_setup, entries, params) < 0 || signal(SIGCHLD, SIG_IGN) == SIG_ERR)
+		exit(1);
+	ready();
+	for (;;)
+		pause();
+}
+
 /* A program that looks at a packet for long, to find that nobody wants it. */
 static int long_look(void)
 {
@@ -253,6 +269,8 @@ int main(int argc, char **argv)
 		wake(amount);
 	else if (!strcmp(kind, "fill") && argc == 4)
 		fill(strtoul(argv[2], NULL, 0), amount);
+	else if (!strcmp(kind, "uncounted"))
+		uncounted(amount);
 	else if (!strcmp(kind, "packets"))
 		packets(amount);
 	return 2;
