@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from virtintrospect.insight.history import Window
 from virtintrospect.insight.policy import load_policy
 from virtintrospect.model import CacheUse
 
-from .test_hints import MIB, figures, judge
+from .test_hints import DOMAIN, MIB, figures, judge
 
 #: A guest that has used 600 MiB of page cache more than once, 100 MiB of it not of files.
 CACHE = {
@@ -74,6 +75,13 @@ def test_flags_alone_count_where_readers_are_not_counted(sign: str) -> None:
     looks = read(*[7] * 7)
     looks[2]["uncounted"] = [sign]
     assert needed(samples(*looks)) == 600
+
+
+def test_flags_alone_count_of_a_guest_that_is_paused() -> None:
+    domain = dataclasses.replace(DOMAIN, state="paused")
+    window = Window(samples(*read(*[7] * 7)))
+    assert cache_need(Facts(window, load_policy(), domain)).needed == 600 * MIB
+    assert cache_need(Facts(window, load_policy(), DOMAIN)).needed == 120 * MIB
 
 
 def test_flags_alone_count_by_policy() -> None:

@@ -74,11 +74,12 @@ def _lately(facts: Facts) -> float | None:
 
     What is mapped now, and what was read, written or mapped at the pace that the guest had in its
     busiest time. Not known where the time looked at is too short, where something uses files
-    that is not counted, or where the newest sample does not say.
+    that is not counted, where the newest sample does not say, or of a guest that is paused.
     """
     policy, looked = facts.policy, [s for s in facts.window.samples if "cache" in s]
     horizon = policy.cache_horizon_seconds
-    if not looked or not horizon or any(uncounted(taken) for taken in looked):
+    paused = facts.domain is not None and facts.domain.state == "paused"
+    if paused or not looked or not horizon or any(uncounted(taken) for taken in looked):
         return None
     series = [
         (float(taken["time"]), total, mapped)
