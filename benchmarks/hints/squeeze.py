@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from benchmarks.hints.advisors import MIB
 from benchmarks.hints.scenarios import (
     Scenario,
@@ -17,12 +15,10 @@ from benchmarks.hints.scenarios import (
 from benchmarks.hints.store import Store
 from tests.guests.lab.guest import Guest
 from virtintrospect.host import Host
-from virtintrospect.insight.figures import sample
-from virtintrospect.insight.history import Window
 from virtintrospect.session import Session, open_session
 
 _NAMES = ("idle", "works in 400 MiB", "reads 300 MiB again and again")
-_STEP, _SECONDS = 16, 4.0
+_STEP, _SAMPLES = 16, 5
 
 
 def main(store: Store) -> None:
@@ -55,12 +51,7 @@ def _squeezed(guest: Guest, scenario: Scenario) -> dict[str, object]:
 
 def _trouble(session: Session) -> str:
     """What is wrong with the guest now; empty where nothing is."""
-    taken = []
-    end = time.monotonic() + _SECONDS
-    while time.monotonic() < end:
-        taken.append(sample(session.guest, session.target))
-        time.sleep(1)
-    window = Window(taken)
+    window = watch(session, _SAMPLES).window
     figures = {
         "PSI memory some, %": (window.stalled("memory", "some") or 0, 0.1),
         "refaults a second": (window.rate("events", "refault") or 0, 5),
