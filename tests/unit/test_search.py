@@ -183,3 +183,39 @@ def test_libraries_that_are_missing(
     with pytest.raises(UsageError, match="need") as caught:
         compile_pattern("x", kind)
     assert "virtintrospect[search]" in caught.value.hint
+
+
+def test_a_large_page_of_which_the_host_has_parts() -> None:
+    memory = Sparse((0, 0x8000), (0x20_0000, 0x20_1000), (0x20_2000, 0x20_4000))
+    memory.write_u64(0x1000, 0x2067)
+    memory.write_u64(0x2000, 0x3067)
+    memory.write_u64(0x3000, 0, 0x20_00E7)
+    memory.write(0x20_3000, b"needle")
+    spans = virtual_spans(AddressSpace(memory, X86_64_4LEVEL, 0x1000), 1 << 47)
+    assert [(span.start, span.size) for span in spans] == [(0x20_0000, 4096), (0x20_2000, 8192)]
+    (match,) = search(memory.read, spans, compile_pattern("needle"), virtual=True)
+    assert (match.vaddr, match.paddr) == (0x20_3000, 0x20_3000)
+
+
+@pytest.mark.parametrize("most", [3, 1])
+def test_a_process_in_more_pieces_than_are_searched(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own pages, or by what the host holds of them."""
+    monkeypatch.setattr("virtintrospect.insight.search._MOST_PIECES", most)
+    held = [(at, at + 4096) for at in range(0x20_0000, 0x21_0000, 0x2000)]
+    memory = Sparse((0, 0x8000), *held)
+    tables = PageTables(memory, X86_64_4LEVEL, 0x1000)
+    for number in range(most - 1):
+        tables.map(0x40_0000 + number * 4096, 0x5000)
+    virtual_spans(AddressSpace(memory, X86_64_4LEVEL, tables.root), 1 << 47)
+    if most == 3:
+        for number in range(most + 1):
+            tables.map(0x40_0000 + number * 4096, 0x5000)
+    else:
+        memory.write_u64(0x1000, 0x2067)
+        memory.write_u64(0x2000, 0x3067)
+        memory.write_u64(0x3000, 0, 0x20_00E7)
+    with pytest.raises(CorruptDataError, match="pieces") as caught:
+        virtual_spans(AddressSpace(memory, X86_64_4LEVEL, tables.root), 1 << 47)
+    assert "--pid" in caught.value.hint
