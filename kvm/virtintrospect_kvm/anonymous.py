@@ -66,6 +66,14 @@ class ProcessBlock:
         self._process.check()
         return self._read_with_holes(offset, size)
 
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from an offset in the block."""
+        size = len(out)
+        if size >= _DIRECT_SIZE and self._pagemap.resident(offset, size):
+            self._fill(bulk.Window(out), [offset], size)
+        else:
+            out[:] = self.read(offset, size)
+
     def read_u64(self, offset: int) -> int:
         """The 64-bit number at an offset."""
         return int.from_bytes(self.read(offset, 8), "little")
@@ -167,14 +175,17 @@ class ProcessBlock:
 
     def _read_many(self, offsets: Sequence[int], size: int) -> bytes:
         """``process_vm_readv`` of resident ranges, :data:`_MOST_RANGES` a call."""
-        out, base = bulk.Buffer(len(offsets) * size), self._address
-        for start in range(0, len(offsets), _MOST_RANGES):
-            addresses = [base + offset for offset in offsets[start : start + _MOST_RANGES]]
-            self._read_batch(out, start * size, addresses, size)
-        self._process.check()
+        out = bulk.Buffer(len(offsets) * size)
+        self._fill(out, offsets, size)
         return out.data
 
-    def _read_batch(self, out: bulk.Buffer, at: int, addresses: list[int], size: int) -> None:
+    def _fill(self, out: bulk.Window, offsets: Sequence[int], size: int) -> None:
+        for start in range(0, len(offsets), _MOST_RANGES):
+            addresses = [self._address + offset for offset in offsets[start : start + _MOST_RANGES]]
+            self._read_batch(out, start * size, addresses, size)
+        self._process.check()
+
+    def _read_batch(self, out: bulk.Window, at: int, addresses: list[int], size: int) -> None:
         ranges = array("Q", bytes(16 * len(addresses)))
         ranges[0::2] = array("Q", addresses)
         ranges[1::2] = array("Q", [size]) * len(addresses)

@@ -35,6 +35,11 @@ class BackingFile:
         """Bytes at an offset in the range; zeros where the file ends or has a hole."""
         return os.pread(self.descriptor, size, self._offset + offset).ljust(size, b"\0")
 
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """As :meth:`read`, as many bytes as ``out`` has, into it."""
+        done = os.preadv(self.descriptor, [out], self._offset + offset)
+        out[done:] = bytes(len(out) - done)
+
     def first_hole(self, offset: int, size: int) -> int | None:
         """Offset of the first byte of a range without data; only where :attr:`knows_holes`."""
         start, end = self._offset + offset, self._offset + offset + size

@@ -11,11 +11,29 @@ class _Calls(NamedTuple):
     readv: Any
     new_bytes: Any
     address: Any
+    address_within: Any
     move: Any
     errno: Any
 
 
-class Buffer:
+class Window:
+    """Memory of the caller's, which is to be filled; a memoryview that can be written."""
+
+    def __init__(self, out: memoryview) -> None:
+        calls = _calls()
+        self._move = calls.move
+        self._out = out
+        self.size = len(out)
+        self.address: int = calls.address_within(out)
+
+    def put(self, position: int, data: bytes) -> None:
+        """Fill a range."""
+        if position < 0 or position + len(data) > self.size:
+            raise IndexError(position)
+        self._move(self.address + position, data, len(data))
+
+
+class Buffer(Window):
     """A :class:`bytes` object under construction.
 
     The C API allows writing to one that ``PyBytes_FromStringAndSize(NULL, n)`` has just made;
@@ -30,16 +48,10 @@ class Buffer:
         self._move = calls.move
         self.size = size
         self.data: bytes = calls.new_bytes(None, size) if size > 1 else bytes(bytearray(size))
-        self.address: int = calls.address(self.data)
-
-    def put(self, position: int, data: bytes) -> None:
-        """Fill a range."""
-        if position < 0 or position + len(data) > self.size:
-            raise IndexError(position)
-        self._move(self.address + position, data, len(data))
+        self.address = calls.address(self.data)
 
 
-def read(pid: int, out: Buffer, position: int, ranges: array[int]) -> int:
+def read(pid: int, out: Window, position: int, ranges: array[int]) -> int:
     """Read ranges of a process, one after the other, into ``out`` from ``position`` on.
 
     :param ranges: address and length of each range in turn (``struct iovec``), 1024 at most.
@@ -67,4 +79,8 @@ def _calls() -> _Calls:
     address = ctypes.pythonapi.PyBytes_AsString
     address.restype = ctypes.c_void_p
     address.argtypes = [ctypes.py_object]
-    return _Calls(readv, new_bytes, address, ctypes.memmove, ctypes.get_errno)
+
+    def address_within(out: memoryview) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(out))
+
+    return _Calls(readv, new_bytes, address, address_within, ctypes.memmove, ctypes.get_errno)

@@ -52,6 +52,14 @@ class KvmMemory(PhysicalMemory):
             return block.read(paddr - shift, size)
         return super().read(paddr, size)
 
+    def read_into(self, paddr: int, out: memoryview) -> None:  # noqa: D102 (inherited)
+        index = self.region_index(paddr)
+        _, end, block, shift = self._pieces[index]
+        if index < 0 or paddr + len(out) > end:
+            super().read_into(paddr, out)
+            return
+        block.read_into(paddr - shift, out)
+
     def read_u64(self, paddr: int) -> int:  # noqa: D102 (inherited)
         start, end, block, shift = self._last
         if start <= paddr <= end - 8:

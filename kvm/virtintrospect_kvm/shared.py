@@ -64,6 +64,11 @@ class SharedBlock:
             return self._map[offset : offset + size]
         return self._file.read(offset, size)
 
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from an offset in the block; never through the mapping."""
+        self._process.check()
+        self._file.read_into(offset, out)
+
     def read_u64(self, offset: int) -> int:
         """The 64-bit number at an offset: the shortest way for the most frequent read."""
         if monotonic_ns() >= self._process.check_at:

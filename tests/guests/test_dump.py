@@ -97,9 +97,9 @@ def test_interrupted_and_resumed(one_guest: Guest, folder: Path, how: signal.Sig
         "import itertools, time; from virtintrospect.acquire import copy, part\n"
         "from virtintrospect.cli.main import main\n"
         "copy._NOTED_EVERY, write, calls = 0.05, part.PartFile.write, itertools.count()\n"
-        "def slow(*given):\n"
+        "def slow(*given, **named):\n"
         "    time.sleep(0.06 if next(calls) == 100 else 60 if next(calls) > 400 else 0)\n"
-        "    write(*given)\n"
+        "    write(*given, **named)\n"
         "part.PartFile.write = slow\nmain()"
     )
     process = subprocess.Popen(

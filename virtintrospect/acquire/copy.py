@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
+from virtintrospect.acquire.buffers import Buffers
 from virtintrospect.acquire.digest import Digest
 from virtintrospect.acquire.layout import Layout, lay_out, outline
 from virtintrospect.acquire.part import PartFile, runs_before
@@ -71,6 +73,10 @@ def dump(
         layout = lay_out(format_, list(merge(memory.regions)), runs, notes, origin.machine)
         with PartFile(path, layout, runs, origin.identity, resume=resume, force=force) as part:
             run = _Run(memory, layout, part, digest=digest, progress=progress)
+            # A hash of many zeros takes longer than the copy, which then is to be ahead of it,
+            # faster than the disk.
+            holes = layout.size - sum(region.size for region in runs)
+            run.cached = digest and holes > layout.size // 8
             try:
                 try:
                     run.copy()
@@ -132,21 +138,44 @@ class _Run:
         self._before = self.tally.seconds
         self.tally.runs += 1
         self.digest = Digest(self.tally.done, part.read) if digest else None
+        #: All is written through the page cache.
+        self.cached = False
+        self._buffers = Buffers(_PIECE)
 
     def copy(self) -> None:
         """Copy what is left to be copied."""
         import numpy as np
 
+        spare = self._buffers.another()
         for piece, head in self._pieces(self.tally.done):
-            data = head if head is not None else self._read(piece)
-            if head is None:
-                self.tally.resident += self._write_pages(np, piece.offset, data)
+            if head is not None:
+                self._part.write(piece.offset, head)
+                if self.digest:
+                    self.digest.add(piece.offset, head)
             else:
-                self._part.write(piece.offset, data)
-            if self.digest:
-                self.digest.add(piece.offset, data)
-            self.tally.done = piece.offset + len(data)
+                buffer = self._buffers.take()
+                data = (spare if buffer is None else buffer)[: piece.size]
+                self._read(piece, data)
+                self._copy_pages(np, piece.offset, data, buffer)
+            self.tally.done = piece.offset + piece.size
             self._between(piece)
+
+    def _copy_pages(
+        self, np: Any, offset: int, data: memoryview, buffer: memoryview | None
+    ) -> None:
+        """Write and hash a piece.
+
+        :param buffer: what ``data`` is the beginning of; ``None`` where the hash is too far
+            behind to have it: then it will read the file, and the page cache is of use.
+        """
+        if self.digest and buffer is not None:
+            self.digest.add(offset, data, partial(self._buffers.give, buffer))
+        cached = self.cached or buffer is None
+        self.tally.resident += self._write_pages(np, offset, data, cached=cached)
+        if self.digest and buffer is None:
+            self.digest.add_written(offset, len(data))
+        elif buffer is not None and not self.digest:
+            self._buffers.give(buffer)
 
     def _pieces(self, done: int) -> Iterator[tuple[_Piece, bytes | None]]:
         """What the file consists of from offset ``done`` on, in its order."""
@@ -161,25 +190,24 @@ class _Run:
         for offset in waiting:
             yield _Piece(0, len(heads[offset]), offset), heads[offset]
 
-    def _read(self, piece: _Piece) -> bytes:
+    def _read(self, piece: _Piece, out: memoryview) -> None:
         try:
-            return self._memory.read(piece.paddr, piece.size)
+            self._memory.read_into(piece.paddr, out)
         except FaultError:  # ballooned away, or unplugged, since it was listed
             faults: list[int] = []
             pages = range(piece.paddr, piece.paddr + piece.size, PAGE_SIZE)
             if piece.size % PAGE_SIZE:
                 self.tally.unreadable += piece.size
-                return bytes(piece.size)
-            data = self._memory.gather(pages, PAGE_SIZE, faults)
+                out[:] = bytes(piece.size)
+                return
+            out[:] = self._memory.gather(pages, PAGE_SIZE, faults)
             self.tally.unreadable += len(faults) * PAGE_SIZE
-            return data
 
-    def _write_pages(self, np: Any, offset: int, data: bytes) -> int:
+    def _write_pages(self, np: Any, offset: int, data: memoryview, *, cached: bool) -> int:
         """Write the runs of pages that are not all zeros; bytes of them."""
         whole = len(data) // PAGE_SIZE
         words = np.frombuffer(data, np.uint64, whole * (PAGE_SIZE // 8))
         used = np.bitwise_or.reduce(words.reshape(whole, PAGE_SIZE // 8), axis=1) != 0
-        view = memoryview(data)
         written = 0
         if used.all():
             edges = [0, whole] if whole else []
@@ -187,9 +215,11 @@ class _Run:
             padded = np.concatenate(([False], used, [False]))
             edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
         for first, end in zip(edges[::2], edges[1::2], strict=True):
-            self._part.write(offset + first * PAGE_SIZE, view[first * PAGE_SIZE : end * PAGE_SIZE])
+            self._part.write(
+                offset + first * PAGE_SIZE, data[first * PAGE_SIZE : end * PAGE_SIZE], cached=cached
+            )
             written += (end - first) * PAGE_SIZE
-        tail = view[whole * PAGE_SIZE :]
+        tail = data[whole * PAGE_SIZE :]
         if any(tail):
             self._part.write(offset + whole * PAGE_SIZE, tail)
             written += len(tail)

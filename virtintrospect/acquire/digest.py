@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 _ZEROS = bytes(1 << 20)
-#: Bytes of pieces that wait in memory; those beyond are read back from the file.
-_WAITING = 64 << 20
 
 
 class _Piece(NamedTuple):
     offset: int
     size: int
-    data: bytes | None
+    #: ``None``: it is to be read back from the file.
+    data: memoryview | bytes | None
+    done: Callable[[], None] | None = None
 
 
 class Digest:
@@ -36,20 +36,21 @@ class Digest:
         self._position = 0
         self._read = read
         self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
-        #: Bytes that were ever kept in memory, and that were hashed of them: one thread each.
-        self._kept = self._hashed = 0
         self._error: Exception | None = None
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
         self._queue.put(_Piece(0, before, None))
         self._thread.start()
 
-    def add(self, offset: int, data: bytes) -> None:
-        """The next piece, which has been written."""
-        keep = self._kept - self._hashed + len(data) <= _WAITING
-        if keep:
-            self._kept += len(data)
-        self._queue.put(_Piece(offset, len(data), data if keep else None))
+    def add(
+        self, offset: int, data: memoryview | bytes, done: Callable[[], None] | None = None
+    ) -> None:
+        """The next piece, which must not change until ``done`` is called, by another thread."""
+        self._queue.put(_Piece(offset, len(data), data, done))
+
+    def add_written(self, offset: int, size: int) -> None:
+        """The next piece, which is in the file."""
+        self._queue.put(_Piece(offset, size, None))
 
     def finish(self, size: int) -> str:
         """The hash of ``size`` bytes of file, in hexadecimal."""
@@ -75,7 +76,8 @@ class Digest:
                     self._update(_ZEROS[: piece.offset - self._position])
                 if piece.data is not None:
                     self._update(piece.data)
-                    self._hashed += piece.size
+                    if piece.done is not None:
+                        piece.done()
                     continue
                 end = piece.offset + piece.size
                 while self._position < end and not self._stop:
@@ -83,6 +85,6 @@ class Digest:
         except Exception as error:  # noqa: BLE001 - raised again by finish(), in the caller's thread
             self._error = error
 
-    def _update(self, data: bytes) -> None:
+    def _update(self, data: memoryview | bytes) -> None:
         self._hash.update(data)
         self._position += len(data)

@@ -20,12 +20,14 @@ from typing import Self
 
 from virtintrospect.acquire.layout import Layout
 from virtintrospect.errors import OutputError, UsageError
-from virtintrospect.memory.base import Region
+from virtintrospect.memory.base import PAGE_SIZE, Region
 
 #: Bytes of the file system that are left for others.
 SPARE = 256 << 20
 #: Bytes that are written between two looks at what is free.
 _BETWEEN = 64 << 20
+#: Bytes from which on a write past the page cache, which waits for the disk, is worth it.
+_MUCH = 128 << 10
 _VERSION = 2
 _STATE_SIZE = 4096
 #: Most bytes of ranges behind the state: a thousand of them, in digits.
@@ -74,6 +76,7 @@ class PartFile:
         self.journal = _journal(path)
         self._force = force
         self._unchecked = _BETWEEN
+        self._direct = -1
         self.tally = Tally()
         self._key = {"version": _VERSION, "layout": _digest(layout), "identity": identity}
         _final_name_is_free(path, force=force)
@@ -85,6 +88,7 @@ class PartFile:
             os.ftruncate(self._descriptor, layout.size)
             if not resume:
                 self._write_state(json.dumps(runs).encode())
+            self._direct = _past_page_cache(self._descriptor)
         except OSError as error:
             os.close(self._descriptor)
             if not resume:
@@ -142,9 +146,12 @@ class PartFile:
         finally:
             os.close(descriptor)
 
-    def write(self, offset: int, data: memoryview | bytes) -> None:
+    def write(self, offset: int, data: memoryview | bytes, *, cached: bool = True) -> None:
         """Write all of ``data``.
 
+        :param cached: somebody will soon read it. Else, what is much and begins at a page's
+            border, in memory as in the file, goes past the page cache where the file system
+            lets it: that saves a copy, pages of the host, and the wait for the disk at the end.
         :raises OutputError: no space, or another error of the file system.
         """
         self._unchecked += len(data)
@@ -154,11 +161,26 @@ class PartFile:
             if free.f_bavail * free.f_frsize < SPARE:
                 raise self._failed(OSError(errno.ENOSPC, f"only {SPARE >> 20} MiB are left"))
         try:
-            done = os.pwrite(self._descriptor, data, offset)
+            done = 0
+            if not cached and self._direct >= 0 and len(data) >= _MUCH:
+                done = self._write_direct(offset, data)
             while done < len(data):
                 done += os.pwrite(self._descriptor, data[done:], offset + done)
         except OSError as error:
             raise self._failed(error) from error
+
+    def _write_direct(self, offset: int, data: memoryview | bytes) -> int:
+        """Write past the page cache; bytes that were written, 0 where that cannot be."""
+        if (offset | len(data)) % PAGE_SIZE:
+            return 0
+        try:
+            return os.pwrite(self._direct, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # larger blocks than pages, or not at all
+                raise
+            os.close(self._direct)
+            self._direct = -1
+            return 0
 
     def read(self, offset: int, size: int) -> bytes:
         """What was written before, for the hash of a dump that goes on."""
@@ -217,9 +239,9 @@ class PartFile:
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for descriptor in {self._descriptor, self._direct} - {-1}:
+            os.close(descriptor)
+        self._descriptor = self._direct = -1
 
     def __enter__(self) -> Self:
         return self
@@ -253,6 +275,14 @@ def runs_before(path: Path) -> list[Region]:
         return []  # then the layout is another one, which PartFile refuses
     borders = [border for run in runs for border in run]
     return runs if borders == sorted(set(borders)) else []
+
+
+def _past_page_cache(descriptor: int) -> int:
+    """Another descriptor of the same file, for O_DIRECT; -1 where the file system has none."""
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _journal(path: Path) -> Path:

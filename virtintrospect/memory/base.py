@@ -114,6 +114,10 @@ class PhysicalMemory(abc.ABC):
             size -= step
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read_into(self, paddr: int, out: memoryview) -> None:
+        """Read as many bytes as ``out`` has, into it; raises as :meth:`read`."""
+        out[:] = self.read(paddr, len(out))
+
     def write(self, paddr: int, data: bytes) -> None:
         """Write at guest-physical ``paddr``, and make sure by reading it back.
 

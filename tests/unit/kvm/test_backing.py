@@ -32,6 +32,20 @@ def test_everything_is_written_where_it_belongs(memfd: int) -> None:
     file.close()
 
 
+def test_read_into_what_is_there(memfd: int) -> None:
+    """Holes, and what is behind the end of the file, are zeros; nothing comes into being."""
+    os.pwrite(memfd, b"a" * PAGE, 3 * PAGE)
+    file = BackingFile(os.dup(memfd), 2 * PAGE)
+    out = bytearray(b"old" * PAGE)
+    file.read_into(0, memoryview(out))
+    assert out == bytes(PAGE) + b"a" * PAGE + bytes(PAGE)
+    out = bytearray(b"old" * PAGE)
+    file.read_into(13 * PAGE, memoryview(out))
+    assert out == bytes(3 * PAGE)
+    assert os.fstat(memfd).st_blocks * 512 == PAGE
+    file.close()
+
+
 def test_holes(memfd: int) -> None:
     os.pwrite(memfd, b"x", 3 * PAGE)
     os.pwrite(memfd, b"x", 4 * PAGE)
