@@ -88,7 +88,7 @@ def test_every_way_shows_what_the_guest_says(crowd: Guest, transport: str) -> No
         out = memoryview(bytearray(128 << 10))
         session.memory.read_into(types, out)
         assert out == session.memory.read(types, len(out))
-        assert out[:2] == b"\x9f\xeb"  # BTF's magic
+        assert bytes(out[:2]) == b"\x9f\xeb"  # BTF's magic
         able = session.target.capabilities()
         assert Capability.GATHER in able
         assert (Capability.VIEW in able) == (transport == "kvm-mmap")
