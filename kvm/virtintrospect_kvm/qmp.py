@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import asyncio
 import contextlib
 import json
 import logging
@@ -156,6 +155,8 @@ class SocketMonitor(Monitor):
     """
 
     def __init__(self, path: str) -> None:
+        import asyncio  # costs 30 ms, which guests of libvirt need not pay
+
         from qemu.qmp import QMPClient
 
         self.path = path
@@ -221,6 +222,8 @@ class SocketMonitor(Monitor):
             raise unreachable(self.path, error) from error
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        import asyncio
+
         return self._loop.run_until_complete(asyncio.wait_for(work, seconds))
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from virtintrospect.domain import Domain, Event
 from virtintrospect.driver import READ_ONLY, Access, Driver
 from virtintrospect.errors import MemoryAccessError, UsageError
-from virtintrospect_xen.source import XenSource
-from virtintrospect_xen.store import Store
-from virtintrospect_xen.target import XenTarget
+
+# What they import, numpy among it, costs more than most commands: only who meets Xen pays.
+if TYPE_CHECKING:
+    from virtintrospect_xen.source import XenSource
+    from virtintrospect_xen.target import XenTarget
 
 
 class XenDriver(Driver):
     """PV, PVH and HVM guests of the Xen host whose domain 0 this is."""
 
     name = "xen"
-    transports = (XenTarget.transport,)
+    transports = ("xen-map",)
     schemes = ("xen",)
 
     def serves(self, domain: Domain) -> bool:
@@ -28,6 +31,8 @@ class XenDriver(Driver):
 
         :raises MemoryAccessError: and its subclasses, see :class:`XenTarget`.
         """
+        from virtintrospect_xen.target import XenTarget
+
         if domain.id is None:
             raise MemoryAccessError(f"domain {domain.name!r} is {domain.state}: it has no memory")
         if domain.arriving:
@@ -43,6 +48,9 @@ class XenDriver(Driver):
         :raises NoSuchTargetError: there is no such domain.
         :raises MemoryAccessError: and its subclasses, see :class:`XenTarget`.
         """
+        from virtintrospect_xen.store import Store
+        from virtintrospect_xen.target import XenTarget
+
         if not rest or "/" in rest:
             raise UsageError(
                 f"{scheme}:{rest} names no domain",
@@ -59,4 +67,6 @@ class XenDriver(Driver):
         on_close: Callable[[], None] | None = None,
     ) -> XenSource:
         """The domains of this host: for ``-c xen:``."""
+        from virtintrospect_xen.source import XenSource
+
         return XenSource(on_event, on_close)
