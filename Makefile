@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TESTS ?=
 BENCH ?=
 
-.PHONY: help venv deps check kernels format test test-unit test-xen test-fleet fuzz demo demo-fleet demo-remove browser bench man rules api support support-xen clean clean-lab
+.PHONY: help venv deps check kernels format test test-unit test-xen test-host test-fleet fuzz demo demo-fleet demo-remove browser bench man rules api support support-xen clean clean-lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -51,6 +51,9 @@ test-unit: $(STAMP) ## unit tests only
 
 test-xen: kernels ## the Xen driver in an emulated dom0: everything, kernels 6.1 and 6.12
 	VIRTINTROSPECT_XEN_WHOLE=1 $(BIN)/python -m pytest -s tests/xen
+
+test-host: kernels ## hints on an emulated host with KVM, two NUMA nodes and KSM (HOST='-k steal': some)
+	VIRTINTROSPECT_HOST_TESTS="$(HOST)" $(BIN)/python -m pytest -s tests/host
 
 test-fleet: kernels ## the Ansible collection: everything, all of ansible-test sanity too
 	VIRTINTROSPECT_FLEET_WHOLE=1 $(BIN)/python -m pytest tests/ansible tests/guests/test_fleet.py

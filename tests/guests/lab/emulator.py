@@ -20,6 +20,34 @@ _SHARE = "security_model=none,readonly=on,multidevs=remap"
 _PATIENCE = 120.0
 
 
+def mount_tree(tree: str, shares: Sequence[str]) -> str:
+    """Shell commands that make folders of this machine one tree that can be written to.
+
+    What is written stays in the emulated machine. With what a program needs besides: ``/dev``,
+    ``/proc``, ``/sys`` and an empty ``/run``.
+
+    :param tree: where, in the emulated machine.
+    :param shares: tags of the folders; of a file in several, the first one's counts.
+    """
+    places = [f"/mnt/{share}" for share in shares]
+    return f"""
+set -e
+mkdir -p {" ".join(places)} /mnt/upper {tree} /dev/shm /dev/pts
+for share in {" ".join(shares)}; do
+    mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 $share /mnt/$share
+done
+mount -t tmpfs -o size=80% upper /mnt/upper
+mkdir /mnt/upper/files /mnt/upper/work
+mount -t overlay -o lowerdir={":".join(places)},upperdir=/mnt/upper/files,workdir=/mnt/upper/work \\
+    tree {tree}
+mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs shm /dev/shm
+for place in dev dev/pts dev/shm sys; do mount --bind /$place {tree}/$place; done
+mount -t proc proc {tree}/proc
+mount -t tmpfs run {tree}/run
+"""
+
+
 class Emulator(Channel):
     """The machine, once it was started. A context manager.
 
@@ -49,17 +77,20 @@ class Emulator(Channel):
 
     def _start(
         self,
-        options: Mapping[str, str],
+        options: Mapping[str, str | Sequence[str]],
         shares: Mapping[str, Path],
         ports: Sequence[str] = (CHANNEL,),
     ) -> None:
         """Start it, and wait until its ports can be connected to.
 
-        :param options: QEMU's.
+        :param options: QEMU's; one with several values is given so often.
         :param shares: folders of this machine, which it may read, by their tags.
         :param ports: of virtio-serial; each is a socket of that name in the machine's folder.
         """
-        words = [word for option in options.items() for word in option]
+        words = []
+        for option, values in options.items():
+            for value in [values] if isinstance(values, str) else values:
+                words += [option, value]
         for tag, path in shares.items():
             words += ["-virtfs", f"local,path={path},mount_tag={tag},{_SHARE}"]
         words += ["-device", "virtio-serial"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.guests.lab.channel import Answer, GuestError
-from tests.guests.lab.emulator import Emulator
+from tests.guests.lab.emulator import Emulator, mount_tree
 from tests.guests.lab.initramfs import initramfs
 from tests.guests.lab.kernels import kernel
 
@@ -32,25 +32,8 @@ _BOOT_PATIENCE = 240.0
 #: Where dom0 has the tree.
 TREE = "/mnt/tree"
 
-_PREPARE = f"""
-set -e
-mkdir -p /mnt/host /mnt/xen /mnt/upper {TREE} /dev/shm /dev/pts
-for share in host xen; do
-    mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 $share /mnt/$share
-done
-mount -t tmpfs -o size=80% upper /mnt/upper
-mkdir /mnt/upper/files /mnt/upper/work
-mount -t overlay -o lowerdir=/mnt/host:/mnt/xen,upperdir=/mnt/upper/files,workdir=/mnt/upper/work \\
-    tree {TREE}
-mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
-mount -t tmpfs shm /dev/shm
-mount --bind /dev {TREE}/dev
-mount --bind /dev/pts {TREE}/dev/pts
-mount --bind /dev/shm {TREE}/dev/shm
-mount --bind /sys {TREE}/sys
-mount -t proc proc {TREE}/proc
+_PREPARE = f"""{mount_tree(TREE, ("host", "xen"))}
 mount -t xenfs xenfs {TREE}/proc/xen
-mount -t tmpfs run {TREE}/run
 mkdir -p {TREE}/run/xen {TREE}/run/xenstored {TREE}/run/lock {TREE}/run/guests
 mkdir -p {TREE}/var/log/xen/console {TREE}/var/lib/xen {TREE}/var/lib/xenstored
 mkdir -p {TREE}/var/lib/xen/dump

@@ -1,0 +1,1 @@
+"""A host with KVM where the hardware offers none, under plain QEMU."""
