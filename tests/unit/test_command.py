@@ -205,3 +205,26 @@ def test_a_newest_kernel_that_is_none() -> None:
     """Nothing would be older than that, and nothing found."""
     with pytest.raises(UsageError, match="'newest' is no release"):
         findings(cast(Any, None), newest_kernel="newest")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ps", "--wrong", "x"], "No such option '--wrong'; see virt-introspect ps --help"),
+        (["pss"], "No such command 'pss'. Did you mean 'ps'?; see virt-introspect --help"),
+        (["ps"], "Missing argument 'TARGET'; see virt-introspect ps --help"),
+        (["completion"], "Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; see "),
+    ],
+)
+def test_wrong_words_are_told_in_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+
+
+def test_a_group_without_a_command_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["hooks"]) == 2
+    assert capsys.readouterr().err.count("\n") > 5

@@ -21,7 +21,10 @@ _FINDINGS = 6
 
 @click.group("hooks")
 def hooks() -> None:
-    """Install, remove or check the hooks that tell virt-introspectd of libvirt's domains."""
+    """Install, remove or check the hooks in libvirt.
+
+    They tell virt-introspectd of libvirt's domains as these come and go.
+    """
 
 
 def _host(function: _F) -> _F:

@@ -32,11 +32,14 @@ from virtintrospect.cli.top import top
 from virtintrospect.cli.triage import crash, hung
 from virtintrospect.cli.virsh import dommemstat, guestinfo
 from virtintrospect.cli.write import write
-from virtintrospect.errors import VirtIntrospectError
+from virtintrospect.errors import UsageError, VirtIntrospectError
 
 #: numpy's linear algebra starts a thread for each core on import, which costs more CPU than
 #: all that we do; nothing here multiplies matrices.
 _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+#: A group without a command: its help is no error's text. Before click 8.2 it is none at all.
+_NO_COMMAND: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -161,8 +164,11 @@ def run(arguments: list[str], settings: Settings | None = None) -> int:
     log_to_stderr(debug=debug)
     try:
         code = cli.main(arguments, prog_name="virt-introspect", standalone_mode=False, obj=settings)
-    except click.ClickException as error:
+    except _NO_COMMAND as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        _complain(_of_click(error), verbose=False)
         return error.exit_code
     except click.Abort:
         return 130
@@ -177,6 +183,13 @@ def run(arguments: list[str], settings: Settings | None = None) -> int:
             raise
         return _failed(error)
     return code if isinstance(code, int) else 0
+
+
+def _of_click(error: click.ClickException) -> UsageError:
+    """What click says in several lines: what is wrong, and where to read more."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"see {context.command_path} --help" if context else ""
+    return UsageError(" ".join(error.format_message().split()).rstrip("."), hint=hint)
 
 
 def _failed(error: OSError) -> int:
