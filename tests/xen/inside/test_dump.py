@@ -21,7 +21,7 @@ def core(guest: XenGuest, tmp_path: Path) -> Iterator[tuple[Snapshot, Path]]:
     """What the guest says of itself, then its core."""
     path = tmp_path / "guest.core"
     before = guest.snapshot()
-    xl("dump-core", str(guest.domid), str(path), timeout=600)
+    xl("dump-core", str(guest.domid), str(path), timeout=1200)
     yield before, path
     path.unlink()
 
@@ -30,6 +30,7 @@ def _names(snapshot: Snapshot) -> set[tuple[int, bytes]]:
     return {(pid, process.stat.comm) for pid, process in snapshot.processes.items()}
 
 
+@pytest.mark.timeout(1800)
 def test_tables_of_a_core(core: tuple[Snapshot, Path], guest: XenGuest) -> None:
     before, path = core
     lasting = _names(before) & _names(guest.snapshot())
