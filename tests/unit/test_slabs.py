@@ -100,6 +100,30 @@ def test_a_list_in_a_circle(guest: LinuxGuest, memory: BuiltMemory) -> None:
     assert "cycle" in guest.take_problems()[0].what
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_slab_that_goes_to_the_end_of_its_list(
+    guest: LinuxGuest, memory: BuiltMemory, monkeypatch: pytest.MonkeyPatch, *, mended: bool
+) -> None:
+    """It is met twice while the guest runs, and is no damage unless it is so the next time."""
+    found = slabs(memory, 10)
+    memory.write_u64(found[-1] + 8 - BASE, found[0] + 8)
+    expired = []
+
+    def expire() -> None:
+        expired.append(True)
+        if mended:
+            slabs(memory, 10)
+
+    monkeypatch.setattr(guest, "live", True)
+    monkeypatch.setattr(guest.memory, "expire", expire)
+    (row,) = guest.slabs()
+    assert row.active_objs == 190
+    assert expired
+    assert [problem.what for problem in guest.take_problems()] == (
+        [] if mended else ["chain with a cycle"]
+    )
+
+
 def test_slabs_of_another_cache_do_not_count(guest: LinuxGuest, memory: BuiltMemory) -> None:
     slabs(memory, 10, owner=CACHE + 64)
     (row,) = guest.slabs()

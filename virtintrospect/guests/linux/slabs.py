@@ -148,14 +148,15 @@ def _free(
     """Free objects on each node's partial slabs: count_partial().
 
     A list whose length is not what its node says has changed while it was walked; it is walked
-    again.
+    again. So are all where something seems to be wrong, as it does where a slab moves from the
+    beginning of a list to its end: what is wrong for good is so the next time as well.
     """
     free = [0] * len(nodes)
     todo = list(range(len(nodes)))
     firsts, lengths = list(columns["first"]), list(columns["partial"])
     layout = guest.layout("kmem_cache_node", {"partial": "nr_partial", "first": "partial.next"}, ())
+    noted, before = len(guest.problems), None
     for attempt in range(_ATTEMPTS if guest.live else 1):
-        noted = len(guest.problems)
         owners = [caches[nodes[index].cache] for index in todo]
         heads = [nodes[index].address for index in todo]
         counted = _count(guest, heads, [firsts[index] for index in todo], owners, budget)
@@ -164,9 +165,14 @@ def _free(
             free[index] = unused
             if length != lengths[index]:
                 again.append(index)
-        if not again or attempt + 1 == _ATTEMPTS or budget.late():
+        wrong = guest.problems[noted:]
+        if before is not None:
+            guest.problems[noted:] = [problem for problem in wrong if problem in before]
+        if not (again or wrong) or attempt + 1 == _ATTEMPTS or not guest.live or budget.late():
             break
-        todo = again
+        if not wrong:
+            todo = again
+        before = wrong
         del guest.problems[noted:]
         places = [nodes[index].address for index in todo]
         guest.memory.expire()
