@@ -312,7 +312,11 @@ def test_resume_is_for_the_same_guest_only(tmp_path: Path, origin: Origin) -> No
         dump(origin, path, "lime", resume=True)
     journal = tmp_path / "out.part.state"
     whole = journal.read_text()
-    for damaged in ("", "[]", whole.replace('"done"', '"gone"'), whole.rstrip()[:-5]):
+    numbers = [
+        whole.replace('"done": ', f'"done": {sign}')
+        for sign in ("-", 'NaN, "x": ', "1e9", "9" * 30)
+    ]
+    for damaged in ("", "[]", whole.replace('"done"', '"gone"'), whole.rstrip()[:-5], *numbers):
         journal.write_text(damaged)
         with pytest.raises(UsageError):
             dump(origin, path, "elf", resume=True)

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from virtintrospect.acquire.layout import Layout
 from virtintrospect.errors import OutputError, UsageError
@@ -80,14 +80,16 @@ class PartFile:
         self.tally = Tally()
         self._key = {"version": _VERSION, "layout": _digest(layout), "identity": identity}
         _final_name_is_free(path, force=force)
-        self._descriptor = self._open_old() if resume else self._open_new()
+        self._descriptor = self._open_old(layout.size) if resume else self._open_new()
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # What the last run wrote beyond its last note is not counted, and may be outdated.
             os.ftruncate(self._descriptor, self.tally.done)
             os.ftruncate(self._descriptor, layout.size)
             if not resume:
-                self._write_state(json.dumps(runs).encode())
+                # What has its name is none of ours: maybe a link to somebody else's file.
+                self.journal.unlink(missing_ok=True)
+                self._write_state(json.dumps(runs).encode(), os.O_EXCL)
             self._direct = _past_page_cache(self._descriptor)
         except OSError as error:
             os.close(self._descriptor)
@@ -109,7 +111,7 @@ class PartFile:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _open_old(self) -> int:
+    def _open_old(self, size: int) -> int:
         try:
             with self.journal.open("rb") as file:
                 state = json.loads(file.read(_STATE_SIZE))
@@ -128,8 +130,8 @@ class PartFile:
                 hint="--force begins anew",
             )
         try:
-            self.tally = Tally(**{f.name: state[f.name] + 0 for f in fields(Tally)})
-        except (KeyError, ValueError, TypeError) as error:
+            self.tally = _tally(state, size)
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             os.close(descriptor)
             raise UsageError(f"{self.journal} is damaged", hint="--force begins anew") from error
         return descriptor
@@ -197,10 +199,14 @@ class PartFile:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _write_state(self, behind: bytes = b"") -> None:
-        """In place and always one block: that works on a full disk, too."""
+    def _write_state(self, behind: bytes = b"", more: int = 0) -> None:
+        """In place and always one block: that works on a full disk, too.
+
+        :param more: flags of open(2).
+        """
         text = json.dumps(asdict(self.tally) | self._key).encode()
-        descriptor = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | more
+        descriptor = os.open(self.journal, flags, 0o600)
         try:
             os.pwrite(descriptor, text.ljust(_STATE_SIZE) + behind, 0)
         finally:
@@ -222,9 +228,7 @@ class PartFile:
             else:
                 _rename_to_new(self.part, self.path)
             self.journal.unlink(missing_ok=True)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
+            _sync_folder(self.path.parent)
         except FileExistsError as error:
             raise UsageError(
                 f"{self.path} has come into being meanwhile; the dump is {self.part}"
@@ -277,12 +281,32 @@ def runs_before(path: Path) -> list[Region]:
     return runs if borders == sorted(set(borders)) else []
 
 
+def _tally(state: dict[str, Any], size: int) -> Tally:
+    """How far a dump of so many bytes was; raises what comes of numbers that are none."""
+    tally = Tally(**{f.name: type(f.default)(state[f.name]) for f in fields(Tally)})
+    if not 0 <= tally.done <= size:
+        raise ValueError(tally.done)
+    return tally
+
+
 def _past_page_cache(descriptor: int) -> int:
     """Another descriptor of the same file, for O_DIRECT; -1 where the file system has none."""
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return -1
+
+
+def _sync_folder(path: Path) -> None:
+    """Have a new name on the disk; some file systems (9p, vboxsf) cannot be asked for that."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _journal(path: Path) -> Path:

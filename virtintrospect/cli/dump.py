@@ -129,7 +129,11 @@ def _note_digest(file: Path, sha256: str | None) -> None:
         if sha256 is None:
             return
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as out:
-            out.write(f"{sha256}  {file.name}\n")
+        name = os.fsencode(file.name)
+        # As sha256sum writes names that do not fit a line.
+        escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+        mark = b"" if escaped == name else b"\\"
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(b"%s%s  %s\n" % (mark, sha256.encode(), escaped))
     except OSError as error:
         raise OutputError(f"cannot write {beside}: {error.strerror}; the dump is whole") from error
