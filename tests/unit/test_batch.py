@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from virtintrospect.cli.kept import Kept
-from virtintrospect.cli.main import run
+from virtintrospect.cli.main import cli, run
 
 NOWHERE = ["-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock"]
 
@@ -102,3 +102,15 @@ def test_a_name_that_is_no_text(
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["rc"], second["rc"]) == (3, 0)
     assert "No such file" in first["err"]
+
+
+def test_an_interrupt_ends_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.commands["list"], "callback", interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO('["list"]\n["--version"]\n'))
+    assert run(["batch"]) == 130
+    assert "version" not in capsys.readouterr().out

@@ -165,6 +165,15 @@ def test_what_an_encoding_lacks_is_escaped(errors: str, monkeypatch: pytest.Monk
     sys.stderr.close()
 
 
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closed: str) -> None:
+    """They are empty, and no file of the command's gets their numbers."""
+    program = str(Path(sys.executable).with_name("virt-introspect"))
+    shell = ["sh", "-c", f'exec "$0" batch {closed}', program]
+    done = subprocess.run(shell, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_full_disk_is_one_line(at_once: bool) -> None:
     """Whether it is met while the command prints, or when it is done."""

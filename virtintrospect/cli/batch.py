@@ -71,6 +71,8 @@ def _answer(words: list[str], kept: Kept) -> dict[str, int | str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), kept.command():
         try:
             code = run(words, settings)
+        except click.Abort:
+            raise
         except Exception as error:  # noqa: BLE001 - the next line is another command
             click.echo(f"virt-introspect: internal error: {error!r}", err=True)
             code = 1

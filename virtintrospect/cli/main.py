@@ -142,15 +142,17 @@ def main() -> None:
 
 
 def _prepare_streams() -> None:
-    """Output that is closed is nobody's, and no character is a reason to fail.
+    """What is closed is nobody's, and no character is a reason to fail.
 
-    What the encoding of a locale lacks appears as an escape.
+    What the encoding of a locale lacks appears as an escape. In the order of their descriptors:
+    no file of ours gets the number of one that libraries in C complain on.
     """
-    for name in ("stdout", "stderr"):
+    for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
+        mode = "r" if name == "stdin" else "w"
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
-        elif isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the end
+        elif isinstance(stream, io.TextIOWrapper) and name != "stdin":
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -170,7 +172,9 @@ def run(arguments: list[str], settings: Settings | None = None) -> int:
     except click.ClickException as error:
         _complain(_of_click(error), verbose=False)
         return error.exit_code
-    except click.Abort:
+    except click.Abort as error:
+        if settings.kept is not None and isinstance(error.__cause__, KeyboardInterrupt):
+            raise  # Ctrl-C is for all commands of a batch
         return 130
     except VirtIntrospectError as error:
         settings.error = error
