@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from virtintrospect.errors import FaultError
 from virtintrospect.memory import Region
 
 #: Formats of :class:`memoryview` for numbers of so many bytes.
@@ -32,12 +34,35 @@ class BackingFile:
         self.knows_holes = os.fstatvfs(descriptor).f_bsize == mmap.PAGESIZE
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes at an offset in the range; zeros where the file ends or has a hole."""
-        return os.pread(self.descriptor, size, self._offset + offset).ljust(size, b"\0")
+        """Bytes at an offset in the range; zeros where the file ends or has a hole.
+
+        :raises FaultError: the host's memory is broken there (EIO of mm/shmem.c).
+        """
+        try:
+            data = os.pread(self.descriptor, size, self._offset + offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise _broken(offset, size) from error
+        if len(data) == size:
+            return data
+        out = bytearray(size)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """As :meth:`read`, as many bytes as ``out`` has, into it."""
-        done = os.preadv(self.descriptor, [out], self._offset + offset)
+        done = 0
+        while done < len(out):
+            try:
+                count = os.preadv(self.descriptor, [out[done:]], self._offset + offset + done)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise _broken(offset + done, len(out)) from error
+            if not count:  # only now it is the end of the file: what is broken makes it short, too
+                break
+            done += count
         out[done:] = bytes(len(out) - done)
 
     def first_hole(self, offset: int, size: int) -> int | None:
@@ -90,3 +115,7 @@ class BackingFile:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+def _broken(offset: int, size: int) -> FaultError:
+    return FaultError(offset, size, kind="RAM block", hint="the host's memory is broken there")

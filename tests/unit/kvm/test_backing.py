@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 from virtintrospect_kvm.backing import BackingFile
+
+from virtintrospect.errors import FaultError
 
 PAGE = 4096
 
@@ -43,6 +46,31 @@ def test_read_into_what_is_there(memfd: int) -> None:
     file.read_into(13 * PAGE, memoryview(out))
     assert out == bytes(3 * PAGE)
     assert os.fstat(memfd).st_blocks * 512 == PAGE
+    file.close()
+
+
+def test_a_page_that_the_host_has_lost(memfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken memory ends a read early, and fails the next one: what is behind it is no hole."""
+    pread, preadv = os.pread, os.preadv
+
+    def left(offset: int, size: int) -> int:
+        if offset == 5 * PAGE:
+            raise OSError(errno.EIO, "Input/output error")
+        return min(size, 5 * PAGE - offset) if offset < 5 * PAGE else size
+
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, left(at, size), at))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, out, at: preadv(fd, [out[0][: left(at, len(out[0]))]], at)
+    )
+    os.pwrite(memfd, b"a" * 16 * PAGE, 0)
+    file = BackingFile(os.dup(memfd), 0)
+    for first, size in ((0, 16 * PAGE), (4 * PAGE, 2 * PAGE), (5 * PAGE, 8)):
+        with pytest.raises(FaultError) as caught:
+            file.read(first, size)
+        assert caught.value.address == 5 * PAGE
+        with pytest.raises(FaultError):
+            file.read_into(first, memoryview(bytearray(size)))
+    assert file.read(6 * PAGE, PAGE) == b"a" * PAGE
     file.close()
 
 
