@@ -8,6 +8,7 @@ import os
 import time
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -206,21 +207,42 @@ def test_before_a_reboot_counts_nothing() -> None:
     [
         {"memory": None}, {"memory": {"memory_total": "much"}}, {"each_cpu": [[1]]},
         {"each_cpu": [1, None]}, {"tasks": {"largest": [7], "busiest": [[1, 2]]}}, {"pressure": []},
-        {"slabs": {"a": 1}}, {"events": {"refault": True}}, {"load": "x"},
+        {"slabs": {"a": 1}}, {"events": {"refault": True}}, {"load": "x"}, {"cache": 5},
+        {"cache": {"files": 1, "touched": 2, "mapped": 3}}, {"cache": {"total": 1, "touched": []}},
+        {"cache": {"used_again": 1, "uncounted": 5}}, {"cache": {"on_cpus": "many", "kept": {}}},
     ],
 )  # fmt: skip
 def test_figures_of_another_release_do_no_harm(odd: dict[str, Any]) -> None:
-    judge(figures(10) | odd, figures(0) | odd)
+    judge(figures(100) | odd, figures(0) | odd)
     judge(figures(10), figures(0) | odd)
 
 
 @pytest.mark.parametrize("more", [["--all"], ["x", "--apply"], ["x", "--for", "5s"],
-                                  ["x", "--plot", "a.png"], ["x", "--explain"]])  # fmt: skip
+                                  ["x", "--plot", "a.png"], ["x", "--explain"],
+                                  ["x", "--policy", "dense"]])  # fmt: skip
 def test_undo_has_no_use_for_other_options(
     more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["hints", "--undo", *more]) == 2
     assert "--undo takes a TARGET" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("more", "warned"), [(["--last", "7d"], True), ([], False)])
+def test_history_that_was_asked_for_and_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, more: list[str],
+    warned: bool,
+) -> None:  # fmt: skip
+    from contextlib import nullcontext
+
+    from virtintrospect import session
+    from virtintrospect.cli import hints as command
+
+    opened = nullcontext(SimpleNamespace(domain=None))
+    monkeypatch.setattr(session, "open_session", lambda *_, **__: opened)
+    monkeypatch.setattr(command, "_watch", lambda *_: [[]])
+    monkeypatch.setattr(command, "_judge", lambda *_: (None, []))
+    assert run(["hints", "web01", *more]) == 0
+    assert ("no history of web01" in capsys.readouterr().err) is warned
 
 
 @pytest.mark.parametrize("more", [["--all"], ["x", "--apply"], ["x", "--undo"]])

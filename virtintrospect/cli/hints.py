@@ -38,6 +38,7 @@ _LOOK = 10.0
 #: History that is looked at unless the user named a time.
 _DAY = 86400.0
 _FEWEST, _MOST = 2, 60
+_POLICY = "balanced"
 
 
 @click.command("hints")
@@ -53,7 +54,7 @@ _FEWEST, _MOST = 2, 60
     help="Only so much of the daemon's history (15m, 24h, 7d); one day by default.",
 )  # fmt: skip
 @click.option(
-    "--policy", default="balanced", show_default=True, metavar="NAME",
+    "--policy", default=_POLICY, show_default=True, metavar="NAME",
     help="conservative, balanced or dense: how far a hint goes; docs/hints.md.",
 )  # fmt: skip
 @click.option("--apply", "change", is_flag=True, help="Do it, after asking; docs/hints.md.")
@@ -97,7 +98,7 @@ def hints(
     from virtintrospect.insight.policy import load_policy
     from virtintrospect.insight.tables import HINTS
 
-    others = everything or change or explain or seconds or last or plot
+    others = everything or change or explain or seconds or last or plot or policy != _POLICY
     for wrong, text in (
         ((target is None) != everything, "name a TARGET, or --all"),
         (seconds and last, "--for watches now, --last looks back: one of them"),
@@ -153,6 +154,8 @@ def _of_one(
         name = session.domain.name if session.domain else settings.nested or target
         samples = [] if seconds else _kept(session, last or _DAY)
         if len(samples) < _FEWEST:
+            if last:
+                _say_missing([name])
             samples = next(iter(_watch([session], seconds or _LOOK)))
         facts, found = _judge(session, policy, samples)
     if plot:
@@ -200,6 +203,9 @@ def _of_all(
                 _warn(session.domain.name if session.domain else "", error)
         sessions = there
         if any(len(samples) < _FEWEST for samples in kept):
+            if last:
+                few = [s for s, k in zip(sessions, kept, strict=True) if len(k) < _FEWEST]
+                _say_missing([session.domain.name for session in few if session.domain])
             now = _watch(sessions, seconds or _LOOK)
             kept = [k if len(k) >= _FEWEST else n for k, n in zip(kept, now, strict=True)]
         same = identical(sessions) if len(sessions) > 1 else [None] * len(sessions)
@@ -227,6 +233,13 @@ def _kept(session: Session, seconds: float) -> list[Sample]:
     except OSError:
         return []  # it is not for this user
     return [*samples, sample(session.guest, session.target)] if samples else []
+
+
+def _say_missing(names: list[str]) -> None:
+    """That there is no history of some, where the user asked for it."""
+    whose = ", ".join(map(printable, names))
+    text = f"no history of {whose} that this user may read: only what it is like now counts"
+    click.echo(f"warning: {text}", err=True)
 
 
 def _watch(sessions: list[Session], seconds: float) -> list[list[Sample]]:

@@ -33,10 +33,9 @@ def cache_need(facts: Facts, keep_percent: float = 100.0) -> CacheNeed:
     :param keep_percent: of what was used more than once, how much counts at most.
     """
     again, keep = max(_used_again(facts), default=0.0), keep_percent / 100
-    lately = _lately(facts)
-    if lately is None:
+    lately, pairs = _lately(facts), list(_pairs(facts, "used_again", "files"))
+    if lately is None or not pairs:
         return CacheNeed(again, None, again * keep)
-    pairs = list(_pairs(facts, "used_again", "files"))
     files = max(value for _, value in pairs)
     others = max(max(0.0, used - value) for used, value in pairs)
     needed = others * keep + min(files * keep, lately)
