@@ -192,7 +192,7 @@ def run(arguments: list[str], settings: Settings | None = None) -> int:
 def _of_click(error: click.ClickException) -> UsageError:
     """What click says in several lines: what is wrong, and where to read more."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    hint = f"see {context.command_path} --help" if context else ""
+    hint = " ".join(f"see {context.command_path} --help".split()) if context else ""
     return UsageError(" ".join(error.format_message().split()).rstrip("."), hint=hint)
 
 
