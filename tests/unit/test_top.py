@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import pty
 import signal
@@ -155,6 +156,25 @@ def test_each_look_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["top", "-n", "2", "--interval", "0.1", "-o", "csv", "--columns", "domain"]
     assert CliRunner().invoke(cli, words).stdout.split() == ["domain", "d1", "d2"]
     assert [len(text.split()) for text in written] == [0, 0, 2]
+
+
+@pytest.mark.parametrize("output", ["json", "jsonl", "csv", "table"])
+def test_what_was_looked_at_is_shown_when_it_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    def looks(*_: Any) -> Any:
+        for number in range(3):
+            yield Look([{"domain": f"web{number}"}], 0.0, 0.0)
+        raise KeyboardInterrupt
+
+    view = SimpleNamespace(look=None, target=None)
+    monkeypatch.setattr(topviews, "Guests", lambda *_: view)
+    monkeypatch.setattr(topviews, "paced", looks)
+    done = CliRunner().invoke(cli, ["-o", output, "top", "-n", "9"])
+    assert done.exit_code == 0
+    assert [name in done.stdout for name in ("web0", "web1", "web2")] == [False, True, True]
+    if output == "json":
+        assert len(json.loads(done.stdout)) == 2
 
 
 def test_an_image_does_not_change(tmp_path: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +18,9 @@ from virtintrospect.cli.options import (
     target_options,
 )
 from virtintrospect.errors import UsageError
+
+if TYPE_CHECKING:
+    from virtintrospect.cli.topviews import Look
 
 
 @click.command("top")
@@ -72,7 +77,7 @@ def top(
         # The first look only gives the counters that rates are made of.
         with suppress(KeyboardInterrupt):
             next(looks)
-            chosen = itertools.islice(looks, 1 if once else count or 1)
+            chosen = _until_interrupted(itertools.islice(looks, 1 if once else count or 1))
             if settings.output in (
                 "csv",
                 "jsonl",
@@ -82,3 +87,9 @@ def top(
                     stream.write(look.rows)
             else:
                 settings.show(table, (row for look in chosen for row in look.rows))
+
+
+def _until_interrupted(looks: Iterator[Look]) -> Iterator[Look]:
+    """Those that were taken before Ctrl-C are shown, also where they are shown together."""
+    with suppress(KeyboardInterrupt):
+        yield from looks
