@@ -14,7 +14,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -283,7 +283,7 @@ def runs_before(path: Path) -> list[Region]:
 
 def _tally(state: dict[str, Any], size: int) -> Tally:
     """How far a dump of so many bytes was; raises what comes of numbers that are none."""
-    tally = Tally(**{f.name: type(f.default)(state[f.name]) for f in fields(Tally)})
+    tally = Tally(**{name: type(zero)(state[name]) for name, zero in asdict(Tally()).items()})
     if not 0 <= tally.done <= size:
         raise ValueError(tally.done)
     return tally
