@@ -170,7 +170,8 @@ def run(arguments: list[str], settings: Settings | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        _complain(_of_click(error), verbose=False)
+        settings.error = _of_click(error)
+        _complain(settings.error, verbose=False)
         return error.exit_code
     except click.Abort as error:
         if settings.kept is not None and isinstance(error.__cause__, KeyboardInterrupt):
