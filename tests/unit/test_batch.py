@@ -35,7 +35,11 @@ def test_each_line_is_a_command(
     assert found[0]["out"].startswith("virt-introspect, version ")
     assert "/nowhere/libvirt-sock" in found[2]["err"]
     assert len(found[2]["err"].splitlines()) == 1
-    assert [answer.get("error") for answer in found[:3]] == [None, "UsageError", "MemoryAccessError"]
+    assert [answer.get("error") for answer in found[:3]] == [
+        None,
+        "UsageError",
+        "MemoryAccessError",
+    ]
 
 
 @pytest.mark.parametrize(

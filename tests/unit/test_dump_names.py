@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_dump import NOTES, Pausing
+from tests.unit.test_dump import MIB, NOTES, Pausing, memory_of
 from virtintrospect.acquire import Origin, dump
 from virtintrospect.cli.dump import _note_digest
+from virtintrospect.errors import UsageError
 
 
 @pytest.fixture
@@ -56,3 +57,24 @@ def test_sha256sum_takes_every_name(tmp_path: Path, name: bytes) -> None:
     file.write_bytes(b"core")
     _note_digest(file, hashlib.sha256(b"core").hexdigest())
     subprocess.run(["sha256sum", "--status", "-c", f"{file}.sha256"], cwd=tmp_path, check=True)
+
+
+def test_what_was_to_replace_a_dump_still_does_when_it_goes_on(
+    tmp_path: Path, origin: Origin
+) -> None:
+    """``--force`` was said once; without it, what is there stays."""
+    for force in (True, False):
+        path = tmp_path / f"out{force}"
+        if force:
+            path.write_bytes(b"old")
+        memory_of(origin).interrupt_at = 16 * MIB
+        with pytest.raises(KeyboardInterrupt):
+            dump(origin, path, "elf", force=force)
+        path.write_bytes(b"old")
+        memory_of(origin).interrupt_at = -1
+        if force:
+            assert dump(origin, path, "elf", resume=True).size == path.stat().st_size
+        else:
+            with pytest.raises(UsageError, match="there already"):
+                dump(origin, path, "elf", resume=True)
+            assert path.read_bytes() == b"old"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from virtintrospect.acquire.layout import Layout
-from virtintrospect.errors import OutputError, UsageError
+from virtintrospect.errors import OutputError, UsageError, VirtIntrospectError
 from virtintrospect.memory.base import PAGE_SIZE, Region
 
 #: Bytes of the file system that are left for others.
@@ -79,10 +79,13 @@ class PartFile:
         self._direct = -1
         self.tally = Tally()
         self._key = {"version": _VERSION, "layout": _digest(layout), "identity": identity}
-        _final_name_is_free(path, force=force)
+        if not resume:
+            _final_name_is_free(path, force=force)
         self._descriptor = self._open_old(layout.size) if resume else self._open_new()
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if resume:
+                _final_name_is_free(path, force=self._force)
             # What the last run wrote beyond its last note is not counted, and may be outdated.
             os.ftruncate(self._descriptor, self.tally.done)
             os.ftruncate(self._descriptor, layout.size)
@@ -96,6 +99,9 @@ class PartFile:
             if not resume:
                 self.discard()
             raise self._failed(error) from error
+        except VirtIntrospectError:
+            os.close(self._descriptor)
+            raise
 
     def _open_new(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -131,6 +137,7 @@ class PartFile:
             )
         try:
             self.tally = _tally(state, size)
+            self._force = state.get("force") is True
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             os.close(descriptor)
             raise UsageError(f"{self.journal} is damaged", hint="--force begins anew") from error
@@ -204,7 +211,7 @@ class PartFile:
 
         :param more: flags of open(2).
         """
-        text = json.dumps(asdict(self.tally) | self._key).encode()
+        text = json.dumps(asdict(self.tally) | self._key | {"force": self._force}).encode()
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | more
         descriptor = os.open(self.journal, flags, 0o600)
         try:
