@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from typing import Any
 
@@ -55,6 +56,11 @@ def rendered(output: str, rows: list[dict[str, Any]], **options: Any) -> str:
 )  # fmt: skip
 def test_printable(raw: bytes, shown: str) -> None:
     assert printable(raw) == shown
+
+
+def test_the_name_of_a_file_is_bytes() -> None:
+    assert printable(os.fsdecode(b"no\xffUTF-8")) == r"no\xffUTF-8"
+    assert printable("\ud83d") == r"\xed\xa0\xbd"
 
 
 @given(st.binary(max_size=64))

@@ -17,5 +17,7 @@ def printable(text: bytes | str) -> str:
 
 
 def _escape(character: str) -> str:
-    raw = character.encode("utf-8", "surrogatepass")
+    # Python's way to have a byte of a file's name in text (PEP 383).
+    how = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    raw = character.encode("utf-8", how)
     return "".join(f"\\x{byte:02x}" for byte in raw)
