@@ -33,6 +33,7 @@ from virtintrospect.guests.base import Guest
 from virtintrospect.guestview import GuestView
 from virtintrospect.imagetarget import ImageTarget, image_path, open_image_target
 from virtintrospect.memory import PhysicalMemory
+from virtintrospect.model import Problem
 from virtintrospect.space import AddressSpace, physical_space
 from virtintrospect.symbols.store import Store, default_directory
 
@@ -283,7 +284,8 @@ class Session(GuestView):
         """Every place in guest memory where something is, lowest address first.
 
         Pages that the host does not hold are not touched. Without a process no kernel needs to
-        be recognised.
+        be recognised. A process's page tables are read as the search goes on; where they make
+        no sense it stops, and the guest's ``take_problems`` tells of it.
 
         :param pattern: and ``kind``, as of
             :func:`~virtintrospect.insight.patterns.compile_pattern`: ``text``, ``hex``,
@@ -296,7 +298,8 @@ class Session(GuestView):
         :raises NoSuchTargetError: there is no such process, or it is a kernel thread.
         """
         from virtintrospect.insight.patterns import compile_pattern
-        from virtintrospect.insight.search import physical_spans, search, virtual_spans
+        from virtintrospect.insight.search import search
+        from virtintrospect.insight.spans import physical_spans, virtual_spans
 
         def read(paddr: int, size: int) -> bytes:
             with self.lock:
@@ -307,8 +310,15 @@ class Session(GuestView):
             if pid is None:
                 spans = physical_spans(self.memory)
             else:
-                space = self.guest.process_space(pid)
-                spans = virtual_spans(space, 1 << (space.mode.virtual_bits - 1))
+                guest = self.guest
+                space = guest.process_space(pid)
+                end = 1 << (space.mode.virtual_bits - 1)
+                spans = virtual_spans(
+                    space,
+                    end,
+                    lambda what, address: guest.problems.append(Problem(what, address)),
+                    self.lock,
+                )
         virtual = pid is not None
         return search(read, spans, compiled, virtual=virtual, context=context, progress=progress)
 

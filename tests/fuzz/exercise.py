@@ -25,7 +25,8 @@ from virtintrospect.insight import checks, pagemap
 from virtintrospect.insight.columns import Table, record
 from virtintrospect.insight.figures import sample
 from virtintrospect.insight.patterns import compile_pattern
-from virtintrospect.insight.search import search, virtual_spans
+from virtintrospect.insight.search import search
+from virtintrospect.insight.spans import virtual_spans
 from virtintrospect.insight.tables import (
     CGROUPS,
     CHECK,
@@ -197,7 +198,7 @@ def _page_owners(guest: LinuxGuest) -> None:
 
 
 def _search(guest: LinuxGuest) -> None:
-    spans = virtual_spans(guest.process_space(1), 1 << 47)
+    spans = virtual_spans(guest.process_space(1), 1 << 47, guest.note)
     pattern = compile_pattern("workload")
     list(islice(search(guest.memory.read, spans, pattern, virtual=True), 1000))
 

@@ -49,6 +49,28 @@ def test_of_one_process(one_guest: Guest, holder: int, secret: str) -> None:
             guest.search(secret, pid=2)
 
 
+def test_a_window_at_a_time(
+    one_guest: Guest,
+    holder: int,
+    secret: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Small windows find the same; a process that maps too much is searched as far as that."""
+    with virtintrospect.open(one_guest.name) as guest:
+        places = [match.vaddr for match in guest.search(secret, pid=holder)]
+        monkeypatch.setattr("virtintrospect.arch.leaves._AT_ONCE", 1)
+        monkeypatch.setattr("virtintrospect.insight.spans._PIECES_AT_ONCE", 3)
+        assert places
+        assert places == [match.vaddr for match in guest.search(secret, pid=holder)]
+        assert guest.take_problems() == []
+    monkeypatch.setattr("virtintrospect.insight.spans._MOST_MAPPED", 0)
+    assert run(["search", one_guest.name, secret, "--pid", str(holder), "-o", "json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == []
+    assert "warning: the search stopped after 0 MiB of the process" in captured.err
+
+
 def test_command(
     one_guest: Guest,
     holder: int,

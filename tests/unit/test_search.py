@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.images import BuiltMemory, PageTables
-from virtintrospect.arch import X86_64_4LEVEL
-from virtintrospect.errors import CorruptDataError, UsageError
+from tests.unit.images import BuiltMemory
+from virtintrospect.errors import UsageError
 from virtintrospect.insight.patterns import compile_pattern
-from virtintrospect.insight.search import physical_spans, search, virtual_spans
+from virtintrospect.insight.search import search
+from virtintrospect.insight.spans import physical_spans
 from virtintrospect.memory import Region
 from virtintrospect.model import Match
-from virtintrospect.space import AddressSpace
 
 MIB = 1 << 20
 
@@ -82,38 +81,6 @@ def test_context_ends_with_memory() -> None:
     first, last = found(memory, "needle")
     assert (first.before, first.after) == (b"", b" in a haystack\0\0")
     assert (last.before, last.after) == (bytes(16), b"")
-
-
-def test_a_process_is_searched_by_its_own_addresses() -> None:
-    memory = Sparse((0, 0x10_0000))
-    tables = PageTables(memory, X86_64_4LEVEL, 0x1000)
-    base = 0x40_0000
-    for number, paddr in enumerate((0x5_0000, 0x3_0000, 0x20_0000, 0x4_0000)):
-        tables.map(base + number * 4096, paddr)  # the third is not resident
-    memory.write(0x5_0FFD, b"nee")
-    memory.write(0x3_0000, b"dle")
-    memory.write(0x4_0000, b"needle")
-    space = AddressSpace(memory, X86_64_4LEVEL, tables.root)
-    spans = virtual_spans(space, 1 << 47)
-    assert [(span.start, span.size) for span in spans] == [
-        (base, 0x2000), (base + 0x3000, 0x1000),
-    ]  # fmt: skip
-    matches = list(search(memory.read, spans, compile_pattern("needle"), virtual=True))
-    assert [(match.vaddr, match.paddr) for match in matches] == [
-        (base + 0xFFD, 0x5_0FFD), (base + 0x3000, 0x4_0000),
-    ]  # fmt: skip
-
-
-def test_a_process_that_maps_without_end() -> None:
-    """Tables that are their own next level, and large pages over and over."""
-    memory = Sparse((0, MIB))
-    memory.write_u64(0x1000, *[0x1067] * 512)
-    with pytest.raises(CorruptDataError):
-        virtual_spans(AddressSpace(memory, X86_64_4LEVEL, 0x1000), 1 << 47)
-    memory.write_u64(0x2000, 0x3067)
-    memory.write_u64(0x3000, *[0xE7] * 512)
-    with pytest.raises(CorruptDataError):
-        virtual_spans(AddressSpace(memory, X86_64_4LEVEL, 0x2000), 1 << 47)
 
 
 def test_text_in_both_encodings_and_cases() -> None:
@@ -183,39 +150,3 @@ def test_libraries_that_are_missing(
     with pytest.raises(UsageError, match="need") as caught:
         compile_pattern("x", kind)
     assert "virtintrospect[search]" in caught.value.hint
-
-
-def test_a_large_page_of_which_the_host_has_parts() -> None:
-    memory = Sparse((0, 0x8000), (0x20_0000, 0x20_1000), (0x20_2000, 0x20_4000))
-    memory.write_u64(0x1000, 0x2067)
-    memory.write_u64(0x2000, 0x3067)
-    memory.write_u64(0x3000, 0, 0x20_00E7)
-    memory.write(0x20_3000, b"needle")
-    spans = virtual_spans(AddressSpace(memory, X86_64_4LEVEL, 0x1000), 1 << 47)
-    assert [(span.start, span.size) for span in spans] == [(0x20_0000, 4096), (0x20_2000, 8192)]
-    (match,) = search(memory.read, spans, compile_pattern("needle"), virtual=True)
-    assert (match.vaddr, match.paddr) == (0x20_3000, 0x20_3000)
-
-
-@pytest.mark.parametrize("most", [3, 1])
-def test_a_process_in_more_pieces_than_are_searched(
-    most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its own pages, or by what the host holds of them."""
-    monkeypatch.setattr("virtintrospect.insight.search._MOST_PIECES", most)
-    held = [(at, at + 4096) for at in range(0x20_0000, 0x21_0000, 0x2000)]
-    memory = Sparse((0, 0x8000), *held)
-    tables = PageTables(memory, X86_64_4LEVEL, 0x1000)
-    for number in range(most - 1):
-        tables.map(0x40_0000 + number * 4096, 0x5000)
-    virtual_spans(AddressSpace(memory, X86_64_4LEVEL, tables.root), 1 << 47)
-    if most == 3:
-        for number in range(most + 1):
-            tables.map(0x40_0000 + number * 4096, 0x5000)
-    else:
-        memory.write_u64(0x1000, 0x2067)
-        memory.write_u64(0x2000, 0x3067)
-        memory.write_u64(0x3000, 0, 0x20_00E7)
-    with pytest.raises(CorruptDataError, match="pieces") as caught:
-        virtual_spans(AddressSpace(memory, X86_64_4LEVEL, tables.root), 1 << 47)
-    assert "--pid" in caught.value.hint

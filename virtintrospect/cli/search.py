@@ -68,7 +68,10 @@ def search(
             progress=_bar(stack) if sys.stderr.isatty() else None,
         )
         rows = [_row(match) for match in islice(found, limit + 1)]
+        guest = session.last
     settings.show(SEARCH, rows[:limit])
+    if guest is not None:
+        settings.report(guest)
     if len(rows) > limit:
         settings.warn([(f"only the first {limit} matches are shown; --limit gives more", 0)])
 
