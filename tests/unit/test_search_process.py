@@ -180,11 +180,11 @@ def test_windows_change_nothing(
         spans = spans_of(memory, root)
         return list(search(memory.read, spans, pattern, virtual=True, context=context))
 
-    for context in (0, 16, 5000):
+    for context in (16, 5000):
         windows_of(monkeypatch, 1024, 1 << 19)
         whole = look(context)
         assert len(whole) > 100
-        for pieces in (1, 7, 256, 513):
+        for pieces in (1, 7, 513):
             windows_of(monkeypatch, 1, pieces)
             assert look(context) == whole
 
@@ -233,7 +233,7 @@ def test_tables_that_are_noise(seed: int) -> None:
     found = ranges(spans_of(memory, 0x1000, notes))
     assert found
     assert all(a[1] <= b[0] for a, b in pairwise(found))
-    assert sum(end - start for start, end in found) <= 8 * MIB
+    assert sum(end - start for start, end in found) <= 4 * MIB
 
 
 def test_a_process_that_maps_without_end() -> None:
@@ -244,18 +244,18 @@ def test_a_process_that_maps_without_end() -> None:
     notes = Notes()
     spans = spans_of(memory, 0x1000, notes)
     matches = list(search(memory.read, spans, compile_pattern("bdfhjl"), virtual=True))
-    most = 8 * memory.size
+    most = 4 * memory.size
     pages = (page for page in range(1 << 18) if 511 not in (page & 511, page >> 9))
     *wanted, behind = islice(pages, most // 4096 + 1)
     assert [match.vaddr for match in matches] == [page * 4096 + 0xFF8 for page in wanted]
     ((what, address),) = notes
-    assert what.startswith("the search stopped after 32 MiB of the process: more than 8 times")
+    assert what.startswith("the search stopped after 16 MiB of the process: more than 4 times")
     assert address == behind * 4096
     assert spans.size() == most
     assert len(notes) == 1  # to count is not to search
 
 
-@pytest.mark.parametrize(("root", "times"), [(0x4000, 16), (0x2000, 1)])
+@pytest.mark.parametrize(("root", "times"), [(0x4000, 8), (0x2000, 1)])
 def test_large_pages_over_and_over(root: int, times: int) -> None:
     """Of 2 MiB, and of 1 GiB, which is more than all that is searched."""
     memory = Sparse((0, MIB))
@@ -268,7 +268,7 @@ def test_large_pages_over_and_over(root: int, times: int) -> None:
     found = list(search(memory.read, spans, compile_pattern("needle"), virtual=True))
     places = [number * 2 * MIB + 0x5_0000 for number in range(times)]
     assert [match.vaddr for match in found] == places
-    assert [address for _, address in notes] == [32 * MIB]
+    assert [address for _, address in notes] == [16 * MIB]
 
 
 def test_few_pages_of_many_tables(monkeypatch: pytest.MonkeyPatch) -> None:

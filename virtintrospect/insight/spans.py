@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Bytes that are searched at once.
 PIECE = 1 << 20
 #: How often a process may map all RAM.
-_MOST_MAPPED = 8
+_MOST_MAPPED = 4
 #: Page tables that a process always may have; besides, all of RAM may be tables.
 _FEWEST_TABLES = 4096
 #: Pieces that are held at once, some 100 bytes each; more where one page lies in more of them.
@@ -108,7 +108,7 @@ def virtual_spans(
 ) -> Spans:
     """What is mapped below ``end``, without pages that the host does not hold.
 
-    A process may map all RAM eight times, and have as many page tables as fit into RAM and
+    A process may map all RAM four times, and have as many page tables as fit into RAM and
     4,096 more: there it ends.
 
     :param note: told where it ended before the process did, if so.
