@@ -23,6 +23,8 @@ WRITABLE, USER, EXECUTABLE, PRESENT = 1, 2, 4, 8
 
 #: Tables that are read at once, and entries of them: 4 MiB.
 _AT_ONCE, _ENTRIES_AT_ONCE = 1024, 1 << 19
+#: The same, of an address space of any size.
+_ENTRIES_IN_ORDER = 1 << 17
 
 
 class Leaves(NamedTuple):
@@ -82,7 +84,8 @@ def leaves(
         most.
     :raises FaultError: a table lies outside of memory, and ``strict`` is set.
     """
-    for chunk, found, _ in _chunks(memory, mode, roots, start, end, limit, strict=strict):
+    chunks = _chunks(memory, mode, roots, start, end, limit, _ENTRIES_AT_ONCE, strict=strict)
+    for chunk, found, _ in chunks:
         yield Tables(chunk.root, chunk.table, mode.levels[chunk.level].name), found
 
 
@@ -91,7 +94,7 @@ def leaves_in_order(
 ) -> Iterator[tuple[int, Leaves]]:
     """As :func:`leaves`, but of one address space, lowest address first.
 
-    Whatever the tables say, no more is held than a batch of pages, and for each level 2^19
+    Whatever the tables say, no more is held than a batch of pages, and for each level 2^17
     tables and pages that wait for their turn. A page that takes several entries (64 KiB of
     ARM and RISC-V) is given in their parts.
 
@@ -101,7 +104,8 @@ def leaves_in_order(
     import numpy as np
 
     waiting: list[Leaves] = []
-    for chunk, found, todo in _chunks(memory, mode, [root], start, end, limit, strict=False):
+    chunks = _chunks(memory, mode, [root], start, end, limit, _ENTRIES_IN_ORDER, strict=False)
+    for chunk, found, todo in chunks:
         if len(found.vaddr):
             waiting.append(_by_address(found, mode.levels[chunk.level].shift))
         # What waits on top of the others is what is lowest.
@@ -149,12 +153,15 @@ def _chunks(
     start: int,
     end: int,
     limit: int,
+    at_once: int,
     *,
     strict: bool,
 ) -> Iterator[tuple[_Chunk, Leaves, list[_Chunk]]]:
     """Tables as they are read, the pages that they map, and what is still to be read.
 
     Of one address space the last of what is to be read has the lowest addresses.
+
+    :param at_once: entries of tables that are read at once.
     """
     import numpy as np
 
@@ -169,7 +176,7 @@ def _chunks(
     while todo and limit > 0:
         chunk = todo.pop()
         bits = mode.levels[chunk.level].bits
-        most = min(_AT_ONCE, _ENTRIES_AT_ONCE >> bits, limit)
+        most = min(_AT_ONCE, at_once >> bits, limit)
         if len(chunk.root) > most:
             todo.append(_cut(chunk, slice(most, None)))
             chunk = _cut(chunk, slice(0, most))

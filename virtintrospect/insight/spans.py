@@ -29,7 +29,7 @@ _MOST_MAPPED = 4
 #: Page tables that a process always may have; besides, all of RAM may be tables.
 _FEWEST_TABLES = 4096
 #: Pieces that are held at once, some 100 bytes each; more where one page lies in more of them.
-_PIECES_AT_ONCE = 1 << 19
+_PIECES_AT_ONCE = 1 << 17
 
 #: Called with what went wrong, and the address.
 Note = Callable[[str, int], None]
