@@ -74,6 +74,15 @@ def test_not_across_gaps() -> None:
     assert [match.paddr for match in found(memory, "needle")] == [12282]
 
 
+def test_stretches_that_touch_or_overlap() -> None:
+    memory = Sparse((8192, 12288), (0, 8192), (4096, 6144), (16384, 20480))
+    assert [(span.start, span.size) for span in physical_spans(memory).parts()] == [
+        (0, 12288), (16384, 4096),
+    ]  # fmt: skip
+    assert physical_spans(memory).size() == 16384
+    assert list(physical_spans(Sparse()).parts()) == []
+
+
 def test_context_ends_with_memory() -> None:
     memory = Sparse((4096, 8192))
     memory.write(4096, b"needle in a haystack")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtintrospect.arch.leaves import leaves_in_order
 from virtintrospect.insight.patterns import LONGEST
 from virtintrospect.memory import PhysicalMemory
-from virtintrospect.memory.base import merge
 from virtintrospect.space import AddressSpace
 
 if TYPE_CHECKING:
@@ -139,10 +139,18 @@ def _in_turns(items: Iterator[Pieces], lock: AbstractContextManager[Any]) -> Ite
 
 
 def _resident(memory: PhysicalMemory) -> Array:
-    """Stretches that the host holds, one row each: start and end."""
+    """Stretches that the host holds, one row each: start and end; in rising order, with gaps.
+
+    There may be one for every other page of the guest: never a list of them.
+    """
     import numpy as np
 
-    return np.array(list(merge(sorted(memory.resident()))), dtype=np.int64).reshape(-1, 2)
+    numbers = np.fromiter(chain.from_iterable(memory.resident()), dtype=np.int64).reshape(-1, 2)
+    start, end = numbers[np.argsort(numbers[:, 0], kind="stable")].T
+    end = np.maximum.accumulate(end)
+    begins = np.ones(len(start), dtype=bool)
+    begins[1:] = start[1:] > end[:-1]
+    return np.stack([start[begins], end[np.append(begins[1:], True)[: len(end)]]], axis=1)
 
 
 def _pages(space: AddressSpace, end: int, note: Note) -> Iterator[Pieces]:
