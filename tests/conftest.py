@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import hypothesis
@@ -10,6 +11,8 @@ import pytest
 # Who starts the tests in the background of a script may have had SIGINT ignored; what the tests
 # start would inherit that, and could not be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Other users, as QEMU's, are to reach what the lab makes, whatever else is usual here.
+os.umask(0o022)
 
 # How long examples take says more of the machine than of what is tested. They are the same in each
 # run: a failure is of the change that is tested. `make fuzz` looks for others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,12 @@ from typing import Any, Self
 
 #: Seconds for one answer, on a loaded machine.
 PATIENCE = 120
+#: What is said of a page that is asked while it makes room for another.
+_LEFT = re.compile(r"context was destroyed|[Cc]annot find .*context|navigated or closed")
+
+
+class LeftError(AssertionError):
+    """The page that was asked is there no more."""
 
 
 class Browser:
@@ -52,9 +59,7 @@ class Browser:
         self._last = 0
         #: What the page did that it should not: errors, and requests for anything but itself.
         self.complaints: list[str] = []
-        targets = self._ask("Target.getTargets")["targetInfos"]
-        page = next(target for target in targets if target["type"] == "page")
-        answer = self._ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        answer = self._ask("Target.attachToTarget", targetId=self._page(), flatten=True)
         self._session: str = answer["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._ask(f"{domain}.enable", self._session)
@@ -78,7 +83,7 @@ class Browser:
     def wait(self, script: str) -> None:
         """Wait until an expression is true."""
         deadline = time.monotonic() + PATIENCE
-        while not self.run(script):
+        while not self._true(script):
             assert time.monotonic() < deadline, f"never true: {script}; {self.complaints}"
             time.sleep(0.05)
 
@@ -107,6 +112,22 @@ class Browser:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _page(self) -> str:
+        """Its first page, which it may open after it has begun to answer."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for target in self._ask("Target.getTargets")["targetInfos"]:
+                if target["type"] == "page":
+                    return str(target["targetId"])
+            time.sleep(0.05)
+        raise AssertionError("chromium has no page")
+
+    def _true(self, script: str) -> bool:
+        try:
+            return bool(self.run(script))
+        except LeftError:
+            return False
+
     def _ask(self, method: str, session: str | None = None, /, **params: Any) -> dict[str, Any]:
         self._last += 1
         question: dict[str, Any] = {"id": self._last, "method": method, "params": params}
@@ -116,6 +137,8 @@ class Browser:
         while True:
             message = self._message()
             if message.get("id") == self._last:
+                if _LEFT.search(message.get("error", {}).get("message", "")):
+                    raise LeftError(f"{method}: {message['error']}")
                 assert "error" not in message, f"{method}: {message['error']}"
                 result: dict[str, Any] = message["result"]
                 return result

@@ -82,6 +82,7 @@ def environment(**more: str) -> dict[str, str]:
         "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
         "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
         "ANSIBLE_CONFIG": str(Path(__file__).with_name("ansible.cfg")),
+        "LC_ALL": "C.UTF-8",  # in a locale of another encoding Ansible does not start
         "PATH": f"{BIN}:{os.environ['PATH']}",
         **more,
     }

@@ -62,16 +62,16 @@ def rows(browser: Browser, part: str) -> list[list[str]]:
     return found
 
 
-def heads(browser: Browser, part: str) -> list[str]:
-    script = (
-        f"[...document.querySelectorAll('#view-{part} th')].map(head => head.dataset.column).join()"
-    )
-    return str(browser.run(script)).split(",")
-
-
 def column(browser: Browser, part: str, name: str) -> list[str]:
-    index = heads(browser, part).index(name)
-    return [row[index] for row in rows(browser, part)]
+    """In one go: a part that has just been shown leaves columns out when it knows its width."""
+    script = f"""(() => {{
+        const heads = [...document.querySelectorAll('#view-{part} th')];
+        const index = heads.findIndex(head => head.dataset.column === '{name}');
+        const rows = [...document.querySelectorAll('#view-{part} tbody tr[data-index]')];
+        return JSON.stringify(rows.map(row => row.cells[index].textContent));
+    }})()"""
+    found: list[str] = json.loads(browser.run(script))
+    return found
 
 
 def test_sorting_and_filtering(browser: Browser, made: Any) -> None:
@@ -116,7 +116,7 @@ def test_keys(browser: Browser, made: Any) -> None:
         browser.key(key)
     index = browser.run("document.querySelector('#view-guests tr.current').dataset.index")
     assert index == "1"
-    name = rows(browser, "guests")[1][heads(browser, "guests").index("guest")]
+    name = column(browser, "guests", "guest")[1]
     browser.key("Enter")
     assert browser.run("document.querySelector('#detail').hidden") is False
     assert name in browser.run("document.querySelector('#detail').textContent")

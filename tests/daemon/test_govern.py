@@ -37,6 +37,11 @@ def changes(log: Path) -> list[dict[str, Any]]:
     return [change for line in lines if (change := json.loads(line))["outcome"]]
 
 
+def less(noted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those after which a guest had less."""
+    return [one for one in noted if one["after"] < one["before"]]
+
+
 @pytest.mark.timeout(3 * _PATIENCE)
 def test_a_daemon_that_governs(
     private: Private, start: Callable[..., Guest], tmp_path: Path
@@ -49,20 +54,20 @@ def test_a_daemon_that_governs(
     with running(tmp_path, private.uri, **sections) as daemon:
         log = daemon.state / "adjusted.jsonl"
         daemon.wait(guest.name)
-        (taken, *_) = eventually(lambda: changes(log), "nothing was taken", _PATIENCE)
+        # A change that was stopped left the guest what it had, and is followed by another.
+        (taken, *_) = eventually(lambda: less(changes(log)), "nothing was taken", _PATIENCE)
         assert (taken["domain"], taken["resource"]) == (guest.name, "memory")
         assert taken["before"] == 512 * _MIB
-        assert taken["after"] < 512 * _MIB
         eventually(lambda: f"adjusted domain={guest.name} before=512 " in daemon.text())
         count = len(changes(log))
         left = int(re.search(rb"MemAvailable: +(\d+)", guest.get("/proc/meminfo"))[1]) >> 10  # type: ignore[index]
         guest.run(f"/tmp/load touch {max(16, left - 12)} >/dev/null 2>&1 &")
 
         def given() -> list[dict[str, Any]]:
-            return [one for one in changes(log)[count:] if one["after"] > one["before"]]
+            done = [one for one in changes(log)[count:] if one["outcome"] == "done"]
+            return [one for one in done if one["after"] > one["before"]]
 
         (more, *_) = eventually(given, "nothing was given", _PATIENCE)
-        assert more["outcome"] == "done"
         assert more["after"] <= 512 * _MIB
         guest.run("killall -9 load", check=False)
         daemon.wait(guest.name)

@@ -127,6 +127,7 @@ def test_migration(shared: Running, start: Start, tmp_path: Path) -> None:
     shared.wait(guest.name)
     guest.disconnect()
     with Private() as other, running(tmp_path, other.uri) as daemon:
+        eventually(lambda: daemon.ask("sessions")["libvirt"])  # from when on it is told
         there = other.connect()
         where = {libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1"}
         guest.domain.migrate3(there, where, libvirt.VIR_MIGRATE_LIVE)

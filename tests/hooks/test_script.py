@@ -16,6 +16,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -240,7 +241,7 @@ def test_hanging_disk(hurried: Script) -> None:
 def test_unprivileged_user(hook: Script, tmp_path: Path) -> None:
     """libvirt in session mode runs the same hooks."""
     for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_mode & 0o005 != 0o005 and folder.is_relative_to("/tmp"):
+        if folder.stat().st_mode & 0o005 != 0o005 and folder.is_relative_to(tempfile.gettempdir()):
             folder.chmod(0o755)
     hook(*STARTED, user=65534, group=65534, extra_groups=[])
     assert hook.spooled() == []

@@ -125,7 +125,7 @@ def test_no_space_past_the_page_cache(
             raise OSError(errno.ENOSPC, "No space left on device")
         return pwrite(descriptor, data, offset)
 
-    before = threading.active_count(), descriptors()
+    threads, before = threading.active_count(), descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", fill)
         with pytest.raises(OutputError, match="No space left"):
@@ -135,4 +135,5 @@ def test_no_space_past_the_page_cache(
     check_full(tmp_path / "out", done)
     assert min(memory_of(full).looked_at) == 3 * MIB
     assert done.runs == 2
-    assert (threading.active_count(), descriptors()) == before
+    assert threading.active_count() <= threads  # of an earlier test's some may end at any moment
+    assert descriptors() - before == set()

@@ -198,7 +198,7 @@ toplive.show(view, iter(lambda: Look([{"domain": "a", "state": "running"}], 0.0,
 def test_the_terminal_is_given_back(end: bytes | signal.Signals) -> None:
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
-    environment = dict(os.environ) | {"TERM": "xterm"}
+    environment = dict(os.environ) | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
     child = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM], stdin=theirs, stdout=theirs, stderr=theirs,
         env=environment,

@@ -84,16 +84,19 @@ def test_whole_memory_is_found(session: Session, guest: XenGuest) -> None:
 def test_registers(session: Session, linux: LinuxGuest) -> None:
     target = _target(session)
     assert target.vcpus == 1
-    found = target.registers(0)
     text = linux.symbols
+    target.pause()  # the process whose page tables they name may end meanwhile
+    try:
+        found = target.registers(0)
+        root = found["cr3"] & ~0xFFF
+        if target.memory.frames is not None:
+            root = target.memory.frames.physical(root)
+        banner = linux.kernel.with_root(root).read(text.address("linux_banner"), 13)
+    finally:
+        target.resume()
     if found["rip"] >> 63:  # it idles in the kernel
         assert text.address("_text") <= found["rip"]
-    root = found["cr3"] & ~0xFFF
-    if target.memory.frames is not None:
-        root = target.memory.frames.physical(root)
-    space = linux.kernel.with_root(root)
-    banner = text.address("linux_banner")
-    assert space.read(banner, 13) == b"Linux version"
+    assert banner == b"Linux version"
     with pytest.raises(NoSuchTargetError):
         target.registers(1)
 
@@ -197,7 +200,7 @@ def test_nothing_is_left_over_many_sessions(guest: XenGuest) -> None:
     rounds = int(os.environ.get("VIRTINTROSPECT_XEN_ROUNDS", "1000"))
 
     def state() -> tuple[int, ...]:
-        """Mappings, then what must be equal: descriptors, pages of all domains, free ones."""
+        """MiB free, mappings, then what must be equal: descriptors, pages of all domains."""
         gc.collect()  # of earlier tests
         maps = Path("/proc/self/maps").read_text().count("\n")
         descriptors = len(list(Path("/proc/self/fd").iterdir()))
@@ -205,7 +208,7 @@ def test_nothing_is_left_over_many_sessions(guest: XenGuest) -> None:
             pages = [hypervisor.info(domid).pages for domid in (0, guest.domid)]
         free = re.search(r"^free_memory *: (\d+)$", xl("info"), re.MULTILINE)
         assert free is not None
-        return maps, descriptors, *pages, int(free[1])
+        return int(free[1]), maps, descriptors, *pages
 
     def once() -> None:
         with _open(guest) as target:
@@ -219,8 +222,10 @@ def test_nothing_is_left_over_many_sessions(guest: XenGuest) -> None:
     for _ in range(rounds):
         once()
     after = state()
-    assert after[1:] == before[1:]
-    assert after[0] <= before[0] + 4
+    assert after[2:] == before[2:]
+    assert after[1] <= before[1] + 4
+    # A page that Xen takes for itself may be the one with which a MiB begins.
+    assert after[0] >= before[0] - 1
     assert _resident() < memory + (2 << 20)
 
 
