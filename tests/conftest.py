@@ -13,6 +13,8 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Other users, as QEMU's, are to reach what the lab makes, whatever else is usual here.
 os.umask(0o022)
+# How wide the help of commands is would else be for who starts the tests to say.
+os.environ.pop("COLUMNS", None)
 
 # How long examples take says more of the machine than of what is tested. They are the same in each
 # run: a failure is of the change that is tested. `make fuzz` looks for others.
