@@ -102,7 +102,7 @@ def test_a_number_is_never_seen_in_part(memfd: int) -> None:
     """Looked at until both numbers were seen: who runs when is for the scheduler to say."""
     os.pwrite(memfd, b"\x11" * 16, 0)
     seen: set[int] = set()
-    looks, deadline = 0, time.monotonic() + 60
+    looks = 0
     with (
         subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(memfd)],
@@ -115,6 +115,7 @@ def test_a_number_is_never_seen_in_part(memfd: int) -> None:
         assert writer.stdout is not None
         try:
             writer.stdout.readline()
+            deadline = time.monotonic() + 60
             while (looks < 2000 or len(seen) < 2) and time.monotonic() < deadline:
                 seen |= {words[1] for _ in range(1000)}
                 looks += 1
