@@ -15,6 +15,7 @@ from pathlib import Path
 from virtintrospect_kvm.qmp import SocketMonitor
 
 from .lab.kernels import kernel
+from .lab.paths import listens
 from .small import initrd, pattern_in
 
 
@@ -62,7 +63,7 @@ def standalone(*, boot: bool = True) -> Iterator[StandaloneQemu]:
         running = StandaloneQemu(process, path, console)
         try:
             deadline = time.monotonic() + 120
-            while not Path(path).exists() or (boot and not re.search("MEM-READY", running.text())):
+            while not listens(path) or (boot and not re.search("MEM-READY", running.text())):
                 assert process.poll() is None
                 assert time.monotonic() < deadline, running.text()[-500:]
                 time.sleep(0.1)

@@ -277,16 +277,25 @@ def test_hierarchies_of_version_1(boot: Callable[[Config], Guest]) -> None:
         " dd if=/dev/zero of=/tmp/v1 bs=64k count=40; touch /tmp/v1done;"
         " exec sleep 100000' & until grep -q '(sleep) S' /proc/$!/stat; do usleep 100000; done"
     )
+
+    def theirs() -> tuple[int, int]:
+        """Memory of a group, which the kernel gives back with a delay; and how many processes."""
+        usage = int(guest.get("/sys/fs/cgroup/memory/a/b/memory.usage_in_bytes"))
+        return usage, len(guest.run("ls -d /proc/[0-9]*").split())
+
+    before = theirs()
     with open_session(guest.name) as session:
         linux = session.guest
         assert isinstance(linux, LinuxGuest)
         rows = {(row.hierarchy, row.path): row for row in linux.cgroups()}
         assert linux.take_problems() == []
+    usage, everybody = zip(before, theirs(), strict=True)
     assert [*dict.fromkeys(hierarchy for hierarchy, _ in rows)] == [
         b"unified", b"memory", b"pids", b"cpu,cpuacct", b"blkio", b"name=systemd",
     ]  # fmt: skip
-    usage = int(guest.get("/sys/fs/cgroup/memory/a/b/memory.usage_in_bytes"))
-    assert rows[b"memory", b"/a/b"].memory_current == usage > 2 << 20
+    current = rows[b"memory", b"/a/b"].memory_current
+    assert current is not None
+    assert 2 << 20 < min(usage) <= current <= max(usage)
     assert rows[b"memory", b"/a"].memory_max == 20 << 20
     assert rows[b"memory", b"/a/b"].memory_max is None
     cpu = rows[b"cpu,cpuacct", b"/c"]
@@ -296,6 +305,6 @@ def test_hierarchies_of_version_1(boot: Callable[[Config], Guest]) -> None:
     for key in ((b"memory", b"/a/b"), (b"cpu,cpuacct", b"/c"), (b"name=systemd", b"/e")):
         assert rows[key].processes == 1
         assert rows[key].populated
-    everything = len(guest.run("ls -d /proc/[0-9]*").split())
     assert rows[b"memory", b"/a"].processes == 0
-    assert abs(rows[b"blkio", b"/"].processes - everything) <= 3
+    # Two of them, the shell and ls, were there for the answer only; workers come and go.
+    assert min(everybody) - 2 - 3 <= rows[b"blkio", b"/"].processes <= max(everybody) - 2 + 3

@@ -101,7 +101,11 @@ def test_a_rootkit_is_found(owned: tuple[Guest, LinuxGuest]) -> None:
     options = Options(images=(kernel(guest.config.kernel).vmlinuz,))
     assert not medium(check(linux, options=options))
     symbols = kallsyms(guest)
-    hidden, sharing = (int(guest.run("sleep 100000 >/dev/null 2>&1 & echo $!")) for _ in range(2))
+    sleeper = (
+        "sleep 100000 >/dev/null 2>&1 & until grep -q '(sleep) S' /proc/$!/stat; do usleep 50000;"
+        "done; echo $!"
+    )
+    hidden, sharing = (int(guest.run(sleeper)) for _ in range(2))
     try:
         guest.put("/planted.ko", planted(guest.config.kernel))
     except apt.NoSuchPackageError as error:

@@ -68,10 +68,13 @@ def test_two_reads_in_one_pause_agree(busy: Guest) -> None:
 
 
 def test_dump_of_one_moment(busy: Guest, tmp_path: Path) -> None:
+    start = time.monotonic()
     record, said = command("dump", busy.name, tmp_path / "core", "--pause", "--no-hash")
+    took = time.monotonic() - start
     assert not said
     assert isinstance(record, dict)
-    assert 0 < record["pause_ms"] <= record["seconds"] * 1000
+    # What it takes to close the file is no pause, what it takes to open it is no copy.
+    assert 0 < record["pause_ms"] < took * 1000
     assert busy.domain.state()[0] == 1
     with open_session(str(tmp_path / "core")) as session:
         pids = [process.pid for process in session.processes()]

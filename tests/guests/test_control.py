@@ -107,7 +107,8 @@ def test_absent_pages_are_refused_and_stay_absent(
     one_guest: Guest, ours: Guest, backing: str
 ) -> None:
     guest = one_guest if backing == "memfd" else ours
-    with opened(guest, WRITE) as session:
+    # Paused, so that the guest does not take that page itself meanwhile.
+    with opened(guest, WRITE) as session, session.paused():
         memory = session.memory
         runs = list(memory.resident())
         absent = next(a.end for a, b in pairwise(runs) if b.start > a.end > 2**20)

@@ -54,7 +54,10 @@ def named(one_guest: Guest, tmp_path: Path) -> Iterator[str]:
     name = "{{ lookup('pipe', 'touch " + str(tmp_path / "pwned") + "') }}"
     one_guest.put("/tmp/named.sh", b"echo -n '{{ 7 * 191 }}' >/proc/self/comm; sleep 600; :\n")
     one_guest.put("/tmp/name", name.encode())
-    one_guest.run('setsid sh /tmp/named.sh "$(cat /tmp/name)" >/dev/null 2>&1 &')
+    one_guest.run(
+        'setsid sh /tmp/named.sh "$(cat /tmp/name)" >/dev/null 2>&1 &'
+        "until grep -q '7 [*] 191' /proc/[0-9]*/comm 2>/dev/null; do usleep 50000; done"
+    )
     yield name
     one_guest.run("pkill -f /tmp/named.sh; rm /tmp/named.sh /tmp/name", check=False)
 

@@ -147,6 +147,8 @@ def test_through_a_reboot_until_the_guest_ends(
         guest.run("echo 'after the reboot' > /dev/kmsg")
         follower.wait_for("after the reboot")
         log = guest.snapshot().log
+        guest.run("echo 'behind the log' > /dev/kmsg")
+        follower.wait_for("behind the log")  # and so all that is before
         guest.destroy()
         assert follower.process.wait(PATIENCE) == 4
     texts = follower.texts()

@@ -136,14 +136,14 @@ def test_interrupts_that_one_cpu_serves(loads: Guest) -> None:
     finally:
         loads.run(f"echo 0 > {steer}")
     assert hint.reason.startswith("CPU 1 was busy ")
-    assert float(numbers(hint)["interrupts_percent"]) > 50
+    assert float(numbers(hint)["interrupts_percent"]) >= POLICY.one_cpu_percent / 2
 
 
 def test_a_program_that_wakes_an_idle_guest(loads: Guest) -> None:
     with load(loads, "wake", "300"), open_session(loads.name) as session:
         hint = shows(session, "timers of ", wakes_a_second=40.0, wakes_busy_percent=60.0)
     assert "load (pid " in hint.reason
-    assert float(numbers(hint)["timer_interrupts_a_second"]) > 80
+    assert float(numbers(hint)["timer_interrupts_a_second"]) >= 2 * 40
 
 
 def test_file_systems_in_memory(loads: Guest) -> None:
@@ -290,7 +290,7 @@ def test_a_guest_without_pressure_and_balloon(bare: Guest) -> None:
 def test_a_tick_that_never_stops(bare: Guest) -> None:
     with open_session(bare.name) as session:
         hint = shows(session, "its tick goes on while it is idle", wakes_busy_percent=60.0)
-    assert float(numbers(hint)["timer_interrupts_a_second"]) > 2 * POLICY.wakes_a_second
+    assert float(numbers(hint)["timer_interrupts_a_second"]) >= 2 * POLICY.wakes_a_second
 
 
 def test_what_the_host_counts_begins_anew_after_a_restore(bare: Guest, tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ mkdir -p /mnt/hints/slow; dd if=/dev/zero of=/tmp/disk bs=1M count=32; losetup /
 echo "7:3 wbps=4194304" > /mnt/hints/slow/io.max
 """
 _IN_SLOW_GROUP = "echo $$ > /mnt/hints/slow/cgroup.procs; exec /tmp/load write /dev/loop3 16"
+#: How many there are once the 300, and one of the lab's own, have ended.
+_ZOMBIES = """
+until [ "$(cat /proc/[0-9]*/status 2>/dev/null | grep -c '^State:.Z')" -gt 300 ]; do usleep 50000
+done; cat /proc/[0-9]*/status 2>/dev/null | grep -c '^State:.Z'
+"""
 _BOTH = """
 /tmp/load touch 600 >/dev/null 2>&1 & first=$!; /tmp/load touch 600 >/dev/null 2>&1 &
 while [ -e /proc/$first/exe -a -e /proc/$!/exe ]; do usleep 100000; done; killall -9 load
@@ -136,12 +141,17 @@ def test_a_leak_is_named(loads: Guest, session: Session) -> None:
 
 
 def test_an_out_of_memory_kill(loads: Guest, session: Session) -> None:
-    first = sample(session.guest)
+    def kills() -> int:
+        return int(loads.run("grep ^oom_kill /proc/vmstat").split()[1])
+
+    before, first = kills(), sample(session.guest)
     # Each would fit, both do not.
     loads.run(_BOTH, check=False)
     facts = Facts(Window([first, sample(session.guest)]), POLICY, session.domain)
+    killed = kills() - before
+    assert killed > 0
     hint = one(hints(facts), "memory", "grow")
-    assert "killed 1 processes" in hint.reason
+    assert f"killed {killed} processes" in hint.reason
 
 
 def test_one_thread_is_not_helped_by_more_cpus(loads: Guest, session: Session) -> None:
@@ -202,7 +212,7 @@ def test_tasks_that_wait_for_a_slow_disk(loads: Guest, session: Session) -> None
 
 def test_zombies(loads: Guest, session: Session) -> None:
     with load(loads, "zombies", "300"):
-        zombies = int(loads.run("cat /proc/[0-9]*/status | grep -c '^State:.Z'"))
+        zombies = int(loads.run(_ZOMBIES))
         found = [hint for hint in hints(watch(session, 2)) if hint.resource == "tasks"]
     (hint,) = [hint for hint in found if "processes have ended" in hint.reason]
     assert hint.current == zombies >= 300
@@ -306,7 +316,7 @@ def test_top_knows_who_works(loads: Guest) -> None:
         guests = top("--once")
     busiest = max(looks, key=lambda row: row.get("cpu_percent", 0))
     assert busiest["name"] == "load"
-    assert len({row["time"] for row in looks if row["pid"] == 1}) == 2
+    assert [row["pid"] for row in looks].count(1) == 2
     (row,) = [row for row in guests if row["domain"] == loads.name]
     assert row["cpu_percent"] > 10
     assert row["memory_need"] + row["memory_available"] >= row["memory_total"]

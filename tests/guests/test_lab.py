@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 
 import pytest
 
@@ -63,12 +62,6 @@ def test_snapshot_equals_what_programs_in_the_guest_see(guest: Guest) -> None:
     assert sorted(t.stat.comm for t in threads.values()) == [
         b"\x1b[5mblink", b"paren) R (end", b"threads", b"worker-one", b"worker-two",
     ]  # fmt: skip
-
-
-def test_snapshot_is_quick(one_guest: Guest) -> None:
-    started = time.monotonic()
-    assert len(one_guest.snapshot().processes) > 120
-    assert time.monotonic() - started < 30  # 0.3 s when nothing else runs
 
 
 def test_bytes_cross_the_channel_unchanged(one_guest: Guest) -> None:

@@ -60,7 +60,7 @@ def test_kernel_base_and_slide(linux: LinuxGuest, guest: Guest) -> None:
     symbols = dict(_kallsyms(guest))
     assert info.kernel_base == symbols["_text"]
     assert info.kaslr_slide == info.kernel_base - LINKED[guest.config.arch]
-    assert info.kaslr_slide > 0  # KASLR was on
+    assert info.kaslr_slide >= 0  # KASLR is on, and the first place is one of those it may choose
 
 
 def test_processes(linux: LinuxGuest, guest: Guest) -> None:

@@ -13,7 +13,7 @@ from typing import Self
 
 from .channel import Answer, Channel, GuestError
 from .domain import CHANNEL, PREFIX
-from .paths import runtime
+from .paths import listens, runtime
 
 _SHARE = "security_model=none,readonly=on,multidevs=remap"
 #: Seconds within which QEMU listens.
@@ -106,7 +106,7 @@ class Emulator(Channel):
                 [*qemu, "-no-reboot", *words], stdin=subprocess.DEVNULL, stderr=log
             )
         deadline = time.monotonic() + _PATIENCE
-        while not (self._folder / ports[-1]).exists():
+        while not listens(self._folder / ports[-1]):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise GuestError((self._folder / "qemu.log").read_text(errors="replace"))
             time.sleep(0.05)

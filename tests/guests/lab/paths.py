@@ -42,6 +42,13 @@ def copied(source: Path, name: str) -> Path:
     return path
 
 
+def listens(path: Path | str) -> bool:
+    """Whether somebody listens on this socket: it is there a moment before."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    # The fourth word has SO_ACCEPTCON (include/linux/net.h: __SO_ACCEPTCON).
+    return any(words[3] == "00010000" and words[-1] == str(path) for words in lines)
+
+
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
     """Hold the lab's lock ``name`` against every other process of this machine."""
