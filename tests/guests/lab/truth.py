@@ -130,7 +130,11 @@ class Snapshot:
                 leaders[task.tid] = task
             else:
                 threads.setdefault(int(match[1]), {})[task.tid] = task
-        return {pid: self._process(task, threads.get(pid, {})) for pid, task in leaders.items()}
+        return {
+            pid: self._process(task, threads.get(pid, {}))
+            for pid, task in leaders.items()
+            if self.file(f"/proc/{pid}/statm")  # else it ended just behind its status
+        }
 
     @cached_property
     def modules(self) -> dict[str, Module]:
