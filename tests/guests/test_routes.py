@@ -135,11 +135,10 @@ def test_routes(linux: LinuxGuest, busy: Guest) -> None:
     ours = linux.routes()
     after = truth(busy)
     assert linux.take_problems() == []
-    assert before == after
     namespaces = {key[0] for key in before}
     assert len(namespaces) == 2
     mine = Counter(as_netlink(row) for row in ours if row.net_namespace in namespaces)
-    missing, invented = list(before - mine), list(mine - before)
+    missing, invented = list((before & after) - mine), list(mine - (before | after))
     assert (missing[:5], invented[:5]) == ([], [])
     assert sum(mine.values()) > 2 * MANY
 

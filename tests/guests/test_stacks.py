@@ -7,6 +7,7 @@ same, and that did not run in between, ours must say the same, too.
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
@@ -96,12 +97,14 @@ def test_every_stack_is_that_of_the_guest(linux: LinuxGuest, guest: Guest) -> No
 def test_stacks_in_modules(linux: LinuxGuest, guest: Guest) -> None:
     """The agent waits in virtio_console, which some kernels have as a module."""
     agent = next(process.pid for process in linux.processes() if process.name == b"agent")
-    for _ in range(100):  # it may have been about to
+    deadline = time.monotonic() + 60
+    while True:
         with paused(guest):
             rows = linux.stack(agent)
         if rows:
             break
-    assert rows
+        assert time.monotonic() < deadline  # it may have been about to
+        time.sleep(0.02)
     assert all(row.confidence == 1.0 for row in rows)
     assert rows[-1].found_by == "user"
     modular = b"virtio_console" in guest.get("/proc/modules")
@@ -146,6 +149,16 @@ FIELDS = {
 }
 
 
+#: Three loops, and two seconds in which all of them run. They end with the folder; should that go
+#: wrong, after a time.
+SPIN = """
+mkdir /tmp/spin; for i in 1 2 3; do
+timeout 200 sh -c 'touch /tmp/spin/$$; while [ -e /tmp/spin ]; do :; done' \
+</dev/null >/dev/null 2>&1 & done
+until [ $(ls /tmp/spin | wc -l) = 3 ]; do usleep 50000; done; sleep 2
+"""
+
+
 def scheduler(guest: Guest) -> dict[str, int]:
     text = guest.run(
         "grep -q debugfs /proc/mounts || mount -t debugfs none /sys/kernel/debug;"
@@ -163,27 +176,32 @@ def test_run_queues(linux: LinuxGuest, guest: Guest) -> None:
     before = scheduler(guest)
     with paused(guest):
         (idle,) = linux.runqueues()
+        waiting = sum(task.state == "D" for task in linux.processes(threads=True))
     after = scheduler(guest)
     assert idle.cpu == 0
     assert before["switches"] <= idle.switches <= after["switches"]
-    assert idle.uninterruptible in (before["uninterruptible"], after["uninterruptible"])
-    # They end with the file; should that go wrong, after a time.
-    guest.run(
-        "touch /tmp/spin; for i in 1 2 3; do timeout 200 sh -c 'while [ -e /tmp/spin ]; do :; done'"
-        " </dev/null >/dev/null 2>&1 & done; sleep 2"
-    )
+    # The reader of /proc may have found none of those that wait for a moment.
+    words = before["uninterruptible"], after["uninterruptible"], waiting
+    assert idle.uninterruptible in words
+    guest.run(SPIN)
     try:
-        with paused(guest):
-            (busy,) = linux.runqueues()
-        during = scheduler(guest)
+        for _ in range(8):
+            with paused(guest):
+                (busy,) = linux.runqueues()
+            during = scheduler(guest)
+            if alike(busy, during):
+                break
     finally:
-        guest.run("rm /tmp/spin")
-    assert {row: getattr(busy, row) for row in ("realtime", "deadline")} == {
-        row: during[row] for row in ("realtime", "deadline")
-    }
+        guest.run("rm -r /tmp/spin")
     # Kernels of 32 bits do not scale weights (scale_load()).
     check_busy(busy, during, 1024 if guest.config.arch == "i686" else 1 << 20)
     assert linux.take_problems() == []
+
+
+def alike(busy: RunQueue, during: dict[str, int]) -> bool:
+    """Whether two moments agree: utilization swings, of a hundred looks one was 472 off."""
+    same = (busy.realtime, busy.deadline) == (during["realtime"], during["deadline"])
+    return same and abs(busy.utilization - during["utilization"]) <= 400
 
 
 def check_busy(busy: RunQueue, during: dict[str, int], nice_0: int) -> None:
@@ -194,6 +212,6 @@ def check_busy(busy: RunQueue, during: dict[str, int], nice_0: int) -> None:
     assert busy.fair >= 3
     assert busy.running_for is not None
     assert busy.running_for < 10_000
-    assert busy.utilization == pytest.approx(during["utilization"], abs=400)
+    assert alike(busy, during)
     assert busy.fair_weight >= nice_0
     assert during["running"] >= 3

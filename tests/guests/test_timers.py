@@ -37,10 +37,12 @@ def busy(guest: Guest) -> Iterator[Guest]:
 
 
 def test_hrtimers(linux: LinuxGuest, busy: Guest) -> None:
+    """The guest is paused: a tick that is put into the tree anew turns others around it."""
     before = truth(busy)
-    ours = [row for row in linux.timers() if row.kind == "hrtimer"]
+    with paused(busy):
+        ours = [row for row in linux.timers() if row.kind == "hrtimer"]
     after = truth(busy)
-    linux.take_problems()  # what runs out while it is read may cost a word
+    linux.take_problems()  # what the guest was about to change may cost a word
     mine = Counter(
         (row.cpu, row.clock or "", bool({"soft"} & set(row.flags)), row.function or "",
          round((row.expires or 0) * 1000))
@@ -58,7 +60,8 @@ def test_hrtimers(linux: LinuxGuest, busy: Guest) -> None:
 
 def test_owners(linux: LinuxGuest, busy: Guest) -> None:
     pid = int(busy.get("/tmp/timers.pid"))
-    rows = [row for row in linux.timers() if pid in row.pids]
+    with paused(busy):
+        rows = [row for row in linux.timers() if pid in row.pids]
     found = Counter((row.function, row.clock, len(row.pids)) for row in rows)
     assert found == Counter(
         {

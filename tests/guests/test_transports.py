@@ -35,6 +35,7 @@ from .lab import libvirtd
 from .lab.domain import Config
 from .lab.guest import Guest
 from .lab.private import Private
+from .test_counters import paused
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="libvirt's system mode needs root")
 
@@ -140,7 +141,7 @@ def test_unknown_names_are_told_the_known_ones(crowd: Guest) -> None:
 def test_peek_of_odd_places(crowd: Guest) -> None:
     with open_session(crowd.name, libvirtd.URI, access=Access("peek")) as session:
         memory = session.memory
-        with open_session(crowd.name, libvirtd.URI) as direct:
+        with open_session(crowd.name, libvirtd.URI) as direct, paused(crowd):
             for paddr, size in ((0xF0000, 65536), (0xFFFF8, 16), (1 << 20, 5 << 20)):
                 assert memory.read(paddr, size) == direct.memory.read(paddr, size)
         for outside in (0xA0000, 0x9FFFC, 512 << 20, 0xFEC00000, 1 << 45):
