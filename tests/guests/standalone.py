@@ -16,7 +16,7 @@ from virtintrospect_kvm.qmp import SocketMonitor
 
 from .lab.kernels import kernel
 from .lab.paths import listens
-from .small import initrd, pattern_in
+from .small import KERNEL_LINE, initrd, pattern_in
 
 
 @dataclass
@@ -58,7 +58,7 @@ def standalone(*, boot: bool = True) -> Iterator[StandaloneQemu]:
         if boot:
             image = kernel("6.1").vmlinuz
             arguments += ["-kernel", str(image), "-initrd", str(initrd()),
-                          "-append", "console=ttyS0 quiet"]  # fmt: skip
+                          "-append", KERNEL_LINE]  # fmt: skip
         process = subprocess.Popen(arguments)
         running = StandaloneQemu(process, path, console)
         try:

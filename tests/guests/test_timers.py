@@ -78,7 +78,7 @@ def test_owners(linux: LinuxGuest, busy: Guest) -> None:
 
 
 def test_wheel(linux: LinuxGuest, busy: Guest) -> None:
-    """The guest does not list them: functions must be some, and times in the future.
+    """The guest does not list them: functions must be some, and times not far in the past.
 
     It is paused, so that none is moved while we read, from where we were to where we will be.
     """
@@ -92,7 +92,8 @@ def test_wheel(linux: LinuxGuest, busy: Guest) -> None:
         assert row.function is not None or row.address
         assert row.function is None or "+" not in row.function
         assert row.expires_in is not None
-        assert -30 < row.expires_in < 12 * 86400
+        # A deferrable one is not worth waking an idle CPU, and emulated clocks may run too fast.
+        assert -86400 < row.expires_in < 12 * 86400
         assert set(row.pids) <= pids
     works = {row.work for row in rows if row.function == "delayed_work_timer_fn"}
     assert "wakeup_dirtytime_writeback" in works

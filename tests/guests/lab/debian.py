@@ -67,6 +67,9 @@ DefaultTimeoutStartSec=infinity
 DefaultDeviceTimeoutSec=infinity
 DefaultStartLimitIntervalSec=0
 """
+_KERNEL_LINE = (
+    "console=ttyS0 quiet panic=-1 no_timer_check systemd.show_status=0 udev.event_timeout=900"
+)
 _INIT = """#!/bin/busybox sh
 PATH=/bin
 for system in proc:proc sysfs:sys devtmpfs:dev; do
@@ -286,7 +289,7 @@ def _xml(name: str, vmlinuz: Path, initrd: Path, disks: list[Path], log: Path) -
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{vmlinuz}</kernel><initrd>{initrd}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 systemd.show_status=0 udev.event_timeout=900</cmdline>
+    <cmdline>{_KERNEL_LINE}</cmdline>
   </os>
   <features><acpi/><apic/></features>
   <cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>
