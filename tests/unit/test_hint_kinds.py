@@ -192,7 +192,10 @@ def test_memory_that_could_be_in_huge_pages() -> None:
     assert "transparent_hugepage/enabled" not in hint.reason  # it is madvise: QEMU may
     assert (hint.current, hint.recommended) == (0, 3 * GIB)
     never = [sample | {"host": HOST | {"huge": "never"}} for sample in samples]
-    assert "echo madvise > /sys" in judge(*never, whole=3 * GIB)["memory", "huge"].reason
+    off = judge(*never, whole=3 * GIB)["memory", "huge"].reason
+    assert "echo madvise > /sys" in off
+    assert "touched all of its memory before may need a restart" in off
+    assert "touched all" not in hint.reason
     backing = "<memoryBacking><source type='memfd'/></memoryBacking>"
     domain = dataclasses.replace(DOMAIN, xml=XML.replace("<devices>", f"{backing}<devices>"))
     shared = judge(*samples, whole=3 * GIB, domain=domain)["memory", "huge"]

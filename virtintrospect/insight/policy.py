@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def load_policy(name: str = "balanced", overrides: Path = OVERRIDES) -> Policy:
 
     :raises UsageError: there is none, or the operator's file has a mistake.
     """
-    tables = tomllib.loads(files("virtintrospect.insight").joinpath("policies.toml").read_text())
+    tables = tomllib.loads(_ours().read_text())
     changed = _read(overrides)
     limited = {name: _limits(name, table) for name, table in _table(changed.pop(_LIMITS, {}))}
     names = [known for known in (*tables, *changed) if known != _DEFAULT]
@@ -101,6 +102,11 @@ def load_policy(name: str = "balanced", overrides: Path = OVERRIDES) -> Policy:
     for table in (_DEFAULT, name):
         values |= tables.get(table, {}) | _checked(changed.get(table, {}), overrides)
     return Policy(name=name, limited=limited, **values)
+
+
+def _ours() -> Traversable:
+    """The file that explains each threshold."""
+    return files("virtintrospect.insight").joinpath("policies.toml")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _checked(table: object, path: Path) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(Policy)} - {"name", "limited"}
     for name, value in table.items():
         if name not in known:
-            raise UsageError(f"{path}: no threshold {name!r}", hint="docs/hints.md lists them")
+            raise UsageError(f"{path}: no threshold {name!r}", hint=f"{_ours()} explains all")
         if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
             raise UsageError(f"{path}: {name} is a number from 0 on, not {value!r}")
     return table

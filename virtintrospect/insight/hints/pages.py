@@ -29,7 +29,10 @@ def huge_hints(facts: Facts) -> Iterator[Hint]:
         f"{size(whole)} of its memory are in use in whole pieces of 2 MiB, and the host has "
         f"{size(huge)} of it in huge pages: "
         + (
-            f"echo {value} > /sys/kernel/mm/transparent_hugepage/{switch}, or {restart}"
+            # Modes hold for what is done later ("Need of application restart" of the kernel's
+            # admin-guide/mm/transhuge.rst): khugepaged learns of a QEMU by its next page fault.
+            f"echo {value} > /sys/kernel/mm/transparent_hugepage/{switch} (a QEMU that has touched "
+            f"all of its memory before may need a restart), or {restart}"
             if off
             else restart
         ),
