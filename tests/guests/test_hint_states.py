@@ -59,6 +59,18 @@ mount -t tmpfs -o nr_inodes=100 none /mnt/many; cd /mnt/many; for i in $(seq 95)
 """
 
 
+#: Files without end, each of which takes an inode, and no page.
+_SLAB = """
+mkdir -p /mnt/slab; mount -t tmpfs -o nr_inodes=0 none /mnt/slab
+sh -c 'i=0; while :; do i=$((i+1)); : > /mnt/slab/$i; done' >/dev/null 2>&1 &
+echo $! > /tmp/slab.pid; until [ -e /mnt/slab/1000 ]; do usleep 50000; done
+"""
+_NO_SLAB = "kill -9 $(cat /tmp/slab.pid); until umount /mnt/slab; do usleep 50000; done"
+
+#: Threads of all programs: what the kernel runs for itself has no memory of its own.
+_THREADS = "/^VmSize/ { user = 1 } /^Threads/ { if (user) n += $2; user = 0 } END { print n }"
+
+
 def brought(lab: Any, config: Config) -> Guest:
     """A guest with the program that brings it into states."""
     guest: Guest = lab.guest(config)
@@ -124,6 +136,29 @@ def test_a_backlog_of_dirty_pages(loads: Guest) -> None:
         )
     assert (hint.resource, hint.action) == ("io", "watch")
     assert abs(int(numbers(hint)["dirty_and_writeback_at_least"]) - dirty) < 8 * MIB
+
+
+def test_a_slab_that_grows(loads: Guest) -> None:
+    few = {"leak_samples": 4, "leak_mib": 0, "leak_percent": 0.05}
+    loads.run(_SLAB, 60)
+    try:
+        with open_session(loads.name) as session:
+            hint = shows(session, "slab shmem_inode_cache grew by ", **few)
+        row = loads.run("grep '^shmem_inode_cache ' /proc/slabinfo").split()
+    finally:
+        loads.run(_NO_SLAB, 60, check=False)
+    assert (hint.resource, hint.action) == ("memory", "watch")
+    # <pagesperslab> and <num_slabs> of slabinfo, which has more by then.
+    assert 0 < int(numbers(hint)["first"]) < (hint.current or 0) <= int(row[5]) * int(row[14]) << 12
+
+
+def test_threads_without_number(loads: Guest) -> None:
+    with load(loads, "threads", "200"), open_session(loads.name) as session:
+        hint = shows(session, "threads run: some program starts them", threads=300)
+        threads = int(loads.run(f"cat /proc/[0-9]*/status | awk '{_THREADS}'"))
+    assert (hint.resource, hint.action) == ("tasks", "watch")
+    assert threads > 300
+    assert abs((hint.current or 0) - threads) <= 16  # those that count them
 
 
 def test_interrupts_that_one_cpu_serves(loads: Guest) -> None:

@@ -5,6 +5,7 @@
  *   load work MIB           as touch, without a pause
  *   load grow MIB           takes so much more a second: a leak
  *   load spin THREADS       computes
+ *   load threads COUNT      has threads that rest
  *   load zombies COUNT      leaves children that it does not wait for
  *   load write FILE MIB     writes a file anew, over and over, each time to the disk
  *   load dirty FILE MIB     writes a file once, and keeps it open
@@ -99,14 +100,22 @@ static void *compute(void *unused)
 	return unused;
 }
 
-static void spin(long threads)
+static void *rest(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
+static void run(long threads, void *(*work)(void *))
 {
 	pthread_t thread;
 
 	for (long i = 1; i < threads; i++)
-		pthread_create(&thread, NULL, compute, NULL);
+		if (pthread_create(&thread, NULL, work, NULL))
+			exit(1);
 	ready();
-	compute(NULL);
+	work(NULL);
 }
 
 static void zombies(long count)
@@ -258,7 +267,9 @@ int main(int argc, char **argv)
 	else if (!strcmp(kind, "grow"))
 		grow(amount);
 	else if (!strcmp(kind, "spin"))
-		spin(amount);
+		run(amount, compute);
+	else if (!strcmp(kind, "threads"))
+		run(amount, rest);
 	else if (!strcmp(kind, "zombies"))
 		zombies(amount);
 	else if (!strcmp(kind, "write") && argc == 4)
