@@ -155,8 +155,10 @@ def test_an_out_of_memory_kill(loads: Guest, session: Session) -> None:
 
 
 def test_one_thread_is_not_helped_by_more_cpus(loads: Guest, session: Session) -> None:
+    # On a busy machine the guest's CPU does not get all of the time.
+    policy = dataclasses.replace(POLICY, runaway_percent=20.0)
     with load(loads, "spin", "1", pinned=True):
-        found = hints(watch(session))
+        found = hints(dataclasses.replace(watch(session), policy=policy))
     hint = one(found, "cpu", "watch")
     assert "more vCPUs would not help" in hint.reason
     runaway = one(found, "tasks", "watch")
