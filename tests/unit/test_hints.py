@@ -95,6 +95,22 @@ def test_nothing_is_taken_while_tasks_wait() -> None:
     assert ("memory", "shrink") not in judge(figures(10), figures(0, pressure=waits))
 
 
+def test_nothing_is_taken_while_a_program_takes_more() -> None:
+    """Less than is called a leak, and MemAvailable does not show it: CPUs had kept it free."""
+
+    def grown(*sizes: int) -> dict[Any, Any]:
+        return judge(*(
+            figures(10 * (len(sizes) - at), tasks={"largest": [[7, "x", mib * MIB]]})
+            for at, mib in enumerate(sizes)
+        ))  # fmt: skip
+
+    found = grown(*range(100, 200, 10))
+    assert ("memory", "shrink") not in found
+    assert ("memory", "watch") not in found
+    assert ("memory", "shrink") in grown(*range(100, 150, 5))  # less than the dead band
+    assert ("memory", "shrink") in grown(100, 150, 190, 190, 190, 190, 190, 190, 190, 190)
+
+
 def test_small_changes_are_no_hint() -> None:
     close = {"memory_available": 700 * MIB}
     assert ("memory", "shrink") not in judge(figures(10, memory=close), figures(0, memory=close))

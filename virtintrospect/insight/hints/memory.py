@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from virtintrospect.insight.hints.cache import CacheNeed, cache_need
 from virtintrospect.insight.hints.facts import MIB, Evidence, Facts, size
@@ -95,11 +95,17 @@ def _trouble(facts: Facts, found: Need) -> Iterator[str]:
 
 
 def _rising(facts: Facts) -> bool:
-    """Whether the guest is just taking more than it had: its end is not known then."""
-    used = _used(facts)
+    """Whether the guest is just taking more than it had: its end is not known then.
+
+    Or whether a program does, which MemAvailable may show late: of what CPUs keep free for
+    themselves it knows nothing (see :func:`_on_cpus`).
+    """
+    used, band = _used(facts), facts.policy.dead_band_percent / 100
+    if len(facts.window) >= facts.policy.leak_samples and any(_growing(facts, band * max(used))):
+        return True
     third = max(1, len(used) // 3)
     before, lately = max(used[:-third], default=used[-1]), max(used[-third:])
-    return lately - before > facts.policy.dead_band_percent / 100 * before
+    return lately - before > band * before
 
 
 def _used(facts: Facts) -> list[float]:
@@ -266,6 +272,31 @@ def leak_hints(facts: Facts) -> Iterator[Hint]:
         return
     total = facts.window.last("memory", "memory_total") or 0.0
     least = max(policy.leak_mib * MIB, total * policy.leak_percent / 100)
+    for kind, which, values, rising in _growing(facts, least):
+        what = f"{kind} {which[-1]}" + (f" (pid {which[0]})" if kind == "process" else "")
+        yield facts.hint(
+            "memory",
+            "watch",
+            f"{what} grew by {size(values[-1] - values[0])} and goes on growing: a likely leak",
+            {
+                kind: which[-1],
+                "pid": which[0] if kind == "process" else None,
+                "first": int(values[0]),
+                "last": int(values[-1]),
+                "rising_steps_percent": rising,
+            },
+            "it stops growing, or gives memory back",
+            current=int(values[-1]),
+        )
+
+
+def _growing(
+    facts: Facts, least: float
+) -> Iterator[tuple[str, tuple[Any, ...], list[float], float]]:
+    """Processes and slab caches that grew by so many bytes, and grow on.
+
+    :returns: of each its kind, what names it, its sizes, and the percent of steps upwards.
+    """
     kinds = {
         "process": facts.window.named("tasks", "largest", key=2, value=2),
         "slab": facts.window.named("slabs", key=1, value=1),
@@ -275,25 +306,11 @@ def leak_hints(facts: Facts) -> Iterator[Hint]:
             steps = [after >= before for before, after in itertools.pairwise(values)]
             if not steps:
                 continue  # seen once: the dear figures are not in each sample
-            grown = values[-1] - values[0]
             rising = 100 * sum(steps) / len(steps)
-            if grown < least or rising < policy.leak_steps_percent or _levelled(values):
-                continue
-            what = f"{kind} {which[-1]}" + (f" (pid {which[0]})" if kind == "process" else "")
-            yield facts.hint(
-                "memory",
-                "watch",
-                f"{what} grew by {size(grown)} and goes on growing: a likely leak",
-                {
-                    kind: which[-1],
-                    "pid": which[0] if kind == "process" else None,
-                    "first": int(values[0]),
-                    "last": int(values[-1]),
-                    "rising_steps_percent": rising,
-                },
-                "it stops growing, or gives memory back",
-                current=int(values[-1]),
-            )
+            grown = values[-1] - values[0]
+            often = rising >= facts.policy.leak_steps_percent
+            if grown >= least and often and not _levelled(values):
+                yield kind, which, values, rising
 
 
 def _levelled(values: list[float]) -> bool:
