@@ -25,6 +25,10 @@ _AROUND = 32
 #: Nanoseconds of reading after which Xen is asked whether the guest is still the same: at least
 #: so many, ten times as many as asking takes, and at most so many.
 _CHECK_EVERY, _CHECK_SHARE, _CHECK_LATEST = 1_000_000, 10, 20_000_000
+#: Nanoseconds for which mappings are kept while reading. What is mapped here stays the guest's,
+#: though its balloon has given it back, and Xen counts it as before (guest_remove_page in
+#: xen/common/memory.c lets go of a page that others still hold).
+_KEEP = 30_000_000_000
 
 #: Why Xen has not mapped a frame (tools/libs/foreignmemory/linux.c; privcmd's own numbers).
 _WHY = {
@@ -48,8 +52,8 @@ class XenMemory(PhysicalMemory):
 
     :param window: where frames are mapped; taken over.
     :param regions: where there may be memory.
-    :param check: makes sure that the guest is there and has as much memory as before; gives
-        whether it has not, in which case what is mapped is dropped.
+    :param check: makes sure that the guest is there and has, and may have, as much memory as
+        before; gives whether it has not, in which case what is mapped is dropped.
     :param frames: of a PV guest.
     :param renew: makes ``frames`` ask the guest anew.
     :param find: finds ``regions`` anew, where a balloon may have changed them.
@@ -67,6 +71,7 @@ class XenMemory(PhysicalMemory):
         self._window = window
         self._check = check
         self._check_at = 0
+        self._forget_at = monotonic_ns() + _KEEP
         #: Frame behind those that were brought in last.
         self._ahead = -1
         self._regions, self._moved = regions, False
@@ -94,6 +99,8 @@ class XenMemory(PhysicalMemory):
         if began >= self._check_at:
             if self._check():
                 self._moved = True
+                self.forget()
+            elif began >= self._forget_at:
                 self.forget()
             now = monotonic_ns()
             wait = max(_CHECK_EVERY, min(_CHECK_SHARE * (now - began), _CHECK_LATEST))
@@ -210,6 +217,7 @@ class XenMemory(PhysicalMemory):
     def forget(self) -> None:
         """Unmap everything, and ask the guest anew where its frames are."""
         self._window.drop_all()
+        self._forget_at = monotonic_ns() + _KEEP
         if self._renew is not None:
             self._renew()
 

@@ -58,7 +58,7 @@ class XenTarget(Target):
                 raise TargetGoneError(f"domain {domid} ends just now")
             #: What Xen said of the domain when it was opened.
             self.info = info
-            self._pages = info.pages, info.paged_pages, info.shared_pages
+            self._pages = _pages(info)
             self._frames: PvFrames | None = None
             self._mapper = Mapper(domid)
             stack.callback(self._mapper.close)
@@ -221,8 +221,16 @@ class XenTarget(Target):
         return info
 
     def _check(self) -> bool:
-        """Whether the guest's memory has changed its size since the last time."""
-        info = self._now()
+        """Whether the guest's memory has changed its size, or is about to, since the last time."""
         before = self._pages
-        self._pages = info.pages, info.paged_pages, info.shared_pages
+        self._pages = _pages(self._now())
         return self._pages != before or (self._frames is not None and self._frames.changed)
+
+
+def _pages(info: DomainInfo) -> tuple[int, int, int, int]:
+    """What changes when a guest's memory does.
+
+    A toolstack that moves a balloon says first how much the guest may have: what is mapped
+    then must go, or the guest cannot give it back.
+    """
+    return info.pages, info.paged_pages, info.shared_pages, info.max_pages

@@ -39,6 +39,8 @@ class FakeDomain:
     context: bytes = bytes(8192)
     paused: int = 0
     pages: int | None = None
+    #: Pages that it may have; as many as it has, where that is not said.
+    max_pages: int | None = None
     #: Pages that come on demand, and those kept for that.
     on_demand: tuple[int, int] = (0, 0)
     #: errno of every domctl.
@@ -184,9 +186,10 @@ class FakeXen:
 
     def _info(self, domid: int, domain: FakeDomain, buffer: int) -> None:
         pages = len(domain.frames) if domain.pages is None else domain.pages
+        most = pages if domain.max_pages is None else domain.max_pages
         flags = domain.flags | (2 if domain.hvm else 0)
         packed = struct.pack(
-            "<H2xI7QIII16s", domid, flags, pages, pages, 0, 0, 0, domain.shared_info, 0,
+            "<H2xI7QIII16s", domid, flags, pages, most, 0, 0, 0, domain.shared_info, 0,
             domain.vcpus, domain.vcpus - 1, 0, domain.uuid,
         )  # fmt: skip
         ctypes.memmove(buffer + 16, packed, len(packed))

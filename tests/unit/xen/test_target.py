@@ -176,6 +176,36 @@ def test_a_balloon_that_moves_drops_what_is_mapped(hvm: FakeDomain) -> None:
         assert target.memory.read(50 * PAGE, 8) == bytes(8)
 
 
+def test_a_balloon_that_is_about_to_move_drops_what_is_mapped(hvm: FakeDomain) -> None:
+    """Xen counts as the guest's what is mapped here, so it does not say that the balloon moves."""
+    hvm.pages = len(hvm.frames)
+    with opened(hvm) as (target, _):
+        assert target.memory.read(50 * PAGE, 8) == struct.pack("<Q", 50)
+        del hvm.frames[50]
+        hvm.max_pages = hvm.pages - 8
+        target.memory._check_at = 0
+        with pytest.raises(FaultError):
+            target.memory.read(50 * PAGE, 8)
+
+
+def test_what_is_mapped_is_let_go_in_time(hvm: FakeDomain) -> None:
+    """A guest that moves its balloon by itself tells nobody."""
+    hvm.pages = hvm.max_pages = len(hvm.frames)
+    with opened(hvm) as (target, xen):
+        assert target.memory.read(50 * PAGE, 8) == struct.pack("<Q", 50)
+        target.memory._forget_at -= 15_000_000_000
+        target.memory._check_at = 0
+        xen.map_calls.clear()
+        assert target.memory.read(50 * PAGE, 8) == struct.pack("<Q", 50)
+        assert xen.map_calls == []
+        del hvm.frames[50]
+        target.memory._forget_at -= 15_000_000_000
+        target.memory._check_at = 0
+        with pytest.raises(FaultError):
+            target.memory.read(50 * PAGE, 8)
+        assert target.memory.read(51 * PAGE, 8) == struct.pack("<Q", 51)
+
+
 def test_a_balloon_that_moves_gives_memory_elsewhere(hvm: FakeDomain) -> None:
     """What comes where nothing was is found by who asks for all there is, and while reading."""
     fresh = _frames((8192, 9000))

@@ -1,4 +1,4 @@
-"""A guest's memory in its life: it comes late, it is saved and restored."""
+"""A guest's memory in its life: it comes late, a balloon moves, it is saved and restored."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from virtintrospect_xen.calls import Hypervisor
 from virtintrospect_xen.driver import XenDriver
 
+from tests.guests import compare
+from tests.guests.test_counters import SLACK, agree, meminfo, our_meminfo
 from tests.xen.lab.guest import XenConfig, XenGuest, xl
 from virtintrospect.errors import MemoryAccessError, TargetGoneError, VirtIntrospectError
-from virtintrospect.session import open_session
+from virtintrospect.guests.linux.guest import LinuxGuest
+from virtintrospect.session import Session, open_session
 
 _PATIENCE = 240.0
 _RAM_MIB = 192
+_BALLOON_MIB = 32
+#: Where a guest says how much memory it wants to have, in KiB.
+_TARGET = "/sys/devices/system/xen_memory/xen_memory0/target_kb"
+#: Pages of a guest that it may not use itself, or that move a little all the time.
+_FEW = 512
 
 
 @pytest.fixture
@@ -59,6 +68,47 @@ def _lists_processes(name: str) -> bool:
         raise
     except VirtIntrospectError:  # it boots
         return False
+
+
+def test_a_balloon_that_moves(own: XenGuest) -> None:
+    """A session that has read everything lets go of what the balloon gives back, and finds it
+    again when it comes back; who moves it does not matter."""
+    number, full = str(own.domid), _pages(own)
+    less = full - (_BALLOON_MIB << 8)
+    with open_session(own.name) as session:
+        _look_at_all(session, own)
+        xl("mem-set", number, f"{_RAM_MIB - _BALLOON_MIB}m")
+        _until(lambda: _reads_on(session) and abs(_pages(own) - less) < _FEW)
+        _look_at_all(session, own)
+        xl("mem-set", number, f"{_RAM_MIB}m")
+        _until(lambda: _reads_on(session) and abs(_pages(own) - full) < _FEW)
+        _look_at_all(session, own)
+        # Of this one Xen is told nothing.
+        own.run(f"echo $(($(cat {_TARGET}) - {_BALLOON_MIB << 10})) > {_TARGET}")
+        _until(lambda: _reads_on(session) and abs(_pages(own) - less) < _FEW)
+        _look_at_all(session, own)
+
+
+def _pages(guest: XenGuest) -> int:
+    """Pages that a guest has, as Xen says."""
+    with Hypervisor() as hypervisor:
+        return hypervisor.info(guest.domid).pages
+
+
+def _reads_on(session: Session) -> bool:
+    return bool(session.processes())
+
+
+def _look_at_all(session: Session, guest: XenGuest) -> None:
+    """All that Xen says the guest has is found and mapped; tables are as the guest has them."""
+    linux = session.guest
+    assert isinstance(linux, LinuxGuest)
+    before = guest.snapshot()
+    ours = linux.processes()
+    assert compare.processes(ours, before, guest.snapshot()) == []
+    agree(guest, lambda: meminfo(guest), lambda: our_meminfo(linux), SLACK)
+    found = sum(region.size for region in session.target.memory.resident()) >> 12
+    assert abs(found - _pages(guest)) < _FEW
 
 
 def test_a_guest_that_is_saved(own: XenGuest, tmp_path: Path) -> None:
