@@ -76,16 +76,20 @@ def test_counts(liar: Liar) -> None:
 
 
 def test_identities(liar: Liar) -> None:
-    """An eBPF object under a wrong id; a parameter without a name; a timer that calls data."""
+    """An eBPF object under a wrong id; a parameter without a name; a timer that calls data, and
+    one of another bucket."""
     guest = liar.guest
     rows = guest.bpf()
     liar.set("bpf_map", "id", rows[-1].address, 77)
     assert len(guest.bpf()) == len(rows) - 1
     timers = guest.timers()
+    assert {timer.kind for timer in timers[:2]} == {"wheel"}
     liar.set("timer_list", "function", timers[0].address, liar.room)
-    assert timers[0].address not in {timer.address for timer in guest.timers()}
+    liar.set("timer_list", "flags", timers[1].address, 0xABC0_0000)
+    assert not {t.address for t in timers[:2]} & {timer.address for timer in guest.timers()}
     quickly(guest.sysctl)
-    assert {"unreadable bpf_map", "unreadable timer"} <= whats(guest)
+    wrong = {"unreadable bpf_map", "unreadable timer", "timer that is not of its wheel"}
+    assert wrong <= whats(guest)
 
 
 def test_members_hold_any_number(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from virtintrospect.errors import FaultError
 from virtintrospect.guests.linux import percpu, timerowners
 from virtintrospect.guests.linux.budget import Budget
-from virtintrospect.guests.linux.chains import heads, walk_chains
+from virtintrospect.guests.linux.chains import walk_chains
 from virtintrospect.guests.linux.counters import number
 from virtintrospect.guests.linux.rbtree import walk_rbtree
 from virtintrospect.guests.linux.system import monotonic_time, tick
@@ -29,6 +29,10 @@ _FAR = 1 << 32
 _ATTEMPTS = 3
 #: Bits of ``timer_list.flags``.
 _FLAGS = ((0x80000, "deferrable"), (0x100000, "pinned"), (0x200000, "irqsafe"))
+#: And those that say where it is: the CPU (TIMER_CPUMASK) and the bucket of its wheel
+#: (TIMER_ARRAYMASK). What else lies there by now, as on a stack that went on, does not fit.
+_BUCKET_SHIFT = 22
+_PLACE = 0xFFC3_FFFF
 #: CLOCK_* (include/uapi/linux/time.h).
 _CLOCKS = {0: "realtime", 1: "monotonic", 7: "boottime", 11: "tai"}
 
@@ -93,17 +97,25 @@ def _wheels(guest: LinuxGuest, cpu: int, offset: int, budget: Budget) -> list[Ro
         # Until 6.9 there were two: what lies behind them is something else.
         if owner == cpu and abs(clock - (jiffies & guest.kernel.last)) < _FAR:
             try:
-                firsts += heads(guest, base + vectors[-1].offset, buckets, budget)
+                firsts += guest.kernel.pointers(base + vectors[-1].offset, buckets)
             except FaultError as error:
                 guest.note("unreadable timer wheel", error.address)
     node_at = guest.types.offsetof("timer_list", "entry")
     links = walk_chains(guest, firsts, budget)
-    addresses = [link.node - node_at for link in links if link.node >= node_at]
-    rows = _rows(guest, "timer_list", _WHEEL, addresses)
-    for row in rows:
+    places = {
+        link.node - node_at: cpu | link.chain % buckets << _BUCKET_SHIFT
+        for link in links
+        if link.node >= node_at
+    }
+    rows = []
+    for row in _rows(guest, "timer_list", _WHEEL, list(places)):
+        if row["flags"] & _PLACE != places[row["address"]]:
+            guest.note("timer that is not of its wheel", row["address"])
+            continue
         row |= {"kind": "wheel", "cpu": cpu, "clock": None, "jiffies": jiffies, "due": None}
         row["longest"] = guest.kernel.last
         row["flags"] = tuple(name for bit, name in _FLAGS if row["flags"] & bit)
+        rows.append(row)
     return rows
 
 
