@@ -168,9 +168,16 @@ class PvFrames:
 
     def machine(self, frames: range) -> Sequence[int]:
         """Machine frames of guest frames; -1 where the guest has none of its own."""
-        found = self._entries(np.arange(frames.start, frames.stop, dtype=np.uint64))
+        first, end = frames.start // _A_PAGE, -(-frames.stop // _A_PAGE)
+        known = min(end, -(-self.count // _A_PAGE))
+        self._have(list(range(first, known)))
+        empty = np.full(_A_PAGE, ~np.uint64(0))
+        pages = [self._pieces[number] if number < known else empty for number in range(first, end)]
+        start = frames.start - first * _A_PAGE
+        found = np.concatenate(pages)[start : start + len(frames)]
         own = (found & _NOT_OWN) == 0
-        result: list[int] = np.where(own, found.astype(np.int64), -1).tolist()
+        own[max(self.count - frames.start, 0) :] = False
+        result: list[int] = np.where(own, found.view(np.int64), -1).tolist()
         return result
 
     def _entries(self, frames: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -179,12 +186,16 @@ class PvFrames:
         numbers = frames // np.uint64(_A_PAGE)
         within = frames < np.uint64(self.count)
         wanted = np.unique(numbers[within]).tolist()
-        if not all(number in self._pieces for number in wanted):
-            self._load(self._around(wanted))
+        self._have(wanted)
         for number in wanted:
             here = (numbers == np.uint64(number)) & within
             found[here] = self._pieces[number][frames[here] % np.uint64(_A_PAGE)]
         return found
+
+    def _have(self, numbers: list[int]) -> None:
+        """Read pages of the P2M that are not known yet."""
+        if not all(number in self._pieces for number in numbers):
+            self._load(self._around(numbers))
 
     def _around(self, numbers: list[int]) -> list[int]:
         """Pages of the P2M that are not known, with their neighbours: a call has its price."""

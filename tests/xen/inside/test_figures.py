@@ -34,14 +34,17 @@ def _bare(target: XenTarget, mapper: Mapper, batch: int) -> float:
     return (len(frames) * _PAGE >> 20) / (time.perf_counter() - start)
 
 
-def _ours(target: XenTarget) -> float:
-    """MiB/s of reading; what was read stays mapped."""
+def _ours(target: XenTarget) -> tuple[float, float]:
+    """MiB/s of reading, where what was read stays mapped, and where all is unmapped at its end."""
     memory = target.memory
     memory.forget()
     start = time.perf_counter()
     for first in range(_FRAMES.start, _FRAMES.stop, _BATCHES[0]):
         memory.read(first * _PAGE, _BATCHES[0] * _PAGE)
-    return (len(_FRAMES) * _PAGE >> 20) / (time.perf_counter() - start)
+    read = time.perf_counter() - start
+    memory.forget()
+    mib = len(_FRAMES) * _PAGE >> 20
+    return mib / read, mib / (time.perf_counter() - start)
 
 
 @pytest.fixture
@@ -59,14 +62,14 @@ def test_a_scan_is_as_fast_as_mapping_allows(session: Session, guest: XenGuest, 
     target = session.target
     assert isinstance(target, XenTarget)
     mapper = Mapper(guest.domid)
-    rounds = [(*(_bare(target, mapper, n) for n in _BATCHES), _ours(target)) for _ in range(15)]
+    rounds = [(*(_bare(target, mapper, n) for n in _BATCHES), *_ours(target)) for _ in range(15)]
     mapper.close()
-    *bare, ours = (max(column) for column in zip(*rounds, strict=True))
+    *bare, ours, let_go = (max(column) for column in zip(*rounds, strict=True))
     ratio = ours / max(bare)
     say(
         f"{guest.config.id}: scan {ours:.0f} MiB/s, bare loop "
         f"{bare[0]:.0f} with {_BATCHES[0]} frames a call, {bare[1]:.0f} with {_BATCHES[1]}: "
-        f"{ratio:.2f} of the better"
+        f"{ratio:.2f} of the better, with unmapping {let_go / max(bare):.2f}"
     )
     assert ratio >= 0.7
 
