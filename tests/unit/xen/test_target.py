@@ -326,6 +326,21 @@ def test_pv_frames_both_ways() -> None:
             assert resident == [(0, 7), (9, 600), (601, 1500)]
 
 
+@pytest.mark.parametrize(
+    ("first", "end"),
+    [(0, 1), (5, 12), (511, 513), (500, 1100), (1400, 3000), (1500, 1501), (2048, 2050)],
+)
+def test_machine_frames_of_a_range(first: int, end: int) -> None:
+    """Within a page of the guest's table, across its pages, and beyond its end."""
+    domain, m2p = pv_domain(1500, 0x50000, holes=(7, 8, 600))
+    theirs = {guest: machine for machine, guest in m2p.items()}
+    with FakeXen({7: domain}).installed() as xen:
+        xen.m2p = m2p
+        with XenTarget(7, Access()) as target:
+            found = target.memory.machine(range(first, end))
+            assert found == [theirs.get(frame, -1) for frame in range(first, end)]
+
+
 def test_a_pv_guest_that_lies_about_its_frames() -> None:
     """Frames of others, entries that no table has, a list of endless length."""
     domain, m2p = pv_domain(1000, 0x50000)
