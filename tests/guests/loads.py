@@ -15,7 +15,7 @@ from virtintrospect.cli.judging import facts_of
 from virtintrospect.cli.main import cli
 from virtintrospect.insight.figures import sample
 from virtintrospect.insight.hints import Facts
-from virtintrospect.insight.policy import load_policy
+from virtintrospect.insight.policy import Policy, load_policy
 from virtintrospect.model import Hint
 from virtintrospect.session import Session
 
@@ -50,12 +50,12 @@ def load(guest: Guest, *arguments: str, pinned: bool = False) -> Iterator[None]:
         guest.run("killall -9 load; while pidof load; do usleep 50000; done", check=False)
 
 
-def watch(session: Session, samples: int = 7, step: float = 0.5) -> Facts:
+def watch(session: Session, samples: int = 7, step: float = 0.5, policy: Policy = POLICY) -> Facts:
     taken = []
     for _ in range(samples):
         taken.append(sample(session.guest, session.target))
         time.sleep(step)
-    return facts_of(session, POLICY, taken)
+    return facts_of(session, policy, taken)
 
 
 def one(found: list[Hint], resource: str, action: str) -> Hint:

@@ -95,7 +95,7 @@ def shows(session: Session, says: str, **thresholds: Any) -> Hint:
     policy = dataclasses.replace(POLICY, **thresholds)
     end = time.monotonic() + _PATIENCE
     while True:
-        found = hints(dataclasses.replace(watch(session, 5, 0.4), policy=policy))
+        found = hints(watch(session, 5, 0.4, policy))
         if given := [hint for hint in found if says in hint.reason]:
             return given[0]
         assert time.monotonic() < end, [(hint.reason, hint.evidence) for hint in found]
@@ -176,9 +176,10 @@ def test_interrupts_that_one_cpu_serves(loads: Guest) -> None:
 
 def test_a_program_that_wakes_an_idle_guest(loads: Guest) -> None:
     with load(loads, "wake", "300"), open_session(loads.name) as session:
-        hint = shows(session, "timers of ", wakes_a_second=40.0, wakes_busy_percent=60.0)
+        # A busy host wakes it a quarter as often as it asks for.
+        hint = shows(session, "timers of ", wakes_a_second=10.0, wakes_busy_percent=60.0)
     assert "load (pid " in hint.reason
-    assert float(numbers(hint)["timer_interrupts_a_second"]) >= 2 * 40
+    assert float(numbers(hint)["timer_interrupts_a_second"]) >= 2 * 10
 
 
 def test_file_systems_in_memory(loads: Guest) -> None:
