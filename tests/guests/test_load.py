@@ -450,8 +450,9 @@ def test_what_runs_under_load(look: Look, busy: Guest) -> None:
             assert (row.pid == 0) == bool(row.idle)
             assert row.name.isprintable() if isinstance(row.name, str) else row.name
     # Nobody hangs, though tasks wait for locks for moments.
-    assert [s for s in look.timed(look.linux.hung) if s.kind in ("task", "cpu")
-            and s.name.startswith(b"churn")] == []  # fmt: skip
+    # But for a CPU to which the host gives no time.
+    assert [s for s in look.timed(look.linux.hung) if s.name.startswith(b"churn")
+            and (s.kind == "task" or b"without a switch" in (s.text or b""))] == []  # fmt: skip
     assert look.timed(look.linux.crash).state in (None, "running")
 
 

@@ -121,7 +121,7 @@ class Window:
     ) -> None:
         self._mapper = mapper
         self._translate = translate
-        self._limit = limit
+        self._most = self._limit = limit
         self.frames = frames
         #: One byte a frame: whether it is mapped.
         self.present = bytearray(frames)
@@ -159,8 +159,8 @@ class Window:
     def _bring(self, first: int, end: int) -> None:
         """As :meth:`bring`; all of it is there at once afterwards.
 
-        Where domain 0 has no memory for so many frames, fewer are kept from now on: each that is
-        mapped takes as much of its memory as one of its own, where its kernel has no other
+        Where domain 0 has no memory for so many frames, fewer are kept until :meth:`drop_all`: each
+        that is mapped takes as much of its memory as one of its own, where its kernel has no other
         addresses for it (drivers/xen/unpopulated-alloc.c).
         """
         self._make_room(first, end)
@@ -244,8 +244,12 @@ class Window:
             self._drop(*self._runs.popleft())
 
     def drop_all(self) -> None:
-        """Unmap everything; what is asked for next is mapped anew."""
+        """Unmap everything; what is asked for next is mapped anew.
+
+        As much as ever may be mapped then: domain 0 may have memory again.
+        """
         self._unmap_all()
+        self._limit = self._most
         self.missing.clear()
 
     def _unmap_all(self) -> None:
